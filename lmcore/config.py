@@ -1,0 +1,618 @@
+"""Every setting of the mill, its unit and its default.
+
+The defaults are the quickstart: a small model that a laptop without a GPU trains in minutes. Recipes
+replace fields (``flows/recipes``), and the same classes are the parameters of the Prefect flows, so they
+draw the forms of its UI.
+
+A field is part of a stage's *identity* unless it says ``identity=False``: workers, paths, launchers,
+layouts and log levels change how a result is reached, not which result it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from lmcore.errors import ConfigError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    identity: bool = True,
+    **constraints: Any,
+) -> Any:
+    """Declare a field: default, description and unit, and whether its value decides the result."""
+    extra = {"unit": unit} if unit else {}
+    if not identity:
+        extra["identity"] = False
+    text = f"{description} [{unit}]" if unit else description
+    return Field(default, description=text, json_schema_extra=extra, **constraints)
+
+
+def _order_the_form(schema: dict[str, Any]) -> None:
+    # Prefect's forms sort by "position"; the order of declaration is the order of reading.
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, strict about names, ordered in forms."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_order_the_form
+    )
+
+
+class SourceConfig(Config):
+    """Where raw text comes from."""
+
+    name: str = setting(..., "Name of this source, kept with every document", pattern=r"^[A-Za-z0-9._-]+$")
+    kind: Literal["python_stdlib", "files"] = setting(
+        "python_stdlib", "The running interpreter's own standard library, or files at `path`"
+    )
+    path: str = setting(
+        "",
+        "Glob of files, local or an fsspec URL: .txt, .py, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
+        identity=False,
+    )
+    text_field: str = setting("text", "Field or column that holds the text of a record")
+    id_field: str = setting("", "Field or column that names a record; empty: its file and position")
+    max_bytes: int = setting(
+        0,
+        "Files are taken in sorted order until this much is reached; 0: no limit",
+        unit="bytes",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _files_need_a_path(self) -> SourceConfig:
+        if (self.kind == "files") != bool(self.path):
+            raise ValueError(
+                f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
+                f"found kind {self.kind!r} with path {self.path!r}"
+            )
+        return self
+
+
+class QualityConfig(Config):
+    """Named rules that drop documents."""
+
+    profile: Literal["code", "prose", "none"] = setting("code", "Which set of rules decides")
+    min_chars: int = setting(64, "Drop shorter documents (code, prose)", unit="characters", ge=0)
+    max_line_chars: int = setting(1_000, "Drop documents with a longer line (code)", unit="characters", ge=1)
+    max_mean_line_chars: float = setting(
+        100.0, "Drop documents whose lines are longer on average (code)", unit="characters", gt=0
+    )
+    min_alphanumeric: float = setting(
+        0.25, "Drop documents with a smaller share of letters and digits (code)", unit="share", ge=0, le=1
+    )
+    min_words: int = setting(50, "Drop documents with fewer words (prose)", unit="words", ge=0)
+    max_words: int = setting(100_000, "Drop documents with more words (prose)", unit="words", ge=1)
+    min_mean_word_chars: float = setting(
+        3.0, "Drop documents with shorter words on average (prose)", unit="characters", ge=0
+    )
+    max_mean_word_chars: float = setting(
+        10.0, "Drop documents with longer words on average (prose)", unit="characters", gt=0
+    )
+    min_alphabetic_words: float = setting(
+        0.8, "Drop documents where fewer words hold a letter (prose)", unit="share", ge=0, le=1
+    )
+
+
+class LimitsConfig(Config):
+    """What one input may cost before it is set aside."""
+
+    max_record_bytes: int = setting(10_000_000, "Quarantine larger records", unit="bytes", ge=1)
+    max_expansion: float = setting(
+        200.0, "Quarantine compressed files that expand more than this", unit="times", gt=1
+    )
+    max_quarantined: float = setting(
+        0.001, "Fail when a larger share of records is quarantined", unit="share", ge=0, le=1
+    )
+
+
+class TokenizerConfig(Config):
+    """The byte-level BPE tokenizer."""
+
+    vocab_size: int = setting(4_096, "Entries, special tokens included", unit="tokens", ge=257)
+    pattern: Literal["gpt2", "cl100k", "llama3"] = setting(
+        "llama3", "How text is split before merging; each is one that gigatoken knows"
+    )
+    sample_bytes: int = setting(
+        100_000_000, "Text to learn merges from; 0: all of the training split", unit="bytes", ge=0
+    )
+
+
+class DataConfig(Config):
+    """From raw files to tokens."""
+
+    sources: tuple[SourceConfig, ...] = setting(
+        (SourceConfig(name="python-stdlib", max_bytes=40_000_000),),
+        "Where raw text comes from",
+        min_length=1,
+    )
+    quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
+    limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
+    exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
+    validation_fraction: float = setting(
+        0.01, "Share of distinct documents held out, chosen by content hash", unit="share", gt=0, lt=1
+    )
+    split_seed: int = setting(0, "Changes which documents are held out", ge=0)
+    tokenizer: TokenizerConfig = setting(TokenizerConfig(), "The byte-level BPE tokenizer")
+    shard_bytes: int = setting(64_000_000, "Input gathered into one shard", unit="bytes", ge=1)
+    workers: int = setting(0, "Processes; 0: one for each core", unit="processes", ge=0, identity=False)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each source needs a name of its own; found {names}")
+        return self
+
+
+class ModelConfig(Config):
+    """A decoder-only Transformer by composition."""
+
+    num_layers: int = setting(4, "Transformer blocks", unit="layers", ge=1)
+    hidden_size: int = setting(256, "Width of the residual stream", unit="dimensions", ge=1)
+    num_heads: int = setting(4, "Query heads", unit="heads", ge=1)
+    num_kv_heads: int | None = setting(
+        None, "Key and value heads; empty: as many as query heads", unit="heads", ge=1
+    )
+    head_dim: int | None = setting(
+        None, "Width of a head; empty: hidden_size / num_heads", unit="dimensions", ge=2
+    )
+    intermediate_size: int | None = setting(
+        None, "Width of the MLP; empty: 4 x hidden_size, or 8/3 for SwiGLU", unit="dimensions", ge=1
+    )
+    max_seq_len: int = setting(512, "Longest sequence the model is made for", unit="tokens", ge=2)
+    position: Literal["rope", "learned"] = setting("rope", "Rotary or learned positions")
+    rope_theta: float = setting(10_000.0, "Base of the rotary frequencies", gt=1)
+    norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
+    norm_eps: float = setting(1e-5, "Added to the variance", gt=0)
+    activation: Literal["swiglu", "relu2", "gelu"] = setting("relu2", "Activation of the MLP")
+    qk_norm: bool = setting(True, "Normalise queries and keys of each head")
+    bias: bool = setting(False, "Biases in linear layers")
+    tie_embeddings: bool = setting(False, "Share the input embedding with the output head")
+    dropout: float = setting(0.0, "Dropout", unit="share", ge=0, lt=1)
+    init_std: float = setting(0.02, "Standard deviation of initial weights", gt=0)
+    zero_init_projections: bool = setting(
+        True, "Start the last projection of each block, and the head unless tied, at zero"
+    )
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelConfig:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}; "
+                f"use {_nearest_multiples(self.hidden_size, self.num_heads)}, or set head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head_dim; found {self.head_size}")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head, in dimensions."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the MLP, in dimensions; SwiGLU's is rounded up to a multiple of 64."""
+        if self.intermediate_size:
+            return self.intermediate_size
+        if self.activation == "swiglu":
+            return 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
+        return 4 * self.hidden_size
+
+
+class OptimizerConfig(Config):
+    """AdamW for everything, or Muon for matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = setting("muon", "Optimizer of the matrices inside the blocks")
+    learning_rate: float = setting(0.003, "Peak learning rate of AdamW", gt=0)
+    embedding_learning_rate_ratio: float = setting(
+        1.0, "Learning rate of the input embedding over `learning_rate`", unit="ratio", gt=0
+    )
+    muon_learning_rate: float = setting(0.02, "Peak learning rate of Muon", gt=0)
+    muon_momentum: float = setting(0.95, "Momentum of Muon", ge=0, lt=1)
+    beta1: float = setting(0.9, "Decay of AdamW's first moment", ge=0, lt=1)
+    beta2: float = setting(0.95, "Decay of AdamW's second moment", ge=0, lt=1)
+    eps: float = setting(1e-8, "Added to AdamW's denominator", gt=0)
+    weight_decay: float = setting(0.0, "Decoupled weight decay of matrices; never of norms and biases", ge=0)
+    max_grad_norm: float = setting(1.0, "Clip the global gradient norm; 0: off", ge=0)
+
+
+class ScheduleConfig(Config):
+    """Learning rate over steps, as a factor of its peak."""
+
+    name: Literal["cosine", "wsd"] = setting("wsd", "Cosine, or warmup-stable-decay")
+    warmup_steps: int = setting(10, "Linear warmup", unit="steps", ge=0)
+    decay_fraction: float = setting(
+        0.6, "Share of the steps spent in the final linear decay (wsd)", unit="share", ge=0, le=1
+    )
+    min_ratio: float = setting(0.0, "Factor at the last step", unit="ratio", ge=0, le=1)
+
+
+class ParallelConfig(Config):
+    """How the work is divided over processes. The result does not depend on it."""
+
+    dp_replicate: int = setting(
+        1,
+        "Replicas that each hold all weights (DDP; with dp_shard: HSDP)",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
+    dp_shard: int = setting(
+        2, "Processes that share one copy of the weights (FSDP2)", unit="processes", ge=1, identity=False
+    )
+
+    @property
+    def num_processes(self) -> int:
+        """World size."""
+        return self.dp_replicate * self.dp_shard
+
+
+class LaunchConfig(Config):
+    """How processes are started and stopped."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to compute", identity=False)
+    threads_per_process: int = setting(
+        0, "CPU threads of each process; 0: cores / processes", unit="threads", ge=0, identity=False
+    )
+    grace_seconds: float = setting(
+        60.0, "Time to save after a request to stop", unit="seconds", ge=0, identity=False
+    )
+    stall_seconds: float = setting(
+        600.0, "Collectives that take longer are an error", unit="seconds", gt=0, identity=False
+    )
+    max_restarts: int = setting(
+        0, "Restarts from the last checkpoint after a worker dies", unit="restarts", ge=0, identity=False
+    )
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    steps: int = setting(400, "Optimizer steps", unit="steps", ge=1)
+    seq_len: int = setting(512, "Tokens of a sequence", unit="tokens", ge=2)
+    global_batch_tokens: int = setting(
+        8_192, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
+    )
+    micro_batch_size: int = setting(
+        8, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "Type of the computation; weights and reductions stay fp32"
+    )
+    document_mask: bool = setting(
+        False, "Attention sees only its own document, and positions restart at its start"
+    )
+    seed: int = setting(0, "Initial weights and order of the data", ge=0)
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
+    schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
+    parallel: ParallelConfig = setting(
+        ParallelConfig(), "How the work is divided over processes", identity=False
+    )
+    launch: LaunchConfig = setting(LaunchConfig(), "How processes are started and stopped", identity=False)
+    validate_every: int = setting(
+        100, "Steps between validations; 0: only at the end", unit="steps", ge=0, identity=False
+    )
+    validation_tokens: int = setting(
+        32_768, "Tokens of a validation during training", unit="tokens", ge=1, identity=False
+    )
+    checkpoint_every: int = setting(
+        100, "Steps between checkpoints; 0: only at the end", unit="steps", ge=0, identity=False
+    )
+    keep_checkpoints: int = setting(2, "Newest checkpoints kept", unit="checkpoints", ge=1, identity=False)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        if self.global_batch_tokens % self.seq_len:
+            raise ValueError(
+                f"global_batch_tokens {self.global_batch_tokens} is not a whole number of sequences of "
+                f"{self.seq_len} tokens; use {_nearest_multiples(self.global_batch_tokens, self.seq_len)}"
+            )
+        ranks = self.parallel.num_processes
+        if self.global_batch_size % ranks:
+            raise ValueError(
+                f"global batch of {self.global_batch_size} sequences is not divisible by {ranks} processes; "
+                f"use global_batch_tokens "
+                f"{_nearest_multiples(self.global_batch_tokens, ranks * self.seq_len)}"
+            )
+        if self.sequences_per_process % self.micro_batch_size:
+            raise ValueError(
+                f"{self.sequences_per_process} sequences of a process are not divisible by "
+                f"micro_batch_size {self.micro_batch_size}; "
+                f"use {_nearest_divisor(self.sequences_per_process, self.micro_batch_size)}"
+            )
+        return self
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences of one optimizer step, over all processes."""
+        return self.global_batch_tokens // self.seq_len
+
+    @property
+    def sequences_per_process(self) -> int:
+        """Sequences of one optimizer step on one process."""
+        return self.global_batch_size // self.parallel.num_processes
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches that one process adds up before a step."""
+        return self.sequences_per_process // self.micro_batch_size
+
+
+class SamplingConfig(Config):
+    """How text is drawn from a model."""
+
+    max_new_tokens: int = setting(120, "Longest continuation", unit="tokens", ge=1)
+    temperature: float = setting(0.8, "0: always the likeliest token", ge=0)
+    top_k: int = setting(50, "Draw from this many likeliest tokens; 0: all", unit="tokens", ge=0)
+    top_p: float = setting(0.95, "Draw from the likeliest tokens that hold this probability", gt=0, le=1)
+    seed: int = setting(0, "Seed of the draws", ge=0)
+
+
+class GateConfig(Config):
+    """When a model may take the champion's place."""
+
+    min_improvement: float = setting(
+        0.0, "Bits per byte that a challenger must gain on the champion", unit="bits per byte"
+    )
+    max_bits_per_byte: float | None = setting(
+        None, "Never promote a worse model; empty: no limit", unit="bits per byte", gt=0
+    )
+
+
+class EvaluationConfig(Config):
+    """How a model is measured."""
+
+    stride_tokens: int = setting(
+        256, "New tokens of each window; the rest of the window is context", unit="tokens", ge=1
+    )
+    max_bytes: int = setting(0, "Validation text to score; 0: all", unit="bytes", ge=0)
+    prompts: tuple[str, ...] = setting(
+        (
+            "import os\n\ndef ",
+            "class Queue:\n    def __init__(self",
+            "def fibonacci(n):\n",
+            '"""',
+        ),
+        "Beginnings that the model continues",
+    )
+    sampling: SamplingConfig = setting(SamplingConfig(), "How the continuations are drawn")
+    gate: GateConfig = setting(GateConfig(), "When the model becomes champion", identity=False)
+    micro_batch_size: int = setting(
+        16, "Windows that one process computes at a time", unit="sequences", ge=1, identity=False
+    )
+
+
+class TrackingConfig(Config):
+    """Where runs and models are recorded."""
+
+    uri: str = setting("", "MLflow tracking server; empty: mlflow.db in GRISTMILL_HOME", identity=False)
+    experiment: str = setting("gristmill", "MLflow experiment, one for each project", identity=False)
+    model_name: str = setting("", "Name of the registered model; empty: the recipe's name", identity=False)
+    patience_seconds: float = setting(
+        60.0,
+        "How long the end of a run waits for a server that is away",
+        unit="seconds",
+        ge=0,
+        identity=False,
+    )
+
+
+class Recipe(Config):
+    """A named, complete parameter set of the pipeline."""
+
+    name: str = setting("quickstart", "Name of the recipe", pattern=r"^[a-z0-9][a-z0-9._-]*$", identity=False)
+    data: DataConfig = setting(DataConfig(), "From raw files to tokens")
+    model: ModelConfig = setting(ModelConfig(), "The Transformer")
+    train: TrainConfig = setting(TrainConfig(), "Training")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "How the model is measured")
+    tracking: TrackingConfig = setting(TrackingConfig(), "Where runs and models are recorded", identity=False)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.train.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"train.seq_len {self.train.seq_len} is longer than model.max_seq_len "
+                f"{self.model.max_seq_len}; shorten one or lengthen the other"
+            )
+        if self.evaluation.stride_tokens > self.train.seq_len:
+            raise ValueError(
+                f"evaluation.stride_tokens {self.evaluation.stride_tokens} is longer than train.seq_len "
+                f"{self.train.seq_len}; windows could not cover the text"
+            )
+        return self
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(kind: type[C], values: Mapping[str, Any], *, where: str) -> C:
+    """Validate ``values`` as ``kind``.
+
+    Raises:
+        ConfigError: names every wrong key or value; a wrong key with the nearest right one.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(kind, problem) for problem in error.errors()]
+        raise ConfigError(
+            f"{where} is not a valid {kind.__name__.removesuffix('Config').lower()}",
+            found="; ".join(problems),
+        ) from None
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe (YAML) and apply ``a.b=c`` overrides; values are YAML too.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read", found=str(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"recipe {path} is not YAML", found=" ".join(str(error).split()), remedy="Mend the line it names."
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"recipe {path} is not a table", expected="keys like data, model, train", found=repr(values)[:80]
+        )
+    for override in overrides:
+        _apply(values, override)
+    return parse(Recipe, values, where=f"recipe {path.name}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override!r} cannot be understood",
+            expected="a.b=value",
+            found=repr(override),
+            remedy="For example --set train.steps=100.",
+        )
+    table = values
+    for key in keys[:-1]:
+        entry = table.setdefault(key, {})
+        if not isinstance(entry, dict):
+            raise ConfigError(
+                f"--set {override!r} goes below {key!r}", found=f"{key} is {entry!r}, not a table"
+            )
+        table = entry
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    # YAML 1.1 reads 1e-3 as a string; people mean a number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            value = text
+    table[keys[-1]] = value
+
+
+def _explain(kind: type[Config], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(kind, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
+        return f"unknown key {path} ({hint})"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    shown = "" if isinstance(value, (dict, BaseModel)) else f", found {value!r}"
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _fields_at(kind: type[Config], loc: Iterable[Any]) -> list[str]:
+    for part in loc:
+        field = kind.model_fields.get(str(part))
+        nested = _config_class(field) if field else None
+        if nested:
+            kind = nested
+    return list(kind.model_fields)
+
+
+def _config_class(field: FieldInfo) -> type[Config] | None:
+    stack: list[Any] = [field.annotation]
+    while stack:
+        annotation = stack.pop()
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            return annotation
+        stack.extend(getattr(annotation, "__args__", ()))
+    return None
+
+
+def _nearest_multiples(value: int, unit: int) -> str:
+    below, above = value // unit * unit, (value // unit + 1) * unit
+    return f"{below} or {above}" if below else str(above)
+
+
+def _nearest_divisor(value: int, wish: int) -> int:
+    return min((d for d in range(1, value + 1) if value % d == 0), key=lambda d: abs(d - wish))
+
+
+# --- identity --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The settings that decide a stage's result, as dotted paths.
+
+    Attributes:
+        values: Every such setting, defaults included; what an explanation compares.
+        chosen: Those that differ from their default; what a key is made of, so that a new field with a
+            default does not throw old work away.
+    """
+
+    values: dict[str, Json]
+    chosen: dict[str, Json]
+
+
+def identify(*paths: str, **sections: Config) -> Identity:
+    """Collect the identity of ``sections``, limited to ``paths`` (a path takes all below it) if given.
+
+    >>> identify("data.tokenizer", data=DataConfig()).chosen
+    {}
+    """
+    values: dict[str, Json] = {}
+    chosen: dict[str, Json] = {}
+    for name, section in sections.items():
+        for path, value, default in _leaves(section, type(section)(), name):
+            if not paths or any(path == p or path.startswith(p + ".") for p in paths):
+                values[path] = value
+                if value != default:
+                    chosen[path] = value
+    return Identity(values, chosen)
+
+
+def _leaves(section: Config, default: Config, prefix: str) -> Iterable[tuple[str, Json, Json]]:
+    for name, field in type(section).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("identity") is False:
+            continue
+        value, base = getattr(section, name), getattr(default, name)
+        if isinstance(value, Config):
+            yield from _leaves(value, base, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", _plain(value), _plain(base)
+
+
+def _plain(value: Any) -> Json:
+    if isinstance(value, Config):
+        return {path.removeprefix("."): leaf for path, leaf, _ in _leaves(value, value, "")}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

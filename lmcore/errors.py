@@ -1,0 +1,75 @@
+"""Every error gristmill raises on purpose.
+
+GristmillError
+├── ConfigError         a recipe or setting is wrong; nothing was started
+├── DataError           the input is missing, broken, or the books do not balance
+├── StorageError        an artifact is damaged, or the disk is full or read-only
+├── CheckpointError     a checkpoint is missing, incomplete or of another model
+├── LaunchError         processes could not be started, or died
+├── TrainingDiverged    the loss is no longer a number worth training on
+└── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
+"""
+
+from __future__ import annotations
+
+
+class GristmillError(Exception):
+    """An error that tells what is wrong, what was expected, what was found, and what to do.
+
+    Args:
+        problem: One clause that names the setting, file or step.
+        expected: What would have been right.
+        found: What was there instead.
+        remedy: What to do about it, as an instruction.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        details = [f"expected {self.expected}"] if self.expected else []
+        details += [f"found {self.found}"] if self.found else []
+        text = self.problem + (": " + ", ".join(details) if details else "")
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process pools; the default would replay __init__ with the message alone.
+        return (_rebuild, (type(self), self.problem, self.expected, self.found, self.remedy))
+
+
+def _rebuild(
+    kind: type[GristmillError], problem: str, expected: str, found: str, remedy: str
+) -> GristmillError:
+    return kind(problem, expected=expected, found=found, remedy=remedy)
+
+
+class ConfigError(GristmillError):
+    """A recipe or setting is wrong; nothing was started."""
+
+
+class DataError(GristmillError):
+    """The input is missing, broken, or the books do not balance."""
+
+
+class StorageError(GristmillError):
+    """An artifact is damaged, or the disk is full or read-only."""
+
+
+class CheckpointError(GristmillError):
+    """A checkpoint is missing, incomplete or of another model."""
+
+
+class LaunchError(GristmillError):
+    """Processes could not be started, or died."""
+
+
+class TrainingDiverged(GristmillError):  # noqa: N818 - the field says "diverged"
+    """The loss is no longer a number worth training on."""
+
+
+class ServiceError(GristmillError):
+    """A server we need (Prefect, MLflow) is away, or its port is taken."""

@@ -1,0 +1,402 @@
+"""Artifacts: directories named by what made them, committed whole or not at all.
+
+A stage is a pure function to a directory. Its key is the SHA-256 of canonical JSON of the stage's name and
+version, the settings that differ from their defaults, the digests of its inputs and the versions of the
+libraries that decide its bytes. ``ensure`` returns the artifact of that key, building it if it is not there.
+
+Layout below the store's root::
+
+    <stage>/<key>/manifest.json ...   a committed artifact
+    <stage>/.build-<key>-<random>/    a build in progress, or what a killed one left
+    <stage>/.lock-<key>               held while that key is built on this machine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lmcore.config import Identity, Json
+from lmcore.errors import StorageError
+
+MANIFEST = "manifest.json"
+DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
+
+Status = Literal["built", "reused"]
+Build = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed directory, and how it came to be there this time.
+
+    Attributes:
+        stage: Name of the stage.
+        key: 64 hexadecimal digits.
+        path: The directory; treat it as read-only.
+        status: ``built`` or ``reused``.
+        reason: Why it was built, or what was noticed on reuse; may be empty.
+        seconds: Time spent in ``ensure``.
+        summary: What the build reported about itself (rows, tokens, books ...).
+        digest: SHA-256 over the names and hashes of its files: what a later stage takes as input.
+    """
+
+    stage: str
+    key: str
+    path: Path
+    status: Status
+    reason: str
+    seconds: float
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+
+class Store:
+    """A directory of artifacts.
+
+    Args:
+        root: Created if missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def ensure(
+        self,
+        stage: str,
+        version: int,
+        identity: Identity,
+        inputs: Mapping[str, str],
+        build: Build,
+        *,
+        libraries: Iterable[str] = DECIDING_LIBRARIES,
+    ) -> Artifact:
+        """Return the artifact of these settings and inputs; build and commit it if it is not there.
+
+        Args:
+            stage: Name of the stage; a file name.
+            version: Raised by hand when the stage's code changes what it makes.
+            identity: Settings that decide the result.
+            inputs: Digest of each input, by name.
+            build: Writes the files into the directory it is given and returns a JSON summary.
+            libraries: Distributions whose versions decide the bytes.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        start = time.monotonic()
+        request = _Request.of(stage, version, identity, inputs, libraries)
+        target = self.root / stage / request.key
+        with _storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(target.parent / f".lock-{request.key}"):
+                damage = ""
+                if target.exists():
+                    manifest, damage = _verify(target)
+                    if manifest is not None:
+                        return _artifact(target, manifest, "reused", "", start)
+                    self._set_aside(target)
+                reason = damage or self._why_not_reused(request)
+                self._sweep(target.parent, request.key)
+                manifest = self._build(request, target, build)
+        return _artifact(target, manifest, "built", reason, start)
+
+    def find(self, stage: str, key: str) -> Artifact:
+        """Open the artifact of ``stage`` whose key starts with ``key``.
+
+        Raises:
+            StorageError: none or several match, or the artifact is damaged.
+        """
+        matches = [path for path in self._committed(stage) if path.name.startswith(key)]
+        if len(matches) != 1:
+            raise StorageError(
+                f"no single artifact of stage {stage} has key {key!r}",
+                expected="one",
+                found=", ".join(path.name[:12] for path in matches) or "none",
+                remedy=f"Keys are the folder names in {self.root / stage}.",
+            )
+        manifest, damage = _verify(matches[0])
+        if manifest is None:
+            raise StorageError(
+                f"artifact {matches[0]} is damaged", found=damage, remedy="Run its stage again."
+            )
+        return _artifact(matches[0], manifest, "reused", "", time.monotonic())
+
+    def manifests(self, stage: str) -> list[dict[str, Any]]:
+        """Manifests of all committed artifacts of ``stage``, oldest first; unreadable ones are left out."""
+        read = (_read_manifest(path) for path in self._committed(stage))
+        return sorted((m for m in read if m is not None), key=lambda m: m["created"])
+
+    def _committed(self, stage: str) -> list[Path]:
+        folder = self.root / stage
+        if not folder.is_dir():
+            return []
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    def _build(self, request: _Request, target: Path, build: Build) -> dict[str, Any]:
+        work = target.parent / f".build-{request.key}-{uuid.uuid4().hex[:8]}"
+        work.mkdir()
+        try:
+            started = time.time()
+            summary = dict(build(work))
+            manifest = {
+                **request.record(),
+                "summary": summary,
+                "files": hash_files(work),
+                "git_commit": git_commit(),
+                "created": started,
+                "build_seconds": round(time.time() - started, 3),
+            }
+            manifest["digest"] = _digest_of_files(manifest["files"])
+            _write_synced(work / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+            _sync_tree(work)
+            try:
+                work.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                # Another machine won the race for the same key: its copy is as good as ours.
+                winner, damage = _verify(target)
+                if winner is None:
+                    raise StorageError(
+                        f"artifact {target} is damaged", found=damage, remedy="Run again."
+                    ) from None
+                return winner
+            _sync_directory(target.parent)
+            return manifest
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _sweep(self, folder: Path, key: str) -> None:
+        # We hold this key's lock, so a build directory of it belongs to a process that died.
+        for leftover in folder.glob(f".build-{key}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _set_aside(self, target: Path) -> None:
+        target.rename(target.parent / f".damaged-{target.name}-{uuid.uuid4().hex[:8]}")
+
+    def _why_not_reused(self, request: _Request) -> str:
+        earlier = self.manifests(request.stage)
+        if not earlier:
+            return "nothing built before"
+        # The nearest is the one with the fewest differences; of those, the newest.
+        differences = [request.differences(manifest) for manifest in reversed(earlier)]
+        return "; ".join(min(differences, key=len)) or "an earlier artifact could not be used"
+
+
+@dataclass(frozen=True)
+class _Request:
+    stage: str
+    version: int
+    identity: Identity
+    inputs: Mapping[str, str]
+    libraries: Mapping[str, str]
+    key: str
+
+    @classmethod
+    def of(
+        cls, stage: str, version: int, identity: Identity, inputs: Mapping[str, str], names: Iterable[str]
+    ) -> _Request:
+        libraries = {name: _installed(name) for name in names}
+        parts = {
+            "stage": stage,
+            "version": version,
+            "settings": identity.chosen,
+            "inputs": dict(inputs),
+            "libraries": libraries,
+        }
+        return cls(stage, version, identity, inputs, libraries, sha256_json(parts))
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "key": self.key,
+            "settings": self.identity.values,
+            "chosen": self.identity.chosen,
+            "inputs": dict(self.inputs),
+            "libraries": dict(self.libraries),
+        }
+
+    def differences(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Say how this request differs from that of an earlier artifact, most telling first."""
+        texts = _changes(manifest["settings"], self.identity.values)
+        for name in sorted(self.inputs.keys() | manifest["inputs"].keys()):
+            if self.inputs.get(name) != manifest["inputs"].get(name):
+                texts.append(f"input {name} changed")
+        texts += _changes(manifest["libraries"], dict(self.libraries))
+        if manifest["version"] != self.version:
+            texts.append(f"stage version went from {manifest['version']} to {self.version}")
+        return texts
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} went from {_short(old[name])} to {_short(new[name])}"
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name]
+    ]
+
+
+def _short(value: Json) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _artifact(path: Path, manifest: Mapping[str, Any], status: Status, reason: str, start: float) -> Artifact:
+    return Artifact(
+        stage=manifest["stage"],
+        key=manifest["key"],
+        path=path,
+        status=status,
+        reason=reason,
+        seconds=time.monotonic() - start,
+        summary=manifest["summary"],
+        digest=manifest["digest"],
+    )
+
+
+# --- reading and writing ---------------------------------------------------------------------------
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of canonical JSON (sorted keys, no spaces), in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` (UTF-8) so that a reader sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _write_synced(temporary, text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def git_commit() -> str:
+    """Commit of the checkout this code runs from, ``-dirty`` appended if it was changed; or empty."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--match", ""]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def hash_files(root: Path) -> dict[str, dict[str, Any]]:
+    """Size (bytes) and SHA-256 of every file below ``root`` but the manifest, by relative path."""
+    paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
+    # hashlib releases the GIL, so threads use all cores.
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(sha256_file, paths))
+    return {
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, hashes, strict=True)
+    }
+
+
+def _digest_of_files(files: Mapping[str, Any]) -> str:
+    return sha256_json({name: entry["sha256"] for name, entry in files.items()})
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def _verify(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the manifest of a whole artifact, or None and what is wrong with it."""
+    manifest = _read_manifest(path)
+    if manifest is None:
+        return None, f"the artifact at {path.name[:12]} has no readable manifest"
+    found = hash_files(path)
+    for name in sorted(manifest["files"].keys() | found.keys()):
+        if manifest["files"].get(name) != found.get(name):
+            return None, f"the artifact at {path.name[:12]} was damaged: {name} is not what was written"
+    return manifest, ""
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_tree(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_directory(path)
+    _sync_directory(root)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _storage_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        free = shutil.disk_usage(_existing(target)).free
+        raise StorageError(
+            f"cannot write below {_existing(target)}",
+            expected="room and permission to write",
+            found=f"{error.strerror or error} ({free / 1e9:.1f} GB free)",
+            remedy="Free room there, or set GRISTMILL_HOME to another disk; what was finished is kept.",
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())

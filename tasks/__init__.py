@@ -1,0 +1,1 @@
+"""Prefect tasks: orchestration around lmcore, and the one door to MLflow."""
