@@ -35,7 +35,7 @@ def setting(
     **constraints: Any,
 ) -> Any:
     """Declare a field: default, description and unit, and whether its value decides the result."""
-    extra = {"unit": unit} if unit else {}
+    extra: dict[str, Any] = {"unit": unit} if unit else {}
     if not identity:
         extra["identity"] = False
     text = f"{description} [{unit}]" if unit else description

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +25,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,66 @@ class Artifact:
     digest: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What is to be made, of what: all that a key is made of.
+
+    Attributes:
+        name: Name of the stage; a file name.
+        version: Raised by hand when the stage's code changes what it makes.
+        identity: Settings that decide the result.
+        inputs: Digest of each input, by name.
+        deciding: Distributions whose versions decide the bytes.
+    """
+
+    name: str
+    version: int
+    identity: Identity
+    inputs: Mapping[str, str]
+    deciding: tuple[str, ...] = DECIDING_LIBRARIES
+
+    @functools.cached_property
+    def libraries(self) -> dict[str, str]:
+        """Installed version of each deciding distribution."""
+        return {name: _installed(name) for name in self.deciding}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """64 hexadecimal digits."""
+        return sha256_json(
+            {
+                "stage": self.name,
+                "version": self.version,
+                "settings": self.identity.chosen,
+                "inputs": dict(self.inputs),
+                "libraries": self.libraries,
+            }
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what a manifest keeps of this."""
+        return {
+            "stage": self.name,
+            "version": self.version,
+            "key": self.key,
+            "settings": self.identity.values,
+            "chosen": self.identity.chosen,
+            "inputs": dict(self.inputs),
+            "libraries": self.libraries,
+        }
+
+    def differences(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Say how this differs from that of an earlier artifact, most telling first."""
+        texts = _changes(manifest["settings"], self.identity.values)
+        for name in sorted(self.inputs.keys() | manifest["inputs"].keys()):
+            if self.inputs.get(name) != manifest["inputs"].get(name):
+                texts.append(f"input {name} changed")
+        texts += _changes(manifest["libraries"], self.libraries)
+        if manifest["version"] != self.version:
+            texts.append(f"stage version went from {manifest['version']} to {self.version}")
+        return texts
+
+
 class Store:
     """A directory of artifacts.
 
@@ -75,45 +136,39 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
-    def ensure(
-        self,
-        stage: str,
-        version: int,
-        identity: Identity,
-        inputs: Mapping[str, str],
-        build: Build,
-        *,
-        libraries: Iterable[str] = DECIDING_LIBRARIES,
-    ) -> Artifact:
-        """Return the artifact of these settings and inputs; build and commit it if it is not there.
+    def ensure(self, stage: Stage, build: Build) -> Artifact:
+        """Return the artifact of ``stage``; build and commit it if it is not there.
 
         Args:
-            stage: Name of the stage; a file name.
-            version: Raised by hand when the stage's code changes what it makes.
-            identity: Settings that decide the result.
-            inputs: Digest of each input, by name.
+            stage: What to make, of what.
             build: Writes the files into the directory it is given and returns a JSON summary.
-            libraries: Distributions whose versions decide the bytes.
 
         Raises:
             StorageError: the disk is full or not writable.
         """
         start = time.monotonic()
-        request = _Request.of(stage, version, identity, inputs, libraries)
-        target = self.root / stage / request.key
+        target = self.root / stage.name / stage.key
         with _storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target.parent / f".lock-{request.key}"):
-                damage = ""
-                if target.exists():
-                    manifest, damage = _verify(target)
-                    if manifest is not None:
-                        return _artifact(target, manifest, "reused", "", start)
-                    self._set_aside(target)
-                reason = damage or self._why_not_reused(request)
-                self._sweep(target.parent, request.key)
-                manifest = self._build(request, target, build)
+            with _lock(target.parent / f".lock-{stage.key}"):
+                manifest, damage = self._look(target)
+                if manifest is not None:
+                    return _artifact(target, manifest, "reused", "", start)
+                reason = damage or self._why_not_reused(stage)
+                if damage:
+                    target.rename(target.parent / f".damaged-{stage.key}-{uuid.uuid4().hex[:8]}")
+                self._sweep(target.parent, stage.key)
+                manifest = self._build(stage, target, build)
         return _artifact(target, manifest, "built", reason, start)
+
+    def explain(self, stage: Stage) -> tuple[Artifact | None, str]:
+        """Return the artifact that ``ensure`` would reuse; or None, and why it would build."""
+        start = time.monotonic()
+        target = self.root / stage.name / stage.key
+        manifest, damage = self._look(target)
+        if manifest is not None:
+            return _artifact(target, manifest, "reused", "", start), ""
+        return None, damage or self._why_not_reused(stage)
 
     def find(self, stage: str, key: str) -> Artifact:
         """Open the artifact of ``stage`` whose key starts with ``key``.
@@ -147,14 +202,18 @@ class Store:
             return []
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
-    def _build(self, request: _Request, target: Path, build: Build) -> dict[str, Any]:
-        work = target.parent / f".build-{request.key}-{uuid.uuid4().hex[:8]}"
+    @staticmethod
+    def _look(target: Path) -> tuple[dict[str, Any] | None, str]:
+        return _verify(target) if target.exists() else (None, "")
+
+    def _build(self, stage: Stage, target: Path, build: Build) -> dict[str, Any]:
+        work = target.parent / f".build-{stage.key}-{uuid.uuid4().hex[:8]}"
         work.mkdir()
         try:
             started = time.time()
             summary = dict(build(work))
             manifest = {
-                **request.record(),
+                **stage.record(),
                 "summary": summary,
                 "files": hash_files(work),
                 "git_commit": git_commit(),
@@ -186,62 +245,13 @@ class Store:
         for leftover in folder.glob(f".build-{key}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _set_aside(self, target: Path) -> None:
-        target.rename(target.parent / f".damaged-{target.name}-{uuid.uuid4().hex[:8]}")
-
-    def _why_not_reused(self, request: _Request) -> str:
-        earlier = self.manifests(request.stage)
+    def _why_not_reused(self, stage: Stage) -> str:
+        earlier = self.manifests(stage.name)
         if not earlier:
             return "nothing built before"
         # The nearest is the one with the fewest differences; of those, the newest.
-        differences = [request.differences(manifest) for manifest in reversed(earlier)]
+        differences = [stage.differences(manifest) for manifest in reversed(earlier)]
         return "; ".join(min(differences, key=len)) or "an earlier artifact could not be used"
-
-
-@dataclass(frozen=True)
-class _Request:
-    stage: str
-    version: int
-    identity: Identity
-    inputs: Mapping[str, str]
-    libraries: Mapping[str, str]
-    key: str
-
-    @classmethod
-    def of(
-        cls, stage: str, version: int, identity: Identity, inputs: Mapping[str, str], names: Iterable[str]
-    ) -> _Request:
-        libraries = {name: _installed(name) for name in names}
-        parts = {
-            "stage": stage,
-            "version": version,
-            "settings": identity.chosen,
-            "inputs": dict(inputs),
-            "libraries": libraries,
-        }
-        return cls(stage, version, identity, inputs, libraries, sha256_json(parts))
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "version": self.version,
-            "key": self.key,
-            "settings": self.identity.values,
-            "chosen": self.identity.chosen,
-            "inputs": dict(self.inputs),
-            "libraries": dict(self.libraries),
-        }
-
-    def differences(self, manifest: Mapping[str, Any]) -> list[str]:
-        """Say how this request differs from that of an earlier artifact, most telling first."""
-        texts = _changes(manifest["settings"], self.identity.values)
-        for name in sorted(self.inputs.keys() | manifest["inputs"].keys()):
-            if self.inputs.get(name) != manifest["inputs"].get(name):
-                texts.append(f"input {name} changed")
-        texts += _changes(manifest["libraries"], dict(self.libraries))
-        if manifest["version"] != self.version:
-            texts.append(f"stage version went from {manifest['version']} to {self.version}")
-        return texts
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
