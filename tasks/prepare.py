@@ -1,0 +1,89 @@
+"""Data preparation: four stages from raw files to tokens."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from lmcore.config import DataConfig, identify
+from lmcore.data import prepare
+from lmcore.home import Home
+from lmcore.store import Artifact, Stage
+from tasks.space import require_space
+from tasks.stages import STAGE_OPTIONS, ensure
+
+
+@task(name="find files", task_run_name="find files", **STAGE_OPTIONS)
+def take_inventory(config: DataConfig) -> prepare.Inventory:
+    """List and hash the raw files.
+
+    Raises:
+        DataError: a source matches nothing.
+        StorageError: the disk has no room for what will be made of them.
+    """
+    inventory = prepare.take_inventory(config)
+    require_space(Home.here().root, needed_bytes=4 * inventory.total_bytes)
+    return inventory
+
+
+def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
+    """The stage that parses, normalises and filters."""
+    identity = identify(*prepare.DOCUMENTS_SETTINGS, data=config)
+    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, {"files": inventory.digest})
+
+
+def splits_stage(config: DataConfig, documents: Artifact) -> Stage:
+    """The stage that drops duplicates and holds out a validation split."""
+    identity = identify(*prepare.SPLITS_SETTINGS, data=config)
+    return Stage("splits", prepare.SPLITS_VERSION, identity, {"documents": documents.digest})
+
+
+def tokenizer_stage(config: DataConfig, documents: Artifact, splits: Artifact) -> Stage:
+    """The stage that trains the tokenizer."""
+    identity = identify(*prepare.TOKENIZER_SETTINGS, data=config)
+    inputs = {"documents": documents.digest, "splits": splits.digest}
+    return Stage("tokenizer", prepare.TOKENIZER_VERSION, identity, inputs)
+
+
+def tokens_stage(config: DataConfig, documents: Artifact, splits: Artifact, tokenizer: Artifact) -> Stage:
+    """The stage that encodes every kept document."""
+    identity = identify(*prepare.TOKENS_SETTINGS, data=config)
+    inputs = {"documents": documents.digest, "splits": splits.digest, "tokenizer": tokenizer.digest}
+    return Stage("tokens", prepare.TOKENS_VERSION, identity, inputs)
+
+
+@task(name="documents", task_run_name="clean and filter documents", **STAGE_OPTIONS)
+def clean_documents(config: DataConfig, inventory: prepare.Inventory) -> Artifact:
+    """Parse, normalise and filter; set broken records aside."""
+    return ensure(
+        documents_stage(config, inventory),
+        lambda out, progress: prepare.build_documents(config, inventory, out, progress),
+    )
+
+
+@task(name="splits", task_run_name="drop duplicates and split", **STAGE_OPTIONS)
+def split_documents(config: DataConfig, documents: Artifact) -> Artifact:
+    """Keep one of several equal documents, hold some out for validation, balance the books."""
+    return ensure(
+        splits_stage(config, documents),
+        lambda out, progress: prepare.build_splits(config, documents.path, out, progress),
+    )
+
+
+@task(name="tokenizer", task_run_name="train the tokenizer", **STAGE_OPTIONS)
+def train_tokenizer(config: DataConfig, documents: Artifact, splits: Artifact) -> Artifact:
+    """Learn byte-level BPE merges from the training split."""
+    return ensure(
+        tokenizer_stage(config, documents, splits),
+        lambda out, progress: prepare.build_tokenizer(config, documents.path, splits.path, out, progress),
+    )
+
+
+@task(name="tokens", task_run_name="encode to Parquet", **STAGE_OPTIONS)
+def encode_tokens(config: DataConfig, documents: Artifact, splits: Artifact, tokenizer: Artifact) -> Artifact:
+    """Encode every kept document into memory-mappable Parquet."""
+    return ensure(
+        tokens_stage(config, documents, splits, tokenizer),
+        lambda out, progress: prepare.build_tokens(
+            config, documents.path, splits.path, tokenizer.path, out, progress
+        ),
+    )

@@ -1,0 +1,95 @@
+"""Where tasks say how far they are: to whoever listens in this process, and to Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+from lmcore.progress import Progress
+from lmcore.store import Artifact
+
+PREFECT_EVERY_SECONDS = 3.0
+
+
+class Listener(Protocol):
+    """Shows progress to a person at a terminal."""
+
+    def stage_started(self, name: str) -> None:
+        """A stage begins."""
+
+    def advanced(self, stage: str, label: str, done: float, total: float, unit: str) -> None:
+        """``done`` of ``total`` ``unit`` of a stage's step ``label`` are finished."""
+
+    def stage_finished(self, artifact: Artifact) -> None:
+        """A stage has its artifact."""
+
+    def said(self, message: str) -> None:
+        """Something worth a line happened."""
+
+
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Let ``listener`` hear all tasks of this process."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def started(stage: str) -> None:
+    """Tell that ``stage`` begins."""
+    for listener in _listeners:
+        listener.stage_started(stage)
+
+
+def finished(artifact: Artifact) -> None:
+    """Tell that a stage has its artifact."""
+    for listener in _listeners:
+        listener.stage_finished(artifact)
+
+
+def say(message: str) -> None:
+    """Tell a person one line."""
+    for listener in _listeners:
+        listener.said(message)
+
+
+def reporter(stage: str) -> Progress:
+    """A progress callback for ``stage`` that tells the listeners, and Prefect every few seconds."""
+    bar = _PrefectBar(stage)
+
+    def report(label: str, done: float, total: float, unit: str) -> None:
+        for listener in _listeners:
+            listener.advanced(stage, label, done, total, unit)
+        bar.show(label, done, total, unit)
+
+    return report
+
+
+class _PrefectBar:
+    """A progress artifact of the running task, updated rarely: each update is a request."""
+
+    def __init__(self, stage: str) -> None:
+        self._key = f"progress-{stage}"
+        self._artifact = None
+        self._next = time.monotonic() + PREFECT_EVERY_SECONDS
+
+    def show(self, label: str, done: float, total: float, unit: str) -> None:
+        if time.monotonic() < self._next or TaskRunContext.get() is None:
+            return
+        percent = 100.0 * min(done / total, 1.0) if total else 0.0
+        text = f"{label}: {done:,.0f} of {total:,.0f} {unit}"
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, key=self._key, description=text)
+        else:
+            update_progress_artifact(self._artifact, percent, description=text)
+        self._next = time.monotonic() + PREFECT_EVERY_SECONDS

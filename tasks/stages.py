@@ -1,0 +1,69 @@
+"""How a task makes a stage: the store does the work, people see it happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from lmcore.errors import GristmillError, LaunchError
+from lmcore.home import Home
+from lmcore.progress import Progress
+from lmcore.store import Artifact, Stage, Store
+from tasks import progress
+
+BuildWithProgress = Callable[[Path, Progress], Mapping[str, Any]]
+
+
+def ensure(stage: Stage, build: BuildWithProgress) -> Artifact:
+    """Return the artifact of ``stage``, built if needed, and say which and why.
+
+    Raises:
+        GristmillError: what was wrong; also logged in one line.
+    """
+    logger = get_run_logger()
+    progress.started(stage.name)
+    try:
+        artifact = Store(Home.here().store).ensure(
+            stage, lambda directory: build(directory, progress.reporter(stage.name))
+        )
+    except GristmillError as error:
+        logger.error("%s failed: %s", stage.name, error)
+        raise
+    logger.info("%s", describe(artifact))
+    progress.finished(artifact)
+    return artifact
+
+
+def describe(artifact: Artifact) -> str:
+    """One line: which stage, built or reused, why, how long."""
+    why = f" ({artifact.reason})" if artifact.reason else ""
+    return f"{artifact.stage} {artifact.key[:12]} {artifact.status}{why} in {artifact.seconds:.1f} s"
+
+
+def is_transient(task: Any, run: Any, state: Any) -> bool:
+    """Whether another try may help: a died process or a failed read, not a wrong setting or bad data."""
+    try:
+        state.result()
+    except LaunchError:
+        return True
+    except GristmillError:
+        return False
+    except OSError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+# Prefect's own result cache stays off: the store is content-addressed and verified (decision 0001).
+STAGE_OPTIONS: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 2,
+    "retry_delay_seconds": [2, 20],
+    "retry_condition_fn": is_transient,
+}

@@ -1,0 +1,440 @@
+"""The one door to MLflow: make it agree with what the run directories say.
+
+Nothing is sent to MLflow as it happens. A run directory holds ``tracking.json`` (what its MLflow run should
+look like) and ``events.jsonl`` (its metrics), and ``sync`` brings MLflow up to that: it creates the run if
+it is missing, sends the events after a stored watermark, uploads files that changed, and ends the run. It
+may be called at any time, by any process, any number of times, so a server that was away is simply caught
+up with, and a restart duplicates nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from lmcore.errors import GristmillError, ServiceError
+from lmcore.home import Home
+from lmcore.store import sha256_file, sha256_json, write_atomically
+from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
+
+MAX_METRICS_A_BATCH = 1_000
+MAX_PARAM_CHARS = 6_000
+SYNC_EVERY_SECONDS = 5.0
+_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class Watermark(BaseModel):
+    """How far one MLflow server has been told about one run directory."""
+
+    run_id: str = ""
+    offset_bytes: int = 0
+    last_step: dict[str, int] = {}
+    uploaded: dict[str, str] = {}
+    described: str = ""
+    ended: str = ""
+
+
+class Tracker:
+    """One MLflow server or database.
+
+    Args:
+        uri: Tracking URI; empty for the SQLite file in ``home``.
+        home: Where run directories are.
+    """
+
+    def __init__(self, uri: str, home: Home) -> None:
+        # A server that is away must cost seconds, not minutes: everything is retried later anyway.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        self.home = home
+        self.embedded = not uri
+        self.uri = uri or f"sqlite:///{home.mlflow_database}"
+        self._client: Any = None
+        self._experiments: dict[str, str] = {}
+
+    @property
+    def client(self) -> Any:
+        """The ``MlflowClient``, made at first use."""
+        if self._client is None:
+            import logging
+
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            from mlflow import MlflowClient
+
+            self.home.root.mkdir(parents=True, exist_ok=True)
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return self._client
+
+    def experiment_id(self, name: str) -> str:
+        """Id of the experiment ``name``, created if missing."""
+        if name not in self._experiments:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                location = (self.home.mlflow_artifacts / name).as_uri() if self.embedded else None
+                self._experiments[name] = self.client.create_experiment(name, artifact_location=location)
+            else:
+                self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def run_id(self, run_dir: Path) -> str:
+        """MLflow's id of the run of ``run_dir``; empty if it is not there yet."""
+        return self._watermark(run_dir).run_id
+
+    def sync(self, run_dir: Path) -> str:
+        """Bring the MLflow run of ``run_dir`` up to date; return its id.
+
+        Raises:
+            ServiceError: MLflow cannot be reached or refuses; nothing is lost, call again later.
+        """
+        with _exclusive(run_dir), _service_errors(self.uri):
+            record = RunRecord.read(run_dir)
+            mark = self._watermark(run_dir)
+            if not mark.run_id:
+                mark.run_id = self._find_or_create(record)
+                self._save(run_dir, mark)
+            self._describe(run_dir, record, mark)
+            self._send_events(run_dir, mark)
+            self._upload(run_dir, record, mark)
+            self._end(run_dir, record, mark)
+            return mark.run_id
+
+    def _find_or_create(self, record: RunRecord) -> str:
+        experiment = self.experiment_id(record.experiment)
+        # A process that died between creating the run and saving its id left one with this tag.
+        found = self.client.search_runs([experiment], f"tags.`gristmill.run` = '{record.id}'", max_results=1)
+        if found:
+            return found[0].info.run_id
+        run = self.client.create_run(
+            experiment,
+            start_time=int(record.started * 1000),
+            run_name=record.name,
+            tags={"gristmill.run": record.id, "gristmill.kind": record.kind},
+        )
+        return run.info.run_id
+
+    def _describe(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        tags = dict(record.tags)
+        if record.parent and (parent := self.run_id(Path(record.parent))):
+            tags["mlflow.parentRunId"] = parent
+        described = sha256_json(
+            [tags, record.params, record.metrics, [d.model_dump() for d in record.datasets]]
+        )
+        if described == mark.described:
+            return
+        ended = int((record.ended or time.time()) * 1000)
+        self.client.log_batch(
+            mark.run_id,
+            params=[Param(key, value[:MAX_PARAM_CHARS]) for key, value in record.params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+            metrics=[Metric(key, value, ended, record.metrics_step) for key, value in record.metrics.items()],
+        )
+        if record.datasets:
+            inputs = [_dataset_input(dataset) for dataset in record.datasets]
+            self.client.log_inputs(mark.run_id, inputs)
+        mark.described = described
+        self._save(run_dir, mark)
+
+    def _send_events(self, run_dir: Path, mark: Watermark) -> None:
+        from mlflow.entities import Metric
+
+        while True:
+            rows, offset = read_events(run_dir / "events.jsonl", mark.offset_bytes)
+            if offset == mark.offset_bytes:
+                return
+            fresh, last_step = new_rows(rows, mark.last_step)
+            # The event's own time stamps make a repeated batch the same rows to MLflow's database.
+            metrics = [
+                Metric(key, float(value), int(row["time"] * 1000), row["step"])
+                for row in fresh
+                for key, value in row["values"].items()
+            ]
+            for start in range(0, len(metrics), MAX_METRICS_A_BATCH):
+                self.client.log_batch(mark.run_id, metrics=metrics[start : start + MAX_METRICS_A_BATCH])
+            mark.offset_bytes, mark.last_step = offset, last_step
+            self._save(run_dir, mark)
+
+    def _upload(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
+        for name, file in record.files.items():
+            path = Path(file)
+            if not path.is_file():
+                continue
+            digest = sha256_file(path)
+            if mark.uploaded.get(name) == digest:
+                continue
+            folder, _, base = name.rpartition("/")
+            if base != path.name:
+                raise GristmillError(
+                    f"artifact {name} would be stored as {path.name}", remedy="Rename the file."
+                )
+            self.client.log_artifact(mark.run_id, str(path), folder or None)
+            mark.uploaded[name] = digest
+            self._save(run_dir, mark)
+
+    def _end(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
+        status = "killed" if record.abandoned else record.status
+        if mark.ended == status or (status == "running" and not mark.ended):
+            return
+        if status == "running":  # a later attempt of the same run
+            self.client.update_run(mark.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(
+                mark.run_id, _MLFLOW_STATUS[status], end_time=int((record.ended or time.time()) * 1000)
+            )
+        mark.ended = status if status != "running" else ""
+        self._save(run_dir, mark)
+
+    def _watermark_file(self, run_dir: Path) -> Path:
+        return run_dir / f"tracking-{sha256_json(self.uri)[:8]}.json"
+
+    def _watermark(self, run_dir: Path) -> Watermark:
+        path = self._watermark_file(run_dir)
+        return (
+            Watermark.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Watermark()
+        )
+
+    def _save(self, run_dir: Path, mark: Watermark) -> None:
+        write_atomically(self._watermark_file(run_dir), mark.model_dump_json())
+
+
+def _dataset_input(dataset: Dataset) -> Any:
+    from mlflow.entities import Dataset as MlflowDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    described = MlflowDataset(
+        name=dataset.name,
+        digest=dataset.digest,
+        source_type="local",
+        source=json.dumps({"uri": dataset.source}),
+        profile=json.dumps(dataset.profile),
+    )
+    return DatasetInput(described, tags=[InputTag("mlflow.data.context", dataset.context)])
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    with (run_dir / ".tracking.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _service_errors(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        first_line = str(error).splitlines()[0][:200]
+        raise ServiceError(
+            f"MLflow at {uri} did not take what was sent",
+            found=first_line,
+            remedy="Nothing is lost: it is sent again later; `gristmill sync` does it now.",
+        ) from error
+
+
+# --- while a job runs ------------------------------------------------------------------------------
+
+
+class Follower:
+    """Keeps MLflow in step with run directories from a thread; a server that is away delays nothing.
+
+    Use as a context manager; leaving it waits at most ``patience_seconds`` for a last sync.
+    """
+
+    def __init__(
+        self, tracker: Tracker, run_dirs: list[Path], warn: Callable[[str], object], patience_seconds: float
+    ) -> None:
+        self._tracker = tracker
+        self._run_dirs = run_dirs
+        self._warn = warn
+        self._patience = patience_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mlflow-follower", daemon=True)
+        self.behind = ""
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        deadline = time.monotonic() + self._patience
+        while not self._sync() and time.monotonic() < deadline:
+            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self._sync()
+            self._stop.wait(SYNC_EVERY_SECONDS)
+
+    def _sync(self) -> bool:
+        try:
+            for run_dir in self._run_dirs:
+                self._tracker.sync(run_dir)
+        except ServiceError as error:
+            if not self.behind:
+                self._warn(f"{error}")
+            self.behind = str(error)
+            return False
+        if self.behind:
+            self._warn("MLflow is back and has been caught up with.")
+        self.behind = ""
+        return True
+
+
+def sync_all(tracker: Tracker) -> list[Path]:
+    """Sync every run directory of the home that MLflow has not been told all about; parents first.
+
+    Raises:
+        ServiceError: MLflow cannot be reached.
+    """
+    pending = []
+    for path in sorted(tracker.home.runs.glob(f"*/{RECORD}")):
+        record = RunRecord.read(path.parent)
+        mark = tracker._watermark(path.parent)
+        if record.abandoned or (record.status != "running" and mark.ended != record.status):
+            pending.append((bool(record.parent), record.started, path.parent))
+    for _, _, run_dir in sorted(pending):
+        tracker.sync(run_dir)
+    return [run_dir for _, _, run_dir in sorted(pending)]
+
+
+# --- the registry ----------------------------------------------------------------------------------
+
+
+class ModelVersion(BaseModel):
+    """A registered version: where its files are, and how it was measured."""
+
+    name: str
+    version: str
+    aliases: list[str]
+    model_path: str
+    model_digest: str
+    bits_per_byte: float
+    data_digest: str
+
+
+class Candidate(BaseModel):
+    """A model that was evaluated and can be registered. Its files stay where they are."""
+
+    name: str
+    model_path: str
+    model_digest: str
+    bits_per_byte: float
+    data_digest: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+class Registry:
+    """Registered models on the MLflow of ``tracker``."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def register(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
+        """Return the version of this very model, registered now unless it was before.
+
+        Raises:
+            ServiceError: MLflow cannot be reached.
+        """
+        with _service_errors(self._tracker.uri):
+            known = [v for v in self.versions(candidate.name) if v.model_digest == candidate.model_digest]
+            if known:
+                return known[0]
+            return self._create(candidate, evaluation_run)
+
+    def champion(self, name: str) -> ModelVersion | None:
+        """The version with the alias ``champion``, if there is one.
+
+        Raises:
+            ServiceError: MLflow cannot be reached.
+        """
+        with _service_errors(self._tracker.uri):
+            return next((v for v in self.versions(name) if "champion" in v.aliases), None)
+
+    def challenge(self, version: ModelVersion) -> None:
+        """Give ``version`` the alias ``challenger``."""
+        with _service_errors(self._tracker.uri):
+            self._tracker.client.set_registered_model_alias(version.name, "challenger", version.version)
+
+    def crown(self, version: ModelVersion) -> None:
+        """Move the alias ``champion`` to ``version``, which is no longer a challenger."""
+        client = self._tracker.client
+        with _service_errors(self._tracker.uri):
+            client.set_registered_model_alias(version.name, "champion", version.version)
+            if "challenger" in self.aliases(version):
+                client.delete_registered_model_alias(version.name, "challenger")
+
+    def note(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with _service_errors(self._tracker.uri):
+            for key, value in tags.items():
+                self._tracker.client.set_model_version_tag(version.name, version.version, key, value)
+
+    def aliases(self, version: ModelVersion) -> list[str]:
+        """Aliases that ``version`` has now."""
+        with _service_errors(self._tracker.uri):
+            return list(self._tracker.client.get_model_version(version.name, version.version).aliases)
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of ``name`` that this project registered, newest first."""
+        client = self._tracker.client
+        found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+        aliases = dict(client.get_registered_model(name).aliases) if found else {}
+        return [
+            ModelVersion(
+                name=name,
+                version=str(v.version),
+                aliases=sorted(a for a, number in aliases.items() if str(number) == str(v.version)),
+                model_path=v.tags["gristmill.model_path"],
+                model_digest=v.tags["gristmill.model_digest"],
+                bits_per_byte=float(v.tags["gristmill.bits_per_byte"]),
+                data_digest=v.tags["gristmill.data_digest"],
+            )
+            for v in found
+            if "gristmill.model_digest" in v.tags
+        ]
+
+    def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+        from mlflow.exceptions import MlflowException
+
+        client = self._tracker.client
+        run_id = self._tracker.run_id(evaluation_run)
+        experiment = self._tracker.experiment_id(RunRecord.read(evaluation_run).experiment)
+        facts = {
+            "gristmill.model_path": candidate.model_path,
+            "gristmill.model_digest": candidate.model_digest,
+            "gristmill.bits_per_byte": repr(candidate.bits_per_byte),
+            "gristmill.data_digest": candidate.data_digest,
+            **candidate.tags,
+        }
+        logged = client.create_logged_model(
+            experiment, name=candidate.name, source_run_id=run_id, tags=facts, model_type="causal-lm"
+        )
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, 0, model_id=logged.model_id) for k, v in candidate.metrics.items()]
+        client.log_batch(run_id, metrics=metrics)
+        with contextlib.suppress(MlflowException):  # it exists; anything else shows in the next call
+            client.create_registered_model(candidate.name)
+        created = client.create_model_version(
+            candidate.name, f"models:/{logged.model_id}", run_id, tags=facts, model_id=logged.model_id
+        )
+        return next(v for v in self.versions(candidate.name) if v.version == str(created.version))

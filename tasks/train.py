@@ -1,0 +1,170 @@
+"""Training: one stage, resumable, in processes of its own."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from lmcore.config import Recipe, identify
+from lmcore.errors import LaunchError
+from lmcore.home import Home
+from lmcore.launch import local
+from lmcore.progress import Progress
+from lmcore.store import Artifact, Stage
+from lmcore.train.job import TrainJob
+from tasks import runs
+from tasks.events import EventTail
+from tasks.stages import STAGE_OPTIONS, ensure
+from tasks.tracking import Follower, Tracker
+
+TRAIN_VERSION = 1
+LOG_LINE_EVERY_SECONDS = 2.0
+
+
+def train_stage(recipe: Recipe, tokenizer: Artifact, tokens: Artifact) -> Stage:
+    """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
+    return Stage(
+        "train",
+        TRAIN_VERSION,
+        identify(model=recipe.model, train=recipe.train),
+        {"tokenizer": tokenizer.digest, "tokens": tokens.digest},
+        deciding=("torch",),
+    )
+
+
+@task(name="train", task_run_name="train the model", **STAGE_OPTIONS)
+def train_model(
+    recipe: Recipe, tokenizer: Artifact, tokens: Artifact, tracker: Tracker, parent: Path | None
+) -> Artifact:
+    """Train under torchrun, followed into MLflow; go on from the last checkpoint if there is one."""
+    stage = train_stage(recipe, tokenizer, tokens)
+
+    def build(out: Path, progress: Progress) -> Mapping[str, Any]:
+        run_dir = Home.here().runs / f"train-{stage.key[:16]}"
+        TrainJob(
+            model=recipe.model,
+            train=recipe.train,
+            tokens=str(tokens.path),
+            tokenizer=str(tokenizer.path),
+            tokens_digest=tokens.digest,
+        ).write(run_dir)
+        _record_run(run_dir, recipe, stage, tokens, parent)
+        result = run_job("lmcore.train", run_dir, recipe, tracker, parent, progress, recipe.train.steps)
+        shutil.copytree(run_dir / "model", out / "model")
+        shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
+        return result
+
+    return ensure(stage, build)
+
+
+def run_job(
+    module: str,
+    run_dir: Path,
+    recipe: Recipe,
+    tracker: Tracker,
+    parent: Path | None,
+    progress: Progress,
+    total_steps: int = 0,
+) -> dict[str, Any]:
+    """Run ``module`` on ``run_dir`` in its processes; follow it into MLflow, the log and the progress bar.
+
+    Raises:
+        LaunchError: it died, or was asked to stop before its end.
+    """
+    logger = get_run_logger()
+    followed = [parent, run_dir] if parent else [run_dir]
+    status: runs.RunStatus = "killed"
+    try:
+        with (
+            Follower(tracker, followed, logger.warning, recipe.tracking.patience_seconds) as follower,
+            EventTail(run_dir / "events.jsonl", progress, total_steps),
+        ):
+            try:
+                result = local.run(
+                    module,
+                    run_dir,
+                    recipe.train.parallel.num_processes,
+                    recipe.train.launch,
+                    on_line=rate_limited(logger.info, LOG_LINE_EVERY_SECONDS),
+                )
+                status = "finished" if result["status"] == "completed" else "killed"
+            except Exception:
+                status = "failed"
+                raise
+            finally:
+                runs.close_run(run_dir, status)
+    finally:
+        if follower.behind:
+            logger.warning("MLflow is still away; `gristmill sync` catches up once it is back.")
+    if result["status"] != "completed":
+        raise LaunchError(
+            f"{module} was stopped at step {result.get('step', 0)}",
+            remedy="It saved a checkpoint: the same command goes on from there.",
+        )
+    return result
+
+
+def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable[[str], None]:
+    """Pass on at most one line in ``every_seconds``; lines that tell of errors always pass.
+
+    The whole output is in the run directory's ``log.txt``.
+    """
+    last = -every_seconds
+
+    def pass_on(line: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every_seconds or "error" in line.lower() or "warning" in line.lower():
+            log(line.rstrip())
+            last = now
+
+    return pass_on
+
+
+def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, parent: Path | None) -> None:
+    train, model, data = recipe.train, recipe.model, recipe.data
+    optimizer, schedule = train.optimizer, train.schedule
+    params = {
+        "recipe": recipe.name,
+        **_flat("model", model, "num_layers hidden_size num_heads position norm activation qk_norm dropout"),
+        **_flat("model", model, "tie_embeddings"),
+        "model.num_kv_heads": model.kv_heads,
+        "model.intermediate_size": model.mlp_size,
+        **_flat("train", train, "steps seq_len global_batch_tokens micro_batch_size grad_accum_steps"),
+        **_flat("train", train, "precision document_mask seed"),
+        **_flat("optimizer", optimizer, "name learning_rate muon_learning_rate weight_decay max_grad_norm"),
+        **_flat("schedule", schedule, "name warmup_steps decay_fraction min_ratio"),
+        **_flat("parallel", train.parallel, "dp_replicate dp_shard"),
+        **_flat("tokenizer", data.tokenizer, "vocab_size pattern"),
+        "data.quality_profile": data.quality.profile,
+    }
+    runs.open_run(
+        run_dir,
+        name=f"train {recipe.name}",
+        kind="train",
+        experiment=recipe.tracking.experiment,
+        parent=str(parent or ""),
+        tags={**runs.standard_tags(), "gristmill.stage.train": stage.key, "gristmill.run_dir": str(run_dir)},
+        params={name: str(value) for name, value in params.items()},
+        datasets=[
+            runs.Dataset(
+                name=f"{recipe.name}-{split}",
+                digest=tokens.digest[:32],
+                source=str(tokens.path / split),
+                context=context,
+                profile={"num_tokens": tokens.summary[f"{split}_tokens"]},
+            )
+            for split, context in (("train", "training"), ("validation", "validation"))
+        ],
+        files={"config.json": str(run_dir / "config.json"), "log.txt": str(run_dir / "log.txt")},
+    )
+
+
+def _flat(prefix: str, config: Any, names: str) -> dict[str, Any]:
+    return {f"{prefix}.{name}": getattr(config, name) for name in names.split()}
