@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prefect import task
 
 from lmcore.config import DataConfig, identify
@@ -10,6 +12,21 @@ from lmcore.home import Home
 from lmcore.store import Artifact, Stage
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The artifacts that training and evaluation read."""
+
+    documents: Artifact
+    splits: Artifact
+    tokenizer: Artifact
+    tokens: Artifact
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """All of them, in the order they were made."""
+        return [self.documents, self.splits, self.tokenizer, self.tokens]
 
 
 @task(name="find files", task_run_name="find files", **STAGE_OPTIONS)

@@ -91,6 +91,14 @@ class Tracker:
         """MLflow's id of the run of ``run_dir``; empty if it is not there yet."""
         return self._watermark(run_dir).run_id
 
+    def link(self, run_dir: Path) -> str:
+        """Address of the run's page; empty when MLflow is a file and no server shows it."""
+        run_id = self.run_id(run_dir)
+        if self.embedded or not run_id or not self.uri.startswith("http"):
+            return ""
+        experiment = self.experiment_id(RunRecord.read(run_dir).experiment)
+        return f"{self.uri}/#/experiments/{experiment}/runs/{run_id}"
+
     def sync(self, run_dir: Path) -> str:
         """Bring the MLflow run of ``run_dir`` up to date; return its id.
 
@@ -349,6 +357,8 @@ class Registry:
     def register(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
         """Return the version of this very model, registered now unless it was before.
 
+        ``evaluation_run`` is the run directory that the version is linked to.
+
         Raises:
             ServiceError: MLflow cannot be reached.
         """
@@ -415,7 +425,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         client = self._tracker.client
-        run_id = self._tracker.run_id(evaluation_run)
+        run_id = self._tracker.sync(evaluation_run)
         experiment = self._tracker.experiment_id(RunRecord.read(evaluation_run).experiment)
         facts = {
             "gristmill.model_path": candidate.model_path,

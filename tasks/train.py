@@ -20,33 +20,39 @@ from lmcore.store import Artifact, Stage
 from lmcore.train.job import TrainJob
 from tasks import runs
 from tasks.events import EventTail
+from tasks.prepare import Prepared
 from tasks.stages import STAGE_OPTIONS, ensure
-from tasks.tracking import Follower, Tracker
+from tasks.tracked import FlowRun
+from tasks.tracking import Follower
 
 TRAIN_VERSION = 1
 LOG_LINE_EVERY_SECONDS = 2.0
 
 
-def train_stage(recipe: Recipe, tokenizer: Artifact, tokens: Artifact) -> Stage:
+def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
     return Stage(
         "train",
         TRAIN_VERSION,
         identify(model=recipe.model, train=recipe.train),
-        {"tokenizer": tokenizer.digest, "tokens": tokens.digest},
+        {"tokenizer": prepared.tokenizer.digest, "tokens": prepared.tokens.digest},
         deciding=("torch",),
     )
 
 
+def train_run_directory(key: str) -> Path:
+    """Where the training of this key runs, and is resumed."""
+    return Home.here().runs / f"train-{key[:16]}"
+
+
 @task(name="train", task_run_name="train the model", **STAGE_OPTIONS)
-def train_model(
-    recipe: Recipe, tokenizer: Artifact, tokens: Artifact, tracker: Tracker, parent: Path | None
-) -> Artifact:
+def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
     """Train under torchrun, followed into MLflow; go on from the last checkpoint if there is one."""
-    stage = train_stage(recipe, tokenizer, tokens)
+    tokenizer, tokens = prepared.tokenizer, prepared.tokens
+    stage = train_stage(recipe, prepared)
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
-        run_dir = Home.here().runs / f"train-{stage.key[:16]}"
+        run_dir = train_run_directory(stage.key)
         TrainJob(
             model=recipe.model,
             train=recipe.train,
@@ -54,8 +60,8 @@ def train_model(
             tokenizer=str(tokenizer.path),
             tokens_digest=tokens.digest,
         ).write(run_dir)
-        _record_run(run_dir, recipe, stage, tokens, parent)
-        result = run_job("lmcore.train", run_dir, recipe, tracker, parent, progress, recipe.train.steps)
+        _record_run(run_dir, recipe, stage, tokens, run)
+        result = run_job("lmcore.train", run_dir, recipe, run, progress, total_steps=recipe.train.steps)
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
         return result
@@ -67,9 +73,9 @@ def run_job(
     module: str,
     run_dir: Path,
     recipe: Recipe,
-    tracker: Tracker,
-    parent: Path | None,
+    run: FlowRun,
     progress: Progress,
+    *,
     total_steps: int = 0,
 ) -> dict[str, Any]:
     """Run ``module`` on ``run_dir`` in its processes; follow it into MLflow, the log and the progress bar.
@@ -78,11 +84,12 @@ def run_job(
         LaunchError: it died, or was asked to stop before its end.
     """
     logger = get_run_logger()
-    followed = [parent, run_dir] if parent else [run_dir]
     status: runs.RunStatus = "killed"
     try:
         with (
-            Follower(tracker, followed, logger.warning, recipe.tracking.patience_seconds) as follower,
+            Follower(
+                run.tracker, [run.directory, run_dir], logger.warning, recipe.tracking.patience_seconds
+            ) as follower,
             EventTail(run_dir / "events.jsonl", progress, total_steps),
         ):
             try:
@@ -127,7 +134,7 @@ def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable
     return pass_on
 
 
-def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, parent: Path | None) -> None:
+def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, run: FlowRun) -> None:
     train, model, data = recipe.train, recipe.model, recipe.data
     optimizer, schedule = train.optimizer, train.schedule
     params = {
@@ -149,7 +156,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, p
         name=f"train {recipe.name}",
         kind="train",
         experiment=recipe.tracking.experiment,
-        parent=str(parent or ""),
+        parent=str(run.directory),
         tags={**runs.standard_tags(), "gristmill.stage.train": stage.key, "gristmill.run_dir": str(run_dir)},
         params={name: str(value) for name, value in params.items()},
         datasets=[

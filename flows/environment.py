@@ -1,0 +1,35 @@
+"""Settings of Prefect and MLflow that must be in the environment before they are imported."""
+
+from __future__ import annotations
+
+import os
+
+from lmcore.home import VARIABLE, Home
+
+
+def set_environment(home: Home, *, quiet: bool) -> None:
+    """Point Prefect and MLflow at ``home``, with safe defaults; what the user has set stays.
+
+    Args:
+        home: Where their databases are.
+        quiet: Only errors reach the terminal; everything still reaches the run's log.
+    """
+    os.environ[VARIABLE] = str(home.root)
+    for name, value in variables(home).items():
+        os.environ.setdefault(name, value)
+    if quiet:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def variables(home: Home) -> dict[str, str]:
+    """The settings: see infra/decisions/0004 for why each is not its default."""
+    return {
+        "PREFECT_HOME": str(home.prefect),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A restart of the server must not crash long runs that hold a concurrency slot.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }

@@ -1,0 +1,30 @@
+"""A trained model, measured."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.data import data_flow
+from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrackingConfig, TrainConfig
+from tasks.evaluate import evaluate_model
+from tasks.report import Summary, report
+from tasks.tracked import tracked
+from tasks.train import train_model
+
+
+@flow(name="evaluate", flow_run_name="{name}", persist_result=False)
+def evaluate_flow(
+    name: str = "quickstart",
+    data: DataConfig = DataConfig(),  # noqa: B008 - frozen; draws the form
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    train: TrainConfig = TrainConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+) -> Summary:
+    """Measure the model of these settings; data and training are reused when they are there."""
+    recipe = Recipe(name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking)
+    with tracked(recipe, "evaluate-flow") as run:
+        prepared = data_flow(recipe.data)
+        trained = train_model(recipe, prepared, run)
+        evaluated = evaluate_model(recipe, prepared, trained, run)
+        return report(recipe, run, prepared, trained, evaluated)

@@ -1,0 +1,27 @@
+"""Raw text to a trained model."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.data import data_flow
+from lmcore.config import DataConfig, ModelConfig, Recipe, TrackingConfig, TrainConfig
+from tasks.report import Summary, report
+from tasks.tracked import tracked
+from tasks.train import train_model
+
+
+@flow(name="train", flow_run_name="{name}", persist_result=False)
+def train_flow(
+    name: str = "quickstart",
+    data: DataConfig = DataConfig(),  # noqa: B008 - frozen; draws the form
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    train: TrainConfig = TrainConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+) -> Summary:
+    """Prepare data (reused when nothing changed) and train a model."""
+    recipe = Recipe(name=name, data=data, model=model, train=train, tracking=tracking)
+    with tracked(recipe, "train-flow") as run:
+        prepared = data_flow(recipe.data)
+        trained = train_model(recipe, prepared, run)
+        return report(recipe, run, prepared, trained)

@@ -1,0 +1,164 @@
+"""Evaluation: one stage, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from lmcore.config import DataConfig, Recipe, identify
+from lmcore.data import prepare
+from lmcore.errors import StorageError
+from lmcore.eval.gate import Measured
+from lmcore.eval.job import EvaluationJob
+from lmcore.home import Home
+from lmcore.progress import Progress
+from lmcore.store import Artifact, Stage, hash_files, sha256_json
+from tasks import runs
+from tasks.prepare import Prepared, tokens_stage
+from tasks.stages import STAGE_OPTIONS, ensure
+from tasks.tracked import FlowRun
+from tasks.tracking import ModelVersion
+from tasks.train import run_job
+
+EVALUATE_VERSION = 1
+
+
+def evaluate_stage(recipe: Recipe, model_digest: str, tokens: Artifact) -> Stage:
+    """The stage that measures a model on the validation split."""
+    return Stage(
+        "evaluate",
+        EVALUATE_VERSION,
+        identify(evaluation=recipe.evaluation),
+        {"model": model_digest, "tokens": tokens.digest},
+        deciding=("torch",),
+    )
+
+
+def evaluation_run_directory(key: str) -> Path:
+    """Where the evaluation of this key runs."""
+    return Home.here().runs / f"evaluate-{key[:16]}"
+
+
+@task(name="evaluate", task_run_name="evaluate the model", **STAGE_OPTIONS)
+def evaluate_model(recipe: Recipe, prepared: Prepared, trained: Artifact, run: FlowRun) -> Artifact:
+    """Measure bits per byte beside the baselines, and draw samples."""
+    return _evaluate(recipe, trained.path / "model", model_digest(trained), prepared.tokens, run)
+
+
+@task(name="evaluate champion", task_run_name="evaluate the champion on the same data", **STAGE_OPTIONS)
+def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun) -> Measured:
+    """Measure the champion on the documents that the challenger was measured on, with its own tokenizer.
+
+    Raises:
+        StorageError: its files are not on this machine.
+    """
+    model = Path(champion.model_path)
+    if not (model / "model.safetensors").is_file():
+        raise StorageError(
+            f"the champion, version {champion.version} of {champion.name}, cannot be evaluated",
+            expected=f"its files at {model}",
+            found="none",
+            remedy="Bring them back, or remove the alias `champion` in MLflow.",
+        )
+    tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
+    measured = _evaluate(recipe, model, champion.model_digest, tokens, run)
+    return Measured(bits_per_byte=measured.summary["bits_per_byte"], data_digest=validation_digest(prepared))
+
+
+def model_digest(trained: Artifact) -> str:
+    """Digest of a trained model's files, independent of how the run that made it was logged."""
+    return sha256_json(hash_files(trained.path / "model"))
+
+
+def validation_digest(prepared: Prepared) -> str:
+    """Digest of the held-out documents: two models measured on it can be compared."""
+    return prepared.splits.summary["validation_digest"]
+
+
+def _encode_for(config: DataConfig, model: Path, documents: Artifact, splits: Artifact) -> Artifact:
+    digest = sha256_json(hash_files(model)["tokenizer.json"])
+    tokenizer = Artifact("tokenizer", digest, model, "reused", "", 0.0, {}, digest)
+    return ensure(
+        tokens_stage(config, documents, splits, tokenizer),
+        lambda out, progress: prepare.build_tokens(config, documents.path, splits.path, model, out, progress),
+    )
+
+
+def _evaluate(recipe: Recipe, model: Path, digest: str, tokens: Artifact, run: FlowRun) -> Artifact:
+    stage = evaluate_stage(recipe, digest, tokens)
+
+    def build(out: Path, progress: Progress) -> Mapping[str, Any]:
+        run_dir = evaluation_run_directory(stage.key)
+        EvaluationJob(
+            evaluation=recipe.evaluation,
+            launch=recipe.train.launch,
+            model=str(model),
+            tokens=str(tokens.path),
+            tokenizer=str(model),
+            seq_len=recipe.train.seq_len,
+        ).write(run_dir)
+        _record_run(run_dir, recipe, stage, tokens, run)
+        result = run_job("lmcore.eval", run_dir, recipe, run, progress)
+        shutil.copy2(run_dir / "samples.json", out / "samples.json")
+        return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
+
+    artifact = ensure(stage, build)
+    if artifact.status == "built":
+        _record_results(evaluation_run_directory(stage.key), artifact)
+    return artifact
+
+
+def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, run: FlowRun) -> None:
+    evaluation = recipe.evaluation
+    runs.open_run(
+        run_dir,
+        name=f"evaluate {recipe.name}",
+        kind="evaluate",
+        experiment=recipe.tracking.experiment,
+        parent=str(run.directory),
+        tags={
+            **runs.standard_tags(),
+            "gristmill.stage.evaluate": stage.key,
+            "gristmill.run_dir": str(run_dir),
+        },
+        params={
+            "stride_tokens": str(evaluation.stride_tokens),
+            "max_bytes": str(evaluation.max_bytes),
+            "temperature": str(evaluation.sampling.temperature),
+            "top_k": str(evaluation.sampling.top_k),
+            "top_p": str(evaluation.sampling.top_p),
+        },
+        datasets=[
+            runs.Dataset(
+                name=f"{recipe.name}-validation",
+                digest=tokens.digest[:32],
+                source=str(tokens.path / "validation"),
+                context="evaluation",
+                profile={"num_tokens": tokens.summary["validation_tokens"]},
+            )
+        ],
+        files={
+            name: str(run_dir / name) for name in ("config.json", "log.txt", "samples.json", "result.json")
+        },
+    )
+
+
+def _record_results(run_dir: Path, artifact: Artifact) -> None:
+    runs.update_run(run_dir, metrics=evaluation_metrics(artifact.summary))
+
+
+def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation under MLflow's group ``eval/``."""
+    names = (
+        "bits_per_byte",
+        "zstd_bits_per_byte",
+        "zstd_per_document_bits_per_byte",
+        "bigram_bits_per_byte",
+        "loss",
+    )
+    return {f"eval/{name}": float(summary[name]) for name in names if summary.get(name) is not None}

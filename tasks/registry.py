@@ -1,0 +1,120 @@
+"""Registration and promotion: the challenger meets the champion on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from pydantic import BaseModel
+
+from lmcore.config import Recipe
+from lmcore.errors import ServiceError
+from lmcore.eval import gate
+from lmcore.eval.gate import Measured
+from lmcore.store import Artifact
+from tasks import runs
+from tasks.evaluate import (
+    evaluate_champion,
+    evaluation_metrics,
+    evaluation_run_directory,
+    model_digest,
+    validation_digest,
+)
+from tasks.prepare import Prepared
+from tasks.tracked import FlowRun
+from tasks.tracking import Candidate, ModelVersion, Registry
+
+
+class Registered(BaseModel):
+    """What became of a model: its version and aliases, and why."""
+
+    model_name: str
+    model_version: str | None
+    aliases: list[str]
+    promoted: bool
+    reason: str
+
+
+@task(name="register", task_run_name="register the model", cache_policy=NO_CACHE, persist_result=False)
+def register_model(
+    recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated: Artifact, run: FlowRun
+) -> Registered:
+    """Register the model as challenger; make it champion when the gate passes.
+
+    A model that was registered before keeps its version. When MLflow is away nothing is registered, and
+    the same command does it later: every stage is then reused.
+    """
+    logger = get_run_logger()
+    name = recipe.tracking.model_name or recipe.name
+    try:
+        registered = _register(
+            Registry(run.tracker),
+            recipe,
+            _candidate(name, prepared, trained, evaluated),
+            _linked_run(evaluated, run),
+            lambda champion: _measure(recipe, prepared, champion, run),
+        )
+    except ServiceError as error:
+        logger.warning("not registered: %s", error)
+        return Registered(model_name=name, model_version=None, aliases=[], promoted=False, reason=str(error))
+    logger.info("%s version %s: %s", name, registered.model_version, registered.reason)
+    return registered
+
+
+def _candidate(name: str, prepared: Prepared, trained: Artifact, evaluated: Artifact) -> Candidate:
+    return Candidate(
+        name=name,
+        model_path=str(trained.path / "model"),
+        model_digest=model_digest(trained),
+        bits_per_byte=evaluated.summary["bits_per_byte"],
+        data_digest=validation_digest(prepared),
+        metrics=evaluation_metrics(evaluated.summary),
+        tags={"gristmill.stage.train": trained.key, "gristmill.stage.evaluate": evaluated.key},
+    )
+
+
+def _linked_run(evaluated: Artifact, run: FlowRun) -> Path:
+    directory = evaluation_run_directory(evaluated.key)
+    # The run directory of an evaluation that is reused may have been tidied away.
+    return directory if (directory / runs.RECORD).exists() else run.directory
+
+
+def _measure(recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun) -> Measured:
+    if champion.data_digest == validation_digest(prepared):
+        return Measured(bits_per_byte=champion.bits_per_byte, data_digest=champion.data_digest)
+    return evaluate_champion(recipe, prepared, champion, run)
+
+
+def _register(
+    registry: Registry,
+    recipe: Recipe,
+    candidate: Candidate,
+    evaluation_run: Path,
+    measure_champion: Callable[[ModelVersion], Measured],
+) -> Registered:
+    version = registry.register(candidate, evaluation_run)
+    champion = registry.champion(candidate.name)
+    if champion is not None and champion.version == version.version:
+        reason = f"version {version.version} is the champion already"
+        return _outcome(registry, version, promoted=False, reason=reason)
+    registry.challenge(version)
+    rival = measure_champion(champion) if champion else None
+    challenger = Measured(bits_per_byte=candidate.bits_per_byte, data_digest=candidate.data_digest)
+    decision = gate.decide(challenger, rival, recipe.evaluation.gate)
+    registry.note(version, {"gristmill.gate": decision.reason})
+    if decision.passed:
+        registry.crown(version)
+    return _outcome(registry, version, promoted=decision.passed, reason=decision.reason)
+
+
+def _outcome(registry: Registry, version: ModelVersion, *, promoted: bool, reason: str) -> Registered:
+    return Registered(
+        model_name=version.name,
+        model_version=version.version,
+        aliases=registry.aliases(version),
+        promoted=promoted,
+        reason=reason,
+    )

@@ -1,0 +1,243 @@
+"""What a run is told as: figures, a summary for programs, and artifacts for people in the Prefect UI."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from lmcore.config import Recipe
+from lmcore.store import Artifact, write_atomically
+from tasks.prepare import Prepared
+from tasks.registry import Registered
+from tasks.tracked import FlowRun
+
+
+class StageSummary(BaseModel):
+    """One stage of a run."""
+
+    stage: str
+    key: str
+    status: str
+    seconds: float
+    reason: str = ""
+
+
+class Summary(BaseModel):
+    """A run in numbers. Units: bits per byte, tokens a second, seconds."""
+
+    recipe: str
+    stages: list[StageSummary]
+    documents: int | None = None
+    train_tokens: int | None = None
+    val_bits_per_byte: float | None = None
+    zstd_bits_per_byte: float | None = None
+    bigram_bits_per_byte: float | None = None
+    tokens_per_second: float | None = None
+    mlflow_run_id: str | None = None
+    mlflow_url: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    aliases: list[str] = []
+    gate: str | None = None
+    model_path: str | None = None
+    wall_seconds: float | None = None
+
+
+def stage_summaries(artifacts: Iterable[Artifact]) -> list[StageSummary]:
+    """Say of each stage whether it was built or reused, why, and how long it took."""
+    return [
+        StageSummary(stage=a.stage, key=a.key, status=a.status, seconds=round(a.seconds, 3), reason=a.reason)
+        for a in artifacts
+    ]
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def draw_loss(events: Path, target: Path) -> None:
+    """Draw training and validation loss (nats a token) over tokens, from a training run's events."""
+    rows = [
+        json.loads(line) for line in events.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+    ]
+    by_step = {(row["kind"], row.get("step")): row for row in rows if row.get("values")}
+    figure, axes = _axes("Loss", "tokens", "nats per token")
+    for kind, metric, style in (("step", "train/loss", "-"), ("validation", "eval/loss", "o--")):
+        points = [
+            (row["tokens"], row["values"][metric])
+            for (row_kind, _), row in by_step.items()
+            if row_kind == kind and metric in row["values"]
+        ]
+        if points:
+            axes.plot(*zip(*sorted(points), strict=True), style, label=metric, markersize=4, linewidth=1.2)
+    axes.legend(frameon=False)
+    figure.savefig(target)
+
+
+def draw_funnel(funnel: Iterable[tuple[str, int]], target: Path) -> None:
+    """Draw how many documents went in, were dropped by each rule, and were kept."""
+    labels, counts = zip(*[(label, count) for label, count in funnel], strict=True)
+    figure, axes = _axes("Documents", "documents", "")
+    bars = axes.barh(labels, counts, color="#4878a8")
+    axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    figure.savefig(target)
+
+
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    # The object interface draws without a display and without global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+# --- artifacts in the Prefect UI -------------------------------------------------------------------
+
+
+@task(name="report data", task_run_name="report on the data", cache_policy=NO_CACHE, persist_result=False)
+def report_data(prepared: Prepared) -> None:
+    """Show in the Prefect UI what became of the documents, and which stages were reused."""
+    _publish_stages("data-stages", stage_summaries(prepared.artifacts))
+    create_table_artifact(
+        [{"documents": label, "count": count} for label, count in prepared.splits.summary["funnel"]],
+        key="documents",
+        description="Documents in = kept + dropped by each rule + duplicates + quarantined",
+    )
+
+
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
+def report(
+    recipe: Recipe,
+    run: FlowRun,
+    prepared: Prepared,
+    trained: Artifact,
+    evaluated: Artifact | None = None,
+    registered: Registered | None = None,
+) -> Summary:
+    """Tell a run in figures, in the Prefect UI, in MLflow, and as the summary that is returned."""
+    figures = {"documents.png": run.directory / "documents.png", "loss.png": run.directory / "loss.png"}
+    draw_funnel(prepared.splits.summary["funnel"], figures["documents.png"])
+    draw_loss(trained.path / "events.jsonl", figures["loss.png"])
+    summary = _summarize(recipe, run, prepared, trained, evaluated, registered)
+    samples = evaluated.summary["samples"] if evaluated else ()
+    page = markdown(summary, figures, samples)
+    _publish_stages("stages", summary.stages)
+    create_markdown_artifact(page, key="summary", description=recipe.name)
+    if summary.mlflow_url:
+        create_link_artifact(summary.mlflow_url, link_text="This run in MLflow", key="mlflow")
+    _record(run, summary, figures)
+    return summary
+
+
+def _publish_stages(key: str, stages: list[StageSummary]) -> None:
+    create_table_artifact(
+        [stage.model_dump() | {"key": stage.key[:12]} for stage in stages],
+        key=key,
+        description="What was built or reused, and why",
+    )
+
+
+def _summarize(
+    recipe: Recipe,
+    run: FlowRun,
+    prepared: Prepared,
+    trained: Artifact,
+    evaluated: Artifact | None,
+    registered: Registered | None,
+) -> Summary:
+    measured: Mapping[str, Any] = evaluated.summary if evaluated else {}
+    artifacts = [*prepared.artifacts, trained, *([evaluated] if evaluated else [])]
+    return Summary(
+        recipe=recipe.name,
+        stages=stage_summaries(artifacts),
+        documents=prepared.splits.summary["documents"],
+        train_tokens=trained.summary["tokens"],
+        val_bits_per_byte=measured.get("bits_per_byte"),
+        zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
+        bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
+        tokens_per_second=trained.summary["tokens_per_second"],
+        mlflow_run_id=run.tracker.run_id(run.directory) or None,
+        mlflow_url=run.tracker.link(run.directory) or None,
+        model_name=registered.model_name if registered else None,
+        model_version=registered.model_version if registered else None,
+        aliases=registered.aliases if registered else [],
+        gate=registered.reason if registered else None,
+        model_path=str(trained.path / "model"),
+        wall_seconds=round(time.monotonic() - run.started, 2),
+    )
+
+
+def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None:
+    write_atomically(run.directory / "summary.json", summary.model_dump_json(indent=1))
+    metrics = {
+        "eval/bits_per_byte": summary.val_bits_per_byte,
+        "eval/zstd_bits_per_byte": summary.zstd_bits_per_byte,
+        "eval/bigram_bits_per_byte": summary.bigram_bits_per_byte,
+        "perf/tokens_per_second": summary.tokens_per_second,
+        "data/documents": summary.documents,
+        "train/tokens": summary.train_tokens,
+    }
+    run.record(
+        metrics={name: float(value) for name, value in metrics.items() if value is not None},
+        tags={f"gristmill.stage.{s.stage}": s.key for s in summary.stages}
+        | {f"gristmill.status.{s.stage}": f"{s.status} {s.reason}".strip() for s in summary.stages},
+        files={name: str(path) for name, path in figures.items()}
+        | {"summary.json": str(run.directory / "summary.json")},
+    )
+
+
+def markdown(summary: Summary, figures: Mapping[str, Path], samples: Iterable[Mapping[str, str]] = ()) -> str:
+    """The summary as a page."""
+    lines = [f"# {summary.recipe}", ""]
+    if summary.val_bits_per_byte is not None:
+        lines += [
+            "| bits per byte of the held-out text | |",
+            "|---|---:|",
+            f"| this model | **{summary.val_bits_per_byte:.4f}** |",
+            *_baseline("zstd -19", summary.zstd_bits_per_byte),
+            *_baseline("byte bigrams", summary.bigram_bits_per_byte),
+            "",
+        ]
+    if summary.model_version:
+        aliases = ", ".join(summary.aliases) or "no alias"
+        lines += [f"Registered as **{summary.model_name}** version {summary.model_version} ({aliases})."]
+    if summary.gate:
+        lines += [f"Gate: {summary.gate}.", ""]
+    if summary.mlflow_url:
+        lines += [f"[This run in MLflow]({summary.mlflow_url})", ""]
+    lines += ["## Stages", "", "| stage | key | status | seconds | why |", "|---|---|---|---:|---|"]
+    lines += [
+        f"| {s.stage} | `{s.key[:12]}` | {s.status} | {s.seconds:.1f} | {s.reason} |" for s in summary.stages
+    ]
+    for name, path in figures.items():
+        picture = base64.b64encode(path.read_bytes()).decode()
+        lines += ["", f"![{name}](data:image/png;base64,{picture})"]
+    for sample in samples:
+        lines += [
+            "",
+            f"### Sample: {sample['prompt']!r}",
+            "",
+            "```",
+            sample["text"].replace("```", "'''"),
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _baseline(name: str, value: float | None) -> list[str]:
+    return [] if value is None else [f"| {name} | {value:.4f} |"]

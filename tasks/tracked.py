@@ -1,0 +1,76 @@
+"""One run of a flow as a run directory and an MLflow run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.logging import get_run_logger
+
+from lmcore.config import Recipe
+from lmcore.errors import ServiceError
+from lmcore.home import Home
+from lmcore.store import write_atomically
+from tasks import runs
+from tasks.tracking import Follower, Tracker, sync_all
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """The run directory of a flow run, and the MLflow that it is recorded in."""
+
+    directory: Path
+    tracker: Tracker
+    started: float
+
+    def record(self, **changes: Any) -> None:
+        """Change the flow's MLflow run: tags, params, metrics, files."""
+        runs.update_run(self.directory, **changes)
+
+
+@contextlib.contextmanager
+def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
+    """Record what happens inside as one run; however it ends, MLflow is told, now or later."""
+    home = Home.here()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
+    tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
+    directory.mkdir(parents=True)
+    write_atomically(
+        directory / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    )
+    runs.open_run(
+        directory,
+        name=f"{kind} {recipe.name}",
+        kind=kind,
+        experiment=recipe.tracking.experiment,
+        tags={**runs.standard_tags(), "gristmill.recipe": recipe.name, "gristmill.run_dir": str(directory)},
+        params={"recipe": recipe.name},
+        files={"recipe.yaml": str(directory / "recipe.yaml")},
+    )
+    logger = get_run_logger()
+    status: runs.RunStatus = "failed"
+    with Follower(tracker, [directory], logger.warning, recipe.tracking.patience_seconds) as follower:
+        try:
+            yield FlowRun(directory, tracker, time.monotonic())
+            status = "finished"
+        except (KeyboardInterrupt, SystemExit):
+            status = "killed"
+            raise
+        finally:
+            runs.close_run(directory, status)
+    if not follower.behind:
+        _catch_up(tracker)
+
+
+def _catch_up(tracker: Tracker) -> None:
+    # Runs of a time when MLflow was away, or whose process was killed.
+    with contextlib.suppress(ServiceError):
+        sync_all(tracker)
