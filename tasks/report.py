@@ -144,6 +144,15 @@ def report(
     return summary
 
 
+def summarize_data(recipe: Recipe, prepared: Prepared) -> Summary:
+    """The summary of data preparation alone."""
+    return Summary(
+        recipe=recipe.name,
+        stages=stage_summaries(prepared.artifacts),
+        documents=prepared.splits.summary["documents"],
+    )
+
+
 def _publish_stages(key: str, stages: list[StageSummary]) -> None:
     create_table_artifact(
         [stage.model_dump() | {"key": stage.key[:12]} for stage in stages],

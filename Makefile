@@ -1,0 +1,60 @@
+# Two targets do all the set-up on a fresh machine: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
+
+.PHONY: quickstart test lint types imports check torture browser constraints clean help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/.installed ## install, and run the whole pipeline once
+	$(BIN)/gristmill run quickstart
+
+test: .venv/.installed-test ## the test suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: lint types imports ## everything that reads code without running it
+
+lint: .venv/.installed-dev ## style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: .venv/.installed-dev ## types of lmcore
+	$(BIN)/pyright lmcore
+
+imports: .venv/.installed-dev ## who imports whom
+	$(BIN)/lint-imports
+
+torture: .venv/.installed-test ## kill, damage and starve what must survive it
+	$(BIN)/python -m pytest tests/torture -p no:randomly
+
+browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium (installs it, as root)
+	bash tests/browser/install.sh
+	$(BIN)/python -m pytest tests/browser -p no:randomly
+
+constraints: .venv/.installed-dev ## rewrite infra/constraints.txt from what is installed
+	{ sed -n 1p infra/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; \
+	  echo 'torch==2.13.0'; } > infra/constraints.new && mv infra/constraints.new infra/constraints.txt
+
+clean: ## remove the environment; artifacts and runs stay
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first: with it there, no other package pulls another build of it.
+.venv/.installed: .venv/bin/python pyproject.toml infra/constraints.txt
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed-test
+	$(PIP) --editable '.[test,dev]'
+	@touch $@

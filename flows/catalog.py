@@ -1,0 +1,19 @@
+"""Which flow runs which part of a recipe."""
+
+from __future__ import annotations
+
+from flows.data import data_flow
+from flows.evaluate import evaluate_flow
+from flows.pipeline import pipeline_flow
+from flows.train import train_flow
+from lmcore.config import Recipe
+from tasks.report import Summary, summarize_data
+
+
+def run(kind: str, recipe: Recipe) -> Summary:
+    """Run the flow ``kind`` (data, train, evaluate or pipeline) with the settings of ``recipe``."""
+    if kind == "data":
+        return summarize_data(recipe, data_flow(recipe.data))
+    flow = {"train": train_flow, "evaluate": evaluate_flow, "pipeline": pipeline_flow}[kind]
+    wanted = flow.parameters.properties
+    return flow(**{name: getattr(recipe, name) for name in type(recipe).model_fields if name in wanted})

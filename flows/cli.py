@@ -1,0 +1,277 @@
+"""The command ``gristmill``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.environment import set_environment
+from lmcore.config import Recipe, load_recipe
+from lmcore.errors import ConfigError, GristmillError
+from lmcore.home import Home
+from lmcore.store import write_atomically
+
+STARTED = time.monotonic()
+RECIPES = Path(__file__).parent / "recipes"
+
+app = typer.Typer(
+    name="gristmill",
+    help="From raw text to a measured, registered language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log too.")]
+
+
+@app.command(epilog="Example: gristmill run quickstart --set train.steps=100 --json summary.json")
+def run(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole pipeline here: data, training, evaluation, registration."""
+    _run_flow("pipeline", recipe, overrides, json_file, verbose)
+
+
+@app.command(epilog="Example: gristmill prepare quickstart --set data.tokenizer.vocab_size=8192")
+def prepare(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare the data of a recipe: files to tokens."""
+    _run_flow("data", recipe, overrides, json_file, verbose)
+
+
+@app.command(epilog="Example: gristmill train quickstart --set train.optimizer.name=adamw")
+def train(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the model of a recipe; data that is there is reused."""
+    _run_flow("train", recipe, overrides, json_file, verbose)
+
+
+@app.command(epilog="Example: gristmill evaluate quickstart --set evaluation.stride_tokens=64")
+def evaluate(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the model of a recipe; data and training that are there are reused."""
+    _run_flow("evaluate", recipe, overrides, json_file, verbose)
+
+
+@app.command(epilog='Example: gristmill generate quickstart --prompt "def main():" --max-new-tokens 60')
+def generate(
+    recipe: RecipeName = "quickstart",
+    prompt: Annotated[str, typer.Option(help="Beginning of the text.")] = "import ",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 100,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0)] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from this many tokens; 0: all.", min=0)] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from this much probability.", min=0, max=1)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    model: Annotated[Path | None, typer.Option(help="Model directory; else the recipe's newest.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Continue a prompt with a trained model."""
+    with _errors():
+        directory = model or _newest_model(_load(recipe, overrides))
+        command = [
+            *(sys.executable, "-m", "lmcore.eval.generate", str(directory), "--prompt", prompt),
+            *("--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)),
+            *("--top-k", str(top_k), "--top-p", str(top_p), "--seed", str(seed)),
+        ]
+        sys.exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command(epilog="Example: gristmill explain quickstart --set train.steps=500")
+def explain(
+    recipe: RecipeName = "quickstart", overrides: Overrides = None, json_file: JsonFile = None
+) -> None:
+    """Say of each stage whether it would be reused or built, and why, without doing it."""
+    with _errors():
+        settings = _load(recipe, overrides)
+        set_environment(Home.here(), quiet=True)
+        from flows.explain import explain_recipe
+
+        rows = explain_recipe(settings)
+        table = Table(box=None, pad_edge=False)
+        for heading in ("stage", "would be", "key", "why"):
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(row.stage, row.status, row.key[:12], row.reason)
+        Console().print(table)
+        _write_json(json_file, [row.model_dump() for row in rows])
+
+
+@app.command(epilog="Example: gristmill sync")
+def sync(uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: as runs use.")] = "") -> None:
+    """Tell MLflow what it missed while it was away."""
+    with _errors():
+        home = _set_up(quiet=True)
+        from tasks.tracking import Tracker, sync_all
+
+        done = sync_all(Tracker(uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home))
+        typer.echo(f"{len(done)} run(s) brought up to date")
+
+
+@app.command(epilog="Example: gristmill up --prefect-port 4200 --mlflow-port 5000")
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect.", min=1, max=65535)] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.", min=1, max=65535)] = 5000,
+) -> None:
+    """Start Prefect, MLflow and a worker on loopback, with every flow deployed."""
+    with _errors():
+        from flows import services
+
+        found = services.up(Home.here(), prefect_port, mlflow_port, typer.echo)
+        typer.echo(f"Prefect  {found['prefect'].url}")
+        typer.echo(f"MLflow   {found['mlflow'].url}")
+
+
+@app.command(epilog="Example: gristmill down")
+def down() -> None:
+    """Stop what `up` started."""
+    with _errors():
+        from flows import services
+
+        stopped = services.down(Home.here(), typer.echo)
+        typer.echo("nothing was running" if not stopped else f"stopped {', '.join(stopped)}")
+
+
+@app.command(epilog="Example: gristmill doctor --json doctor.json")
+def doctor(json_file: JsonFile = None) -> None:
+    """Say what works on this machine, and what to do about what does not."""
+    with _errors():
+        from flows.doctor import examine
+
+        checks = examine(Home.here())
+        console = Console()
+        colors = {"ok": "green", "warning": "yellow", "failed": "red"}
+        for check in checks:
+            color = colors[check.state]
+            console.print(
+                f"[{color}]{check.state:<8}[/{color}] {check.name:<10} {check.found}", highlight=False
+            )
+            if check.remedy:
+                console.print(f"{'':<20}{check.remedy}", highlight=False)
+        _write_json(json_file, [vars(check) for check in checks])
+        if any(check.state == "failed" for check in checks):
+            raise typer.Exit(1)
+
+
+# --- behind the commands ---------------------------------------------------------------------------
+
+
+def _run_flow(
+    kind: str, recipe: str, overrides: list[str] | None, json_file: Path | None, verbose: bool
+) -> None:
+    with _errors():
+        settings = _load(recipe, overrides)
+        _check_writable(json_file)
+        _set_up(quiet=not verbose)
+        from flows import catalog, display
+        from tasks.progress import listen
+
+        console = Console()
+        with display.Display(console) as shown, listen(shown):
+            summary = catalog.run(kind, settings)
+        summary = summary.model_copy(update={"wall_seconds": round(time.monotonic() - STARTED, 2)})
+        display.show_summary(console, summary)
+        _write_json(json_file, summary.model_dump())
+
+
+def _set_up(*, quiet: bool) -> Home:
+    home = Home.here()
+    from flows.services import client_environment
+
+    for name, value in client_environment(home).items():
+        os.environ.setdefault(name, value)
+    set_environment(home, quiet=quiet)
+    return home
+
+
+def _load(name: str, overrides: list[str] | None) -> Recipe:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+            raise ConfigError(
+                f"there is no recipe {name!r}",
+                expected=f"one of {known}, or the path of a .yaml file",
+                remedy="Copy one from flows/recipes and change it.",
+            )
+    return load_recipe(path, overrides or ())
+
+
+def _newest_model(recipe: Recipe) -> Path:
+    from flows.explain import trained_model
+
+    set_environment(Home.here(), quiet=True)
+    return trained_model(recipe)
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ConfigError(
+            f"--json {path} cannot be written",
+            expected="an existing folder",
+            found=f"no {path.resolve().parent}",
+            remedy="Make the folder first.",
+        )
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path is not None:
+        write_atomically(path.resolve(), json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turn errors into one clear line and an exit status: 2 for wrong input, 1 for what failed."""
+    try:
+        yield
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except GristmillError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from what was finished", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A run, shown at a terminal: progress bars where there is one, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from lmcore.store import Artifact
+from tasks.report import Summary
+
+PLAIN_LINE_EVERY_SECONDS = 10.0
+
+
+class Display:
+    """Listens to tasks; use as a context manager around a flow."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._current: dict[str, TaskID] = {}
+        self._next_line = 0.0
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def stage_started(self, name: str) -> None:
+        """Show a bar for the stage."""
+        self._current[name] = self._bars.add_task(name, total=None, detail="")
+        self._next_line = time.monotonic() + PLAIN_LINE_EVERY_SECONDS
+
+    def advanced(self, stage: str, label: str, done: float, total: float, unit: str) -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        detail = f"{done:,.0f}/{total:,.0f} {unit}  {label}"
+        if stage in self._current:
+            self._bars.update(self._current[stage], completed=done, total=total or None, detail=detail)
+        if not self._console.is_terminal and time.monotonic() >= self._next_line:
+            self._console.print(f"  {stage}: {detail}", highlight=False)
+            self._next_line = time.monotonic() + PLAIN_LINE_EVERY_SECONDS
+
+    def stage_finished(self, artifact: Artifact) -> None:
+        """Replace the bar by a line that stays."""
+        if artifact.stage in self._current:
+            self._bars.remove_task(self._current.pop(artifact.stage))
+        color = "green" if artifact.status == "reused" else "cyan"
+        why = f"  [dim]{artifact.reason}[/dim]" if artifact.reason else ""
+        self._console.print(
+            f"[{color}]{artifact.status:<6}[/{color}] {artifact.stage:<10} {artifact.key[:12]} "
+            f"{artifact.seconds:7.1f} s{why}",
+            highlight=False,
+        )
+
+    def said(self, message: str) -> None:
+        """Print a line."""
+        self._console.print(message, highlight=False)
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """Print what came out of a run."""
+    console.print()
+    if summary.val_bits_per_byte is not None:
+        console.print(
+            f"[bold]{summary.val_bits_per_byte:.4f}[/bold] bits per byte on held-out text "
+            f"(zstd -19 needs {_number(summary.zstd_bits_per_byte)}, "
+            f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
+            highlight=False,
+        )
+    if summary.gate:
+        aliases = ", ".join(summary.aliases) or "no alias"
+        console.print(
+            f"{summary.model_name} version {summary.model_version} ({aliases}): {summary.gate}",
+            highlight=False,
+        )
+    where = summary.mlflow_url or summary.mlflow_run_id
+    if where:
+        console.print(f"MLflow run {where}", highlight=False, soft_wrap=True)
+    if summary.model_path:
+        console.print(f"model {summary.model_path}", highlight=False, soft_wrap=True)
+    console.print(f"{summary.wall_seconds:.1f} s in all", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

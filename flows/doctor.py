@@ -1,0 +1,45 @@
+"""``gristmill doctor``: the machine, and the services."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+
+from flows.services import running
+from lmcore.doctor import Check, machine_checks
+from lmcore.home import Home
+
+
+def examine(home: Home) -> list[Check]:
+    """Run every check."""
+    return [*(check() for check in machine_checks(home.root)), check_services(home), check_tracking()]
+
+
+def check_services(home: Home) -> Check:
+    """Servers started by `gristmill up`."""
+    found = running(home)
+    if not found:
+        return Check("services", "ok", "not up: runs use an embedded Prefect and an SQLite MLflow")
+    missing = [name for name in ("prefect", "mlflow", "worker") if name not in found]
+    urls = ", ".join(f"{name} {service.url}" for name, service in found.items() if service.port)
+    if missing:
+        return Check("services", "failed", f"{', '.join(missing)} died; {urls}", "Run `gristmill up` again.")
+    return Check("services", "ok", urls)
+
+
+def check_tracking() -> Check:
+    """The MLflow server named in the environment answers."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith("http"):
+        return Check("mlflow", "ok", uri or "no server set: mlflow.db in GRISTMILL_HOME")
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5):  # noqa: S310 - the user's own setting
+            return Check("mlflow", "ok", f"{uri} answers")
+    except (urllib.error.URLError, OSError) as error:
+        return Check(
+            "mlflow",
+            "warning",
+            f"{uri}: {error}",
+            "Runs go on without it and catch up; `gristmill sync` later.",
+        )

@@ -1,0 +1,85 @@
+"""What a recipe would reuse and build, asked of the store alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from lmcore.config import Recipe
+from lmcore.data.prepare import take_inventory
+from lmcore.errors import StorageError
+from lmcore.home import Home
+from lmcore.store import Artifact, Stage, Store
+from tasks.evaluate import evaluate_stage, model_digest
+from tasks.prepare import Prepared, documents_stage, splits_stage, tokenizer_stage, tokens_stage
+from tasks.train import train_stage
+
+STAGES = ("documents", "splits", "tokenizer", "tokens", "train", "evaluate")
+
+
+class Explanation(BaseModel):
+    """Whether a stage would be reused or built, and why."""
+
+    stage: str
+    key: str
+    status: str
+    reason: str
+
+
+def explain_recipe(recipe: Recipe) -> list[Explanation]:
+    """Follow the stages of ``recipe`` until one must be built; those behind it wait for its result."""
+    rows = []
+    for stage, artifact, reason in _walk(recipe):
+        status = "reused" if artifact else "built"
+        rows.append(Explanation(stage=stage.name, key=stage.key, status=status, reason=reason))
+    missing = STAGES[len(rows) :]
+    first = rows[-1].stage
+    waits = f"depends on {first}, which would be built"
+    return rows + [Explanation(stage=name, key="", status="built", reason=waits) for name in missing]
+
+
+def trained_model(recipe: Recipe) -> Path:
+    """Directory of the model that ``recipe`` trained.
+
+    Raises:
+        StorageError: it has not been trained.
+    """
+    for stage, artifact, reason in _walk(recipe):
+        if artifact is None:
+            raise StorageError(
+                f"recipe {recipe.name} has no trained model",
+                found=f"{stage.name} is not there ({reason})",
+                remedy=f"Run `gristmill train {recipe.name}` first, or name a directory with --model.",
+            )
+        if stage.name == "train":
+            return artifact.path / "model"
+    raise AssertionError("a recipe has a stage `train`")
+
+
+def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
+    store = Store(Home.here().store)
+    inventory = take_inventory(recipe.data)
+    found: dict[str, Artifact] = {}
+
+    def next_stage(name: str) -> Stage:
+        if name == "documents":
+            return documents_stage(recipe.data, inventory)
+        if name == "splits":
+            return splits_stage(recipe.data, found["documents"])
+        if name == "tokenizer":
+            return tokenizer_stage(recipe.data, found["documents"], found["splits"])
+        if name == "tokens":
+            return tokens_stage(recipe.data, *(found[n] for n in ("documents", "splits", "tokenizer")))
+        if name == "train":
+            return train_stage(recipe, Prepared(*(found[n] for n in STAGES[:4])))
+        return evaluate_stage(recipe, model_digest(found["train"]), found["tokens"])
+
+    for name in STAGES:
+        stage = next_stage(name)
+        artifact, reason = store.explain(stage)
+        yield stage, artifact, reason
+        if artifact is None:
+            return
+        found[name] = artifact

@@ -1,0 +1,257 @@
+"""``gristmill up`` and ``down``: Prefect's server, MLflow's and a worker, on loopback.
+
+Each service is a process in a session of its own with its output in a log file. What was started is kept in
+``services/<name>.json`` with the process's start time, so that a reused process id is never mistaken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from flows.environment import variables
+from lmcore.errors import ServiceError
+from lmcore.home import VARIABLE, Home
+from lmcore.store import write_atomically
+
+HOST = "127.0.0.1"
+POOL = "gristmill"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that ``up`` started."""
+
+    name: str
+    pid: int
+    created: float
+    port: int
+    log: str
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The process, if it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            alive = abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            return process if alive else None
+        except psutil.NoSuchProcess:
+            return None
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{HOST}:{self.port}"
+
+
+def running(home: Home) -> dict[str, Service]:
+    """Services of ``home`` that are alive, by name."""
+    services = {}
+    for path in sorted(home.services.glob("*.json")):
+        service = Service(**json.loads(path.read_text(encoding="utf-8")))
+        if service.process:
+            services[service.name] = service
+    return services
+
+
+def client_environment(home: Home) -> dict[str, str]:
+    """Where clients of ``home`` find the running servers; empty when they are not up."""
+    services = running(home)
+    found = {}
+    if "prefect" in services:
+        found["PREFECT_API_URL"] = f"{services['prefect'].url}/api"
+    if "mlflow" in services:
+        found["MLFLOW_TRACKING_URI"] = services["mlflow"].url
+    return found
+
+
+def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], object]) -> dict[str, Service]:
+    """Start what is not running yet, deploy every flow, and return the services. Safe to call twice.
+
+    Raises:
+        ServiceError: a port is taken by another program, or a service does not start.
+    """
+    home.services.mkdir(parents=True, exist_ok=True)
+    found = running(home)
+    for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
+        if name not in found:
+            _require_free(port, name)
+    try:
+        if "prefect" not in found:
+            say(f"starting Prefect on port {prefect_port}")
+            found["prefect"] = _start_prefect(home, prefect_port)
+        if "mlflow" not in found:
+            say(f"starting MLflow on port {mlflow_port}")
+            found["mlflow"] = _start_mlflow(home, mlflow_port)
+        _wait(found["prefect"], "/api/health")
+        _wait(found["mlflow"], "/health")
+        environment = {**_environment(home), **client_environment(home)}
+        say("deploying the flows")
+        _deploy(environment)
+        if "worker" not in found:
+            say("starting a worker")
+            found["worker"] = _start_worker(home, environment)
+    except BaseException:
+        down(home, lambda _: None)
+        raise
+    return found
+
+
+def down(home: Home, say: Callable[[str], object]) -> list[str]:
+    """Stop the services and everything they started; return the names of those that ran."""
+    stopped = []
+    services = running(home)
+    for name in ("worker", "mlflow", "prefect"):  # the worker first: its runs still report to Prefect
+        if name in services:
+            say(f"stopping {name}")
+            _stop(services[name])
+            stopped.append(name)
+        (home.services / f"{name}.json").unlink(missing_ok=True)
+    return stopped
+
+
+# --- starting --------------------------------------------------------------------------------------
+
+
+def _start_prefect(home: Home, port: int) -> Service:
+    environment = {
+        **_environment(home),
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        # Without this the pages in the browser would call port 4200 whatever port is served.
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return _spawn(home, "prefect", port, command, environment)
+
+
+def _start_mlflow(home: Home, port: int) -> Service:
+    home.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
+    environment = {**_environment(home), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{home.mlflow_database}"),
+        *("--artifacts-destination", home.mlflow_artifacts.as_uri(), "--serve-artifacts"),
+    ]
+    return _spawn(home, "mlflow", port, command, environment)
+
+
+def _start_worker(home: Home, environment: Mapping[str, str]) -> Service:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    service = _spawn(home, "worker", 0, command, environment)
+    deadline = time.monotonic() + START_SECONDS
+    while "started!" not in Path(service.log).read_text(encoding="utf-8", errors="replace"):
+        _require_alive(service, deadline)
+        time.sleep(0.2)
+    return service
+
+
+def _deploy(environment: Mapping[str, str]) -> None:
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    for arguments in (
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["deploy", "--all", "--prefect-file", str(CHECKOUT / "infra" / "prefect.yaml")],
+    ):
+        done = subprocess.run(
+            [*prefect, *arguments], env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ServiceError(
+                f"prefect {arguments[0]} failed",
+                found=(done.stdout + done.stderr).strip()[-800:],
+                remedy="Mend infra/prefect.yaml if it is at fault, then `gristmill up` again.",
+            )
+
+
+def _environment(home: Home) -> dict[str, str]:
+    own = {**os.environ, **variables(home), VARIABLE: str(home.root), "PYTHONUNBUFFERED": "1"}
+    own.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
+    own.pop("PREFECT_API_URL", None)
+    return own
+
+
+def _spawn(home: Home, name: str, port: int, command: list[str], environment: Mapping[str, str]) -> Service:
+    log = home.services / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            cwd=home.root,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    service = Service(name, process.pid, psutil.Process(process.pid).create_time(), port, str(log))
+    write_atomically(home.services / f"{name}.json", json.dumps(asdict(service)))
+    return service
+
+
+def _require_free(port: int, name: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServiceError(
+                f"port {port}, wanted for {name}, cannot be used",
+                expected="a free port",
+                found=error.strerror or str(error),
+                remedy=f"Stop the program that uses it, or choose another with --{name}-port.",
+            ) from None
+
+
+def _wait(service: Service, path: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(service.url + path, timeout=5) as answer:  # noqa: S310 - loopback
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        _require_alive(service, deadline)
+        time.sleep(0.2)
+
+
+def _require_alive(service: Service, deadline: float) -> None:
+    if service.process and time.monotonic() < deadline:
+        return
+    lines = Path(service.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise ServiceError(
+        f"{service.name} did not start",
+        expected=f"an answer within {START_SECONDS:.0f} s",
+        found=lines[-1] if lines else "no output",
+        remedy=f"Its log is {service.log}.",
+    )
+
+
+# --- stopping --------------------------------------------------------------------------------------
+
+
+def _stop(service: Service) -> None:
+    process = service.process
+    if process is None:
+        return
+    # Flow runs of the worker, and what they started, live in sessions of their own.
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for member in alive:
+        member.kill()
+    psutil.wait_procs(alive, timeout=5)
