@@ -1,0 +1,136 @@
+"""Causal self-attention, its document mask and its cache of keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmcore.config import ModelConfig
+from lmcore.errors import ConfigError
+from lmcore.model.layers import RMSNorm, rotate
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that each new token costs one step.
+
+    Args:
+        config: The model's.
+        batch_size: Sequences decoded side by side; all are of the same length.
+        max_tokens: Room for this many tokens of each sequence.
+        device: Where the model is.
+        dtype: Of keys and values.
+
+    Attributes:
+        length: Tokens of each sequence held so far.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_tokens: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (config.num_layers, batch_size, config.kv_heads, max_tokens, config.head_size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # [L, B, KV, S, head_dim]
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        self.max_tokens = max_tokens
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep ``keys`` and ``values`` [B, KV, T, head_dim] of ``layer``; return all [B, KV, S, head_dim].
+
+        ``length`` moves on once all layers have been through (``advance``).
+
+        Raises:
+            ConfigError: there is no room.
+        """
+        stop = self.length + keys.shape[2]
+        if stop > self.max_tokens:
+            raise ConfigError(
+                "the cache of keys and values is full",
+                expected=f"at most {self.max_tokens} tokens",
+                found=f"{stop}",
+                remedy="Make it larger, or start again from the last part of the text.",
+            )
+        self.keys[layer, :, :, self.length : stop] = keys
+        self.values[layer, :, :, self.length : stop] = values
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def advance(self, num_tokens: int) -> None:
+        """Count ``num_tokens`` more tokens as held."""
+        self.length += num_tokens
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all blocks of one forward pass share.
+
+    Attributes:
+        cos, sin: Rotary table of these positions, [T, 1, head_dim/2] or [B, T, 1, head_dim/2]; or None.
+        mask: Who may see whom, bool, broadcastable to [B, H, T, S]; None: plainly causal, or (with a
+            cache and a single new token) everything.
+        causal: Whether the plain causal mask applies.
+        cache: Earlier keys and values; or None.
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+    mask: Tensor | None
+    causal: bool
+    cache: KVCache | None
+
+
+def attention_mask(num_new: int, num_cached: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """Return who may see whom: [T, S], or [B, 1, T, S] with ``documents`` [B, S]; S = cached + new."""
+    total = num_cached + num_new
+    mask = torch.ones(num_new, total, dtype=torch.bool, device=device).tril(num_cached)
+    if documents is None:
+        return mask
+    same = documents[:, num_cached:, None] == documents[:, None, :]  # [B, T, S]
+    return (mask & same)[:, None]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023), with a norm of each head's queries and keys if set."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_size
+        # Rows: queries of all heads, then keys, then values: one product instead of three.
+        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = nn.Linear(config.hidden_size, rows, bias=config.bias)
+        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map ``x`` [B, T, D] to [B, T, D]."""
+        q, k, v = self._project(x, context)  # [B, H, T, hd], [B, KV, T, hd] twice
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=context.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=context.causal,
+            enable_gqa=self.heads != self.kv_heads,
+        )  # [B, H, T, hd]
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 KV, hd]
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.cos is not None and context.sin is not None:
+            q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

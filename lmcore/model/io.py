@@ -1,0 +1,85 @@
+"""A model as a directory: ``model.safetensors``, ``config.json`` and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmcore.config import ModelConfig, parse
+from lmcore.errors import CheckpointError, GristmillError
+from lmcore.model.transformer import Transformer
+from lmcore.store import write_atomically
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def save_model(
+    directory: Path,
+    model: nn.Module | Mapping[str, Tensor],
+    config: ModelConfig,
+    vocab_size: int,
+    tokenizer_dir: Path | None = None,
+) -> None:
+    """Write a model directory; a tied head is written once, as the embedding.
+
+    Args:
+        directory: Created if missing; files of the same names are replaced.
+        model: A module, or its whole (unsharded) state by name.
+        config: Its shape.
+        vocab_size: Rows of its embedding.
+        tokenizer_dir: Its tokenizer's files are copied from here.
+    """
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tied = {"head.weight"} if config.tie_embeddings else set()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in tied}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    description = {"model": config.model_dump(mode="json"), "vocab_size": vocab_size}
+    write_atomically(directory / CONFIG, json.dumps(description, indent=1) + "\n")
+    if tokenizer_dir is not None:
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).exists():
+                shutil.copyfile(tokenizer_dir / name, directory / name)
+
+
+def load_model(
+    directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """Read a model directory, ready to evaluate.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights are not those of the config.
+    """
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = parse(ModelConfig, description["model"], where=str(directory / CONFIG))
+        weights = load_file(directory / WEIGHTS)
+        # On no device: the weights that are loaded next become the parameters.
+        with torch.device("meta"):
+            model = Transformer(config, description["vocab_size"])
+        if config.tie_embeddings:
+            weights["head.weight"] = weights["embedding.weight"]
+        model.load_state_dict(weights, assign=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, GristmillError) as error:
+        raise CheckpointError(
+            f"{directory} does not hold a whole model",
+            expected=f"{CONFIG} and {WEIGHTS} that fit each other",
+            found=" ".join(str(error).split())[:300],
+            remedy="Train it again, or copy the directory again.",
+        ) from None
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    model.restore_tables()
+    model.to(device=device, dtype=dtype)
+    model.restore_tables(device)  # in fp32 again
+    return model.eval()

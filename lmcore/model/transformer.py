@@ -1,0 +1,185 @@
+"""One decoder-only Transformer, in the style of GPT-2 or of Llama and Qwen3, by composition.
+
+It knows nothing of parallelism: ``lmcore.parallel`` wraps it from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lmcore.config import ModelConfig
+from lmcore.errors import ConfigError
+from lmcore.model.attention import Attention, Context, KVCache, attention_mask
+from lmcore.model.layers import MLP, make_norm, rotary_table
+
+Role = Literal["embedding", "matrix", "head", "norm", "bias"]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map the residual stream ``x`` [B, T, D] to the next one."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), context))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Tokens in, logits of each next token out.
+
+    Args:
+        config: Its shape.
+        vocab_size: Rows of the embedding and of the head.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.position_embedding = (
+            nn.Embedding(config.max_seq_len, config.hidden_size) if config.position == "learned" else None
+        )
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.restore_tables()
+
+    def restore_tables(self, device: torch.device | str | None = None) -> None:
+        """Compute the rotary table, which is no part of the state: in fp32, whatever the weights are."""
+        if self.config.position == "rope":
+            cos, sin = rotary_table(self.config)
+            self.register_buffer("cos", cos.to(device), persistent=False)
+            self.register_buffer("sin", sin.to(device), persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return logits [B, T, V] of the token after each of ``tokens`` [B, T].
+
+        Args:
+            tokens: Token ids.
+            positions: [B, T]; None: counted from 0, or from the end of the cache.
+            document_ids: [B, T]; attention stays within equal ids. None: no such limit.
+            cache: Earlier keys and values, extended by these. Not together with ``document_ids``.
+
+        Raises:
+            ConfigError: the sequence is longer than ``max_seq_len``, or a cache came with documents.
+        """
+        x = self.embedding(tokens)  # [B, T, D]
+        context = self._context(tokens, positions, document_ids, cache)
+        if self.position_embedding is not None:
+            start = cache.length if cache else 0
+            if positions is None:
+                positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+            x = x + self.position_embedding(positions)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, context)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.head(self.norm(x))
+
+    def _context(
+        self, tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+    ) -> Context:
+        num_new, num_cached = tokens.shape[1], cache.length if cache else 0
+        if num_cached + num_new > self.config.max_seq_len:
+            raise ConfigError(
+                "the sequence is longer than the model is made for",
+                expected=f"at most {self.config.max_seq_len} tokens (model.max_seq_len)",
+                found=f"{num_cached + num_new}",
+                remedy="Shorten it, or train with a larger max_seq_len.",
+            )
+        if cache is not None and document_ids is not None:
+            raise ConfigError(
+                "a cache cannot be used with a document mask", remedy="Decode one document in each row."
+            )
+        cos = sin = mask = None
+        if self.config.position == "rope":
+            places = slice(num_cached, num_cached + num_new) if positions is None else positions
+            cos, sin = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)
+        causal = document_ids is None and num_cached == 0
+        if document_ids is not None or (num_cached and num_new > 1):
+            mask = attention_mask(num_new, num_cached, document_ids, tokens.device)
+        return Context(cos, sin, mask, causal, cache)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw initial weights, a function of ``seed`` and each parameter's name alone.
+
+        Normal with ``init_std``; the last projection of each branch is smaller by sqrt(2 num_layers)
+        (Radford et al. 2019), or zero.
+        """
+        config = self.config
+        for name, parameter in self.named_parameters():
+            role = parameter_role(name)
+            std = config.init_std
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                std = 0.0 if config.zero_init_projections else std / math.sqrt(2 * config.num_layers)
+            elif role == "head" and config.zero_init_projections:
+                std = 0.0
+            if role == "bias":
+                parameter.zero_()
+            elif role == "norm":
+                parameter.fill_(1.0)
+            else:
+                parameter.copy_(_normal(parameter.shape, std, seed, name))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers, tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Floating-point operations of training on one token, forward and backward.
+
+        Six for each weight that is multiplied, plus 12 L H head_dim T for attention (Chowdhery et al.
+        2022, appendix B): the causal half is not subtracted, and looking up embeddings costs nothing.
+        """
+        config = self.config
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
+        matrices += self.vocab_size * config.hidden_size
+        return 6 * matrices + 12 * config.num_layers * config.num_heads * config.head_size * seq_len
+
+
+def parameter_role(name: str) -> Role:
+    """Say what a parameter of this name is to an optimizer; a tied head is the embedding."""
+    if name.endswith("bias"):
+        return "bias"
+    if "norm" in name:
+        return "norm"
+    if "embedding" in name:
+        return "embedding"
+    return "head" if name.startswith("head") else "matrix"
+
+
+def _normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
+    if std == 0.0:
+        return torch.zeros(shape)
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=False) >> 1)
+    return torch.randn(shape, generator=generator) * std
