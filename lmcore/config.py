@@ -122,6 +122,12 @@ class LimitsConfig(Config):
     max_quarantined: float = setting(
         0.001, "Fail when a larger share of records is quarantined", unit="share", ge=0, le=1
     )
+    quarantine_floor: int = setting(
+        10,
+        "Never fail for this few quarantined records, whatever their share",
+        unit="records",
+        ge=0,
+    )
 
 
 class TokenizerConfig(Config):
@@ -416,12 +422,21 @@ class TrackingConfig(Config):
     experiment: str = setting("gristmill", "MLflow experiment, one for each project", identity=False)
     model_name: str = setting("", "Name of the registered model; empty: the recipe's name", identity=False)
     patience_seconds: float = setting(
-        60.0,
+        30.0,
         "How long the end of a run waits for a server that is away",
         unit="seconds",
         ge=0,
         identity=False,
     )
+
+    @model_validator(mode="after")
+    def _no_secret_in_the_address(self) -> TrackingConfig:
+        if "@" in self.uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "uri holds a user name or password; "
+                "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class Recipe(Config):
@@ -533,7 +548,8 @@ def _explain(kind: type[Config], problem: Any) -> str:
         return f"unknown key {path} ({hint})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
-    shown = "" if isinstance(value, (dict, BaseModel)) else f", found {value!r}"
+    structured = isinstance(value, (dict, list, tuple, BaseModel))
+    shown = "" if structured else f", found {value!r}"
     return f"{path}: {message}{shown}" if path else message
 
 

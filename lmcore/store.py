@@ -397,7 +397,14 @@ def _storage_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EEXIST,
+            errno.ENOTDIR,
+        ):
             raise
         free = shutil.disk_usage(_existing(target)).free
         raise StorageError(

@@ -1,0 +1,140 @@
+"""Settings: strict, explained, and split into what decides a result and what does not."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from lmcore.config import Config, DataConfig, Recipe, TrainConfig, identify, load_recipe, parse
+from lmcore.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "flows" / "recipes").glob("*.yaml"))
+
+
+def all_config_classes() -> list[type[Config]]:
+    found, queue = [], [Config]
+    while queue:
+        for kind in queue.pop().__subclasses__():
+            if kind.__module__ == "lmcore.config":
+                found.append(kind)
+            queue.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", all_config_classes(), ids=lambda kind: kind.__name__)
+def test_every_field_is_described_and_ordered(kind):
+    properties = kind.model_json_schema()["properties"]
+    for position, (name, field) in enumerate(properties.items()):
+        assert field.get("description"), f"{kind.__name__}.{name} has no description"
+        assert field["position"] == position
+
+
+@pytest.mark.parametrize("kind", all_config_classes(), ids=lambda kind: kind.__name__)
+def test_numbers_with_a_dimension_have_a_unit(kind):
+    suffixes = ("_bytes", "_tokens", "_seconds", "_steps", "_len", "_fraction", "_ratio", "_chars", "_words")
+    for name, field in kind.model_fields.items():
+        if name.endswith(suffixes) and not issubclass(type(field.default), BaseModel):
+            assert "[" in (field.description or ""), f"{kind.__name__}.{name} has no unit"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_named_after_their_file(path):
+    assert load_recipe(path).name == path.stem
+
+
+def test_quickstart_is_the_defaults_written_out():
+    path = next(p for p in RECIPES if p.stem == "quickstart")
+    assert yaml.safe_load(path.read_text()) == Recipe().model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("model.num_layer=3", "did you mean num_layers?"),
+        ("train.optimizer.lr=3", "learning_rate"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=0", "train.steps"),
+        ("data.sources=[]", "data.sources"),
+        ("train.global_batch_tokens=5000", "use 4864 or 5120"),
+        ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
+        ("train.parallel.dp_shard=3", "not divisible by 3 processes"),
+        ("model.num_heads=7", "not divisible by num_heads 7"),
+        ("model.max_seq_len=128", "longer than model.max_seq_len"),
+        ("train.steps.more=1", "train.steps"),
+        ("nonsense", "a.b=value"),
+        ("tracking.uri=https://me:secret@host", "MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_a_wrong_setting_is_explained(tmp_path, override, hint):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: r\nmodel: {hidden_size: 256, num_heads: 4, max_seq_len: 512}\n"
+        "train: {seq_len: 256, global_batch_tokens: 4096, micro_batch_size: 8}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, [override])
+    assert hint in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "name: [", "\x00"])
+def test_a_recipe_that_is_no_table_is_refused(tmp_path, text):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError):
+        load_recipe(recipe)
+
+
+def test_a_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_overrides_read_numbers_as_people_write_them(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: r\n")
+    loaded = load_recipe(recipe, ["train.optimizer.learning_rate=1e-3", "model.num_kv_heads=null"])
+    assert loaded.train.optimizer.learning_rate == 0.001
+    assert loaded.model.num_kv_heads is None
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainConfig().steps = 3  # type: ignore[misc]
+
+
+def test_identity_leaves_out_defaults_and_what_does_not_decide():
+    base = identify(train=TrainConfig())
+    assert base.chosen == {}
+    other_layout = parse(TrainConfig, {"parallel": {"dp_shard": 1}, "checkpoint_every": 7}, where="test")
+    assert identify(train=other_layout) == base
+    changed = parse(TrainConfig, {"optimizer": {"learning_rate": 0.5}}, where="test")
+    assert identify(train=changed).chosen == {"train.optimizer.learning_rate": 0.5}
+
+
+def test_identity_can_be_limited_to_paths():
+    data = DataConfig()
+    names = identify("data.tokenizer", data=data).values
+    assert names
+    assert all(name.startswith("data.tokenizer.") for name in names)
+
+
+def test_where_a_source_lies_is_not_its_identity():
+    def source(path: str) -> DataConfig:
+        return parse(DataConfig, {"sources": [{"name": "a", "kind": "files", "path": path}]}, where="test")
+
+    assert identify(data=source("/one/*.txt")) == identify(data=source("/two/*.txt"))
+
+
+def test_batch_arithmetic_closes():
+    for ranks, micro in itertools.product((1, 2, 4), (1, 2)):
+        values = {
+            "seq_len": 64,
+            "global_batch_tokens": 64 * 16,
+            "micro_batch_size": micro,
+            "parallel": {"dp_shard": ranks},
+        }
+        train = parse(TrainConfig, values, where="test")
+        assert train.grad_accum_steps * micro * ranks * train.seq_len == train.global_batch_tokens
