@@ -1,0 +1,215 @@
+"""From a stream of tokens to the batches of a step, by arithmetic on the step's number.
+
+Sample ``i`` is the window ``tokens[i T : i T + T + 1]``: T inputs and their T targets. Step ``k`` takes the
+places [k B, (k + 1) B) of the order, and a rank its slice of them, so the batch of a step is the same at any
+world size and a resumed run needs no more than the step's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmcore.data.order import Indices, Order
+from lmcore.errors import DataError
+
+IGNORE_INDEX = -100
+
+
+class TokenStream(Protocol):
+    """What a loader reads; ``lmcore.data.tokens.TokenDataset`` is one."""
+
+    num_tokens: int
+    document_offsets: npt.NDArray[np.int64]
+
+    def slice(self, start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Return tokens [start, stop)."""
+        ...
+
+    def doc_id(self, i: int) -> str:
+        """Return the name of document ``i``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that are computed at a time.
+
+    Attributes:
+        tokens: [B, T] int64.
+        targets: [B, T] int64, ``IGNORE_INDEX`` where there is nothing to learn.
+        positions: [B, T] int64, from the start of the document; None without a document mask.
+        document_ids: [B, T] int64; None without a document mask.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor | None = None
+    document_ids: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Move it to ``device``."""
+        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
+        return Batch(
+            self.tokens.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            move(self.positions),
+            move(self.document_ids),
+        )
+
+
+class Windows:
+    """The windows of ``seq_len`` tokens of a stream.
+
+    With ``document_mask`` the first token of a document is no target: attention does not reach it from the
+    document before, and which document follows is chance. Without the mask, EOS then first token is as fair
+    a target as any.
+
+    Args:
+        stream: The tokens.
+        seq_len: Inputs of a window.
+        document_mask: Whether batches carry documents and positions.
+    """
+
+    def __init__(self, stream: TokenStream, seq_len: int, *, document_mask: bool) -> None:
+        self.stream = stream
+        self.seq_len = seq_len
+        self.document_mask = document_mask
+
+    def __len__(self) -> int:
+        """Whole windows."""
+        return max(0, self.stream.num_tokens - 1) // self.seq_len
+
+    def batch(self, samples: Indices) -> Batch:
+        """Read the windows of ``samples`` [B]; one past the end is padded with targets that do not count."""
+        length = self.seq_len
+        rows = np.zeros((len(samples), length + 1), dtype=np.int64)
+        targets = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            start = min(int(sample) * length, self.stream.num_tokens)
+            tokens = self.stream.slice(start, min(start + length + 1, self.stream.num_tokens))
+            rows[row, : len(tokens)] = tokens
+            targets[row, : max(0, len(tokens) - 1)] = tokens[1:]
+        inputs = torch.from_numpy(rows)[:, :-1].contiguous()
+        if not self.document_mask:
+            return Batch(inputs, torch.from_numpy(targets))
+        return self._with_documents(inputs, targets, samples)
+
+    def num_targets(self, samples: Indices) -> int:
+        """Targets that count in the windows of ``samples``, without reading them."""
+        starts = samples * self.seq_len
+        ends = np.minimum(starts + self.seq_len, self.stream.num_tokens - 1)
+        total = int(np.maximum(0, ends - starts).sum())
+        if self.document_mask:
+            offsets = self.stream.document_offsets[:-1]
+            first_tokens = np.searchsorted(offsets, ends, "right") - np.searchsorted(offsets, starts, "right")
+            total -= int(np.maximum(0, first_tokens).sum())
+        return total
+
+    def documents(self, samples: Indices) -> Indices:
+        """Indices of the documents that the windows of ``samples`` touch, sorted."""
+        starts = samples * self.seq_len
+        last = np.minimum(starts + self.seq_len, self.stream.num_tokens - 1)
+        first, last = self._document_of(starts), self._document_of(last)
+        ranges = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+        return np.unique(np.concatenate(ranges))
+
+    def _with_documents(self, inputs: Tensor, targets: npt.NDArray[np.int64], samples: Indices) -> Batch:
+        starts = (samples * self.seq_len)[:, None]
+        places = starts + np.arange(self.seq_len + 1)  # [B, T + 1]
+        documents = self._document_of(places)
+        targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
+        begins = np.maximum(self.stream.document_offsets[documents], starts)
+        return Batch(
+            inputs,
+            torch.from_numpy(targets),
+            torch.from_numpy((places - begins)[:, :-1].copy()),
+            torch.from_numpy(documents[:, :-1].copy()),
+        )
+
+    def _document_of(self, places: Indices) -> Indices:
+        return np.searchsorted(self.stream.document_offsets[:-1], places, "right").astype(np.int64) - 1
+
+
+class TrainLoader:
+    """The batches of each training step, for one rank.
+
+    Args:
+        windows: The samples.
+        global_batch_size: Sequences of a step, over all ranks.
+        micro_batch_size: Sequences of a batch.
+        seed: Of the order.
+        rank, world_size: Which slice of a step is ours.
+
+    Raises:
+        DataError: there are fewer samples than one step takes.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(windows) < global_batch_size:
+            raise DataError(
+                "the training split is smaller than one batch",
+                expected=f"at least {global_batch_size} sequences of {windows.seq_len} tokens",
+                found=f"{len(windows)} ({windows.stream.num_tokens} tokens)",
+                remedy="Add text, or lower train.global_batch_tokens.",
+            )
+        self.windows = windows
+        self.order = Order(len(windows), seed)
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def samples_of_step(self, step: int) -> Indices:
+        """Samples of step ``step`` (from 0), over all ranks."""
+        size = self.global_batch_size
+        return self.order[step * size : (step + 1) * size]
+
+    def num_targets(self, step: int) -> int:
+        """Targets that count in step ``step``, over all ranks."""
+        return self.windows.num_targets(self.samples_of_step(step))
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Batches of this rank in step ``step``."""
+        share = self.global_batch_size // self.world_size
+        mine = self.samples_of_step(step)[self.rank * share : (self.rank + 1) * share]
+        for start in range(0, share, self.micro_batch_size):
+            yield self.windows.batch(mine[start : start + self.micro_batch_size])
+
+    def documents_of_step(self, step: int) -> list[str]:
+        """Names of the documents that made step ``step``, over all ranks."""
+        return [
+            self.windows.stream.doc_id(int(i)) for i in self.windows.documents(self.samples_of_step(step))
+        ]
+
+
+def validation_batches(
+    windows: Windows, *, max_tokens: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yield this rank's share of the first ``max_tokens`` targets of a split.
+
+    All ranks together see the same windows at any world size, the last one padded; each yields the same
+    number of batches, so that collectives in the forward pass meet.
+    """
+    targets = min(max_tokens, windows.stream.num_tokens - 1)
+    count = max(1, -(-targets // windows.seq_len))
+    num_batches = -(-count // (batch_size * world_size))
+    past_the_end = windows.stream.num_tokens  # a window there is padding alone
+    for index in range(num_batches):
+        first = (index * world_size + rank) * batch_size
+        samples = np.arange(first, first + batch_size, dtype=np.int64)
+        yield windows.batch(np.where(samples < count, samples, past_the_end))
