@@ -66,6 +66,11 @@ class RunRecord(BaseModel):
         write_atomically(run_dir / RECORD, self.model_dump_json(indent=1))
 
     @property
+    def outcome(self) -> RunStatus:
+        """Its status; ``killed`` if it says ``running`` but the process that wrote it is gone."""
+        return "killed" if self.abandoned else self.status
+
+    @property
     def abandoned(self) -> bool:
         """Whether it says ``running`` but the process that wrote it is gone."""
         if self.status != "running":

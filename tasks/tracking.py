@@ -192,7 +192,7 @@ class Tracker:
             self._save(run_dir, mark)
 
     def _end(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
-        status = "killed" if record.abandoned else record.status
+        status = record.outcome
         if mark.ended == status or (status == "running" and not mark.ended):
             return
         if status == "running":  # a later attempt of the same run
@@ -314,7 +314,7 @@ def sync_all(tracker: Tracker) -> list[Path]:
     for path in sorted(tracker.home.runs.glob(f"*/{RECORD}")):
         record = RunRecord.read(path.parent)
         mark = tracker._watermark(path.parent)
-        if record.abandoned or (record.status != "running" and mark.ended != record.status):
+        if record.outcome not in ("running", mark.ended):
             pending.append((bool(record.parent), record.started, path.parent))
     for _, _, run_dir in sorted(pending):
         tracker.sync(run_dir)
@@ -421,10 +421,12 @@ class Registry:
         ]
 
     def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
+        import mlflow
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
         from mlflow.exceptions import MlflowException
 
         client = self._tracker.client
+        mlflow.set_tracking_uri(self._tracker.uri)  # "models:/" addresses are looked up there
         run_id = self._tracker.sync(evaluation_run)
         experiment = self._tracker.experiment_id(RunRecord.read(evaluation_run).experiment)
         facts = {

@@ -1,0 +1,220 @@
+"""MLflow is made to agree with the run directories: real databases, a real server that goes away."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from lmcore.errors import ServiceError
+from lmcore.home import Home
+from tasks import runs
+from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def tracker(home):
+    return Tracker("", home)
+
+
+def start_run(home, name="train-a", **fields):
+    run_dir = home.runs / name
+    runs.open_run(run_dir, name=name, kind="train", experiment="test", **fields)
+    return run_dir
+
+
+def append_steps(run_dir, first, last, *, at=1000.0):
+    with (run_dir / "events.jsonl").open("a") as file:
+        for step in range(first, last + 1):
+            values = {"train/loss": 5.0 / step, "train/tokens": float(step * 64)}
+            row = {"kind": "step", "step": step, "tokens": step * 64, "time": at + step, "values": values}
+            file.write(json.dumps(row) + "\n")
+
+
+def history(tracker, run_id, key="train/loss"):
+    return [(metric.step, metric.value) for metric in tracker.client.get_metric_history(run_id, key)]
+
+
+def test_a_run_appears_with_all_that_its_record_says(home, tracker, tmp_path):
+    picture = tmp_path / "loss.png"
+    picture.write_bytes(b"png")
+    parent = start_run(home, "pipeline-a")
+    run_dir = start_run(
+        home,
+        parent=str(parent),
+        tags={"gristmill.git_commit": "abc"},
+        params={"train.steps": "3"},
+        files={"figures/loss.png": str(picture)},
+        datasets=[
+            runs.Dataset(
+                name="d", digest="0" * 32, source="/data", context="training", profile={"num_tokens": 5}
+            )
+        ],
+    )
+    append_steps(run_dir, 1, 3)
+    parent_id = tracker.sync(parent)
+    run_id = tracker.sync(run_dir)
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["mlflow.parentRunId"] == parent_id
+    assert run.data.tags["gristmill.git_commit"] == "abc"
+    assert run.data.params == {"train.steps": "3"}
+    assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 32
+    assert [a.path for a in tracker.client.list_artifacts(run_id, "figures")] == ["figures/loss.png"]
+    assert history(tracker, run_id) == [(1, 5.0), (2, 2.5), (3, 5 / 3)]
+    runs.update_run(run_dir, metrics={"eval/bits_per_byte": 1.25}, metrics_step=3)
+    runs.close_run(run_dir, "finished")
+    assert tracker.sync(run_dir) == run_id
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["eval/bits_per_byte"] == 1.25
+
+
+def test_events_arrive_once_whatever_is_repeated(home, tracker):
+    run_dir = start_run(home)
+    append_steps(run_dir, 1, 700)
+    run_id = tracker.sync(run_dir)
+    tracker.sync(run_dir)
+    append_steps(run_dir, 601, 900, at=9000.0)  # a resumed run replays 100 steps, at other times
+    assert Tracker("", home).sync(run_dir) == run_id  # and another process follows it
+    assert [step for step, _ in history(tracker, run_id)] == list(range(1, 901))
+
+
+def test_a_watermark_that_was_lost_duplicates_nothing(home, tracker):
+    run_dir = start_run(home)
+    append_steps(run_dir, 1, 50)
+    run_id = tracker.sync(run_dir)
+    for path in run_dir.glob("tracking-*.json"):
+        path.unlink()  # as if the process had died before it could save it
+    assert tracker.sync(run_dir) == run_id
+    assert len(history(tracker, run_id)) == 50
+
+
+def test_runs_of_dead_processes_are_closed(home, tracker):
+    run_dir = start_run(home)
+    tracker.sync(run_dir)
+    runs.update_run(run_dir, pid_started=1.0)  # another process has this number now
+    assert sync_all(tracker) == [run_dir]
+    assert tracker.client.get_run(tracker.run_id(run_dir)).info.status == "KILLED"
+    assert sync_all(tracker) == []
+
+
+def candidate(run_dir, digest, bits, data="data-1"):
+    return Candidate(
+        name="mill",
+        model_path=f"/models/{digest}",
+        model_digest=digest,
+        bits_per_byte=bits,
+        data_digest=data,
+        metrics={"eval/bits_per_byte": bits},
+        tags={"gristmill.stage.train": digest},
+    )
+
+
+def test_the_registry_keeps_one_version_a_model_and_moves_aliases(home, tracker):
+    registry = Registry(tracker)
+    run_dir = start_run(home)
+    assert registry.champion("mill") is None
+    first = registry.register(candidate(run_dir, "m1", 1.5), run_dir)
+    assert registry.register(candidate(run_dir, "m1", 1.5), run_dir).version == first.version == "1"
+    registry.challenge(first)
+    assert registry.aliases(first) == ["challenger"]
+    registry.crown(first)
+    assert registry.aliases(first) == ["champion"]
+    second = registry.register(candidate(run_dir, "m2", 1.4), run_dir)
+    registry.challenge(second)
+    champion = registry.champion("mill")
+    assert (champion.version, champion.bits_per_byte, champion.model_path) == ("1", 1.5, "/models/m1")
+    registry.crown(second)
+    assert registry.champion("mill").version == "2"
+    assert registry.aliases(first) == []
+    models = tracker.client.search_logged_models([tracker.experiment_id("test")])
+    assert {metric.value for model in models for metric in model.metrics} == {1.4, 1.5}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(folder, port):
+    folder.mkdir(exist_ok=True)
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
+        *(
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "a"),
+        ),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return server
+        except OSError:
+            assert server.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "MLflow did not start"
+            time.sleep(0.1)
+
+
+def stop_server(server):
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def test_a_server_that_is_away_is_caught_up_with(home, tmp_path):
+    port = free_port()
+    tracker = Tracker(f"http://127.0.0.1:{port}", home)
+    run_dir = start_run(home)
+    append_steps(run_dir, 1, 5)
+    with pytest.raises(ServiceError, match="Nothing is lost"):
+        tracker.sync(run_dir)
+
+    warnings = []
+    with Follower(tracker, [run_dir], warnings.append, patience_seconds=0) as follower:
+        append_steps(run_dir, 6, 10)
+        runs.close_run(run_dir, "finished")
+    assert follower.behind
+    assert len(warnings) == 1
+
+    server = start_server(tmp_path / "server", port)
+    try:
+        assert sync_all(tracker) == [run_dir]
+        run_id = tracker.run_id(run_dir)
+        assert [step for step, _ in history(tracker, run_id)] == list(range(1, 11))
+        assert tracker.client.get_run(run_id).info.status == "FINISHED"
+        assert tracker.link(run_dir).endswith(run_id)
+        stop_server(server)
+        with pytest.raises(ServiceError):  # it went away between two runs of this process
+            tracker.sync(start_run(home, "train-b"))
+        server = start_server(tmp_path / "server", port)
+        assert sync_all(tracker) == []
+    finally:
+        stop_server(server)
