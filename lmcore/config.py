@@ -138,7 +138,7 @@ class TokenizerConfig(Config):
         "llama3", "How text is split before merging; each is one that gigatoken knows"
     )
     sample_bytes: int = setting(
-        100_000_000, "Text to learn merges from; 0: all of the training split", unit="bytes", ge=0
+        10_000_000, "Text to learn merges from; 0: all of the training split", unit="bytes", ge=0
     )
 
 

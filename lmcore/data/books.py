@@ -1,0 +1,108 @@
+"""The books: every document that came in is accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmcore.errors import DataError
+
+
+@dataclass
+class Books:
+    """Counts of documents, for one shard, one source or the corpus.
+
+    Attributes:
+        documents_in: Records that the readers met, good or bad.
+        quarantined: Records that could not be read.
+        dropped: Documents that each quality rule dropped, by rule.
+        passed: Documents that went on to deduplication.
+        duplicates: Documents with the text of an earlier one.
+        train: Documents kept for training.
+        validation: Documents kept and held out.
+    """
+
+    documents_in: int = 0
+    quarantined: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    passed: int = 0
+    duplicates: int = 0
+    train: int = 0
+    validation: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Documents in the training and validation splits."""
+        return self.train + self.validation
+
+    def check_intake(self, where: str) -> None:
+        """Raise DataError unless in = quarantined + dropped + passed."""
+        self._balance(where, "documents in", self.documents_in, self._intake())
+
+    def check(self, where: str) -> None:
+        """Raise DataError unless in = kept + dropped + duplicates + quarantined, and the steps between."""
+        self.check_intake(where)
+        split = {"duplicates": self.duplicates, "train": self.train, "validation": self.validation}
+        self._balance(where, "documents passed", self.passed, split)
+
+    def _intake(self) -> dict[str, int]:
+        dropped = {f"dropped by {rule}": count for rule, count in sorted(self.dropped.items())}
+        return {"quarantined": self.quarantined, **dropped, "passed": self.passed}
+
+    @staticmethod
+    def _balance(where: str, name: str, total: int, parts: Mapping[str, int]) -> None:
+        if total != sum(parts.values()):
+            raise DataError(
+                f"the books of {where} do not balance",
+                expected=f"{total} {name}",
+                found=" + ".join(f"{count} {part}" for part, count in parts.items())
+                + f" = {sum(parts.values())}",
+                remedy="This is a defect of the program: please report it with this message.",
+            )
+
+    def funnel(self) -> list[tuple[str, int]]:
+        """Documents left after each step, in order: labels and counts."""
+        left = self.documents_in
+        steps = [("documents in", left)]
+        losses = {"readable": self.quarantined}
+        losses |= {f"after {rule}": self.dropped[rule] for rule in sorted(self.dropped)}
+        losses["distinct"] = self.duplicates
+        for label, loss in losses.items():
+            left -= loss
+            steps.append((label, left))
+        return [*steps, ("train", self.train), ("validation", self.validation)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a summary or a file."""
+        return {
+            "documents_in": self.documents_in,
+            "quarantined": self.quarantined,
+            "dropped": dict(sorted(self.dropped.items())),
+            "passed": self.passed,
+            "duplicates": self.duplicates,
+            "kept": self.kept,
+            "train": self.train,
+            "validation": self.validation,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Books:
+        """Rebuild from ``to_json``."""
+        counts = {name: value for name, value in values.items() if name not in ("dropped", "kept")}
+        return cls(dropped=Counter(values["dropped"]), **counts)
+
+    @classmethod
+    def total(cls, parts: Iterable[Books]) -> Books:
+        """Sum of ``parts``."""
+        whole = cls()
+        for part in parts:
+            whole.documents_in += part.documents_in
+            whole.quarantined += part.quarantined
+            whole.dropped += part.dropped
+            whole.passed += part.passed
+            whole.duplicates += part.duplicates
+            whole.train += part.train
+            whole.validation += part.validation
+        return whole

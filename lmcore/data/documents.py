@@ -1,0 +1,300 @@
+"""The documents stage: raw files in, normalised documents that pass the rules out, as Parquet shards.
+
+Each shard is a run of files of one source and is worked on alone, so the output is the same for any number of
+processes. Layout::
+
+    documents/00000.parquet    what passed, in the order of the files
+    quarantine/00000.parquet   what could not be read, only for shards that have any
+    books.json                 source and books of each shard
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.config import DataConfig, SourceConfig
+from lmcore.data.books import Books
+from lmcore.data.dedup import HASH_BYTES, content_hash
+from lmcore.data.quality import first_broken_rule
+from lmcore.data.records import Quarantined, Record, read_records
+from lmcore.data.sources import Inventory, SourceFile
+from lmcore.data.text import normalise
+from lmcore.errors import DataError
+from lmcore.progress import Paced, Progress
+
+DOCUMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("record", pa.int64(), nullable=False),
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("record", pa.int64(), nullable=False),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("raw", pa.binary(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
+)
+ROW_GROUP_TEXT = 16_000_000  # characters
+
+
+@dataclass
+class Shard:
+    """Files of one source that are worked on together."""
+
+    index: int
+    source: SourceConfig
+    files: list[SourceFile] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its files, as stored."""
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def name(self) -> str:
+        """File name of its outputs."""
+        return f"{self.index:05d}.parquet"
+
+
+@dataclass
+class ShardResult:
+    """What became of a shard."""
+
+    source: str
+    books: Books
+    num_bytes: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        return {"source": self.source, "books": self.books.to_json(), "bytes": self.num_bytes}
+
+
+def build_documents(
+    config: DataConfig, inventory: Inventory, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Read, normalise and filter every file of ``inventory``.
+
+    Returns:
+        Files, bytes (of UTF-8 text that passed) and the books in all, by source and by shard.
+
+    Raises:
+        DataError: nothing is left, too much was quarantined, or the books do not balance.
+    """
+    shards = _cut(config, inventory)
+    (out / "documents").mkdir()
+    paced = Paced(progress, "read documents", inventory.total_bytes, "bytes")
+    results = []
+    for shard, result in zip(shards, _map(config, shards, out, paced), strict=True):
+        result.books.check_intake(f"shard {shard.index} ({shard.source.name})")
+        results.append(result)
+    paced.finish()
+    books = Books.total(result.books for result in results)
+    _check_quarantine(config, books, [e for result in results for e in result.examples])
+    if not books.passed:
+        raise _empty(books)
+    (out / "books.json").write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
+    by_source: dict[str, Books] = {}
+    for source in config.sources:
+        by_source[source.name] = Books.total(r.books for r in results if r.source == source.name)
+        by_source[source.name].check_intake(f"source {source.name}")
+    return {
+        "inventory": inventory.summary(),
+        "documents": books.passed,
+        "bytes": sum(result.num_bytes for result in results),
+        "books": books.to_json(),
+        "sources": {name: part.to_json() for name, part in by_source.items()},
+        "shards": [result.to_json() for result in results],
+        "quarantine_examples": [e for result in results for e in result.examples][:5],
+    }
+
+
+def _cut(config: DataConfig, inventory: Inventory) -> list[Shard]:
+    sources = {source.name: source for source in config.sources}
+    shards: list[Shard] = []
+    for file in inventory.files:
+        last = shards[-1] if shards else None
+        if last is None or last.source.name != file.source or last.num_bytes >= config.shard_bytes:
+            last = Shard(len(shards), sources[file.source])
+            shards.append(last)
+        last.files.append(file)
+    return shards
+
+
+# --- one shard -------------------------------------------------------------------------------------
+
+
+def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None = None) -> ShardResult:
+    """Work on one shard; ``out`` is the stage's directory."""
+    result = ShardResult(shard.source.name, Books())
+    quarantined: list[dict[str, Any]] = []
+    path = out / "documents" / shard.name
+    with pq.ParquetWriter(path, DOCUMENTS_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        rows: list[tuple[str, str, str, int, str, bytes]] = []
+        held = 0
+        for file, record in _records(config, shard, paced):
+            result.books.documents_in += 1
+            if isinstance(record, Quarantined):
+                result.books.quarantined += 1
+                quarantined.append(_quarantine_row(file, record))
+                continue
+            text = normalise(record.text)
+            rule = first_broken_rule(text, config.quality)
+            if rule:
+                result.books.dropped[rule] += 1
+                continue
+            result.books.passed += 1
+            rows.append(
+                (_doc_id(file, record), file.source, file.name, record.index, text, content_hash(text))
+            )
+            held += len(text)
+            if held >= ROW_GROUP_TEXT:
+                result.num_bytes += _write(writer, rows)
+                rows, held = [], 0
+        if rows:
+            result.num_bytes += _write(writer, rows)
+    if quarantined:
+        (out / "quarantine").mkdir(exist_ok=True)
+        table = pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA)
+        pq.write_table(table, out / "quarantine" / shard.name, compression="zstd", write_page_checksum=True)
+        result.examples = [_example(row) for row in quarantined[:3]]
+    return result
+
+
+def _records(
+    config: DataConfig, shard: Shard, paced: Paced | None
+) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
+    for file in shard.files:
+        for record in read_records(file, shard.source, config.limits):
+            yield file, record
+        if paced:
+            paced.advance(file.num_bytes)
+
+
+def _doc_id(file: SourceFile, record: Record) -> str:
+    """Name a document so that a reader finds it: source:id, source:file or source:file#record."""
+    if record.id:
+        return f"{file.source}:{record.id}"
+    whole_file = file.suffix in (".txt", ".py")
+    return f"{file.source}:{file.name}" + ("" if whole_file else f"#{record.index}")
+
+
+def _write(writer: pq.ParquetWriter, rows: list[tuple[str, str, str, int, str, bytes]]) -> int:
+    """Write ``rows`` as one row group; return the bytes of their text."""
+    columns = [
+        pa.array(values, field.type)
+        for values, field in zip(zip(*rows, strict=True), DOCUMENTS_SCHEMA, strict=True)
+    ]
+    table = pa.Table.from_arrays(columns, schema=DOCUMENTS_SCHEMA)
+    writer.write_table(table, row_group_size=len(rows))
+    return sum(len(row[4].encode()) for row in rows)
+
+
+def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:
+    return {
+        "source": file.source,
+        "path": file.name,
+        "record": record.index,
+        "byte_offset": record.offset,
+        "reason": record.reason,
+        "raw": record.raw,
+        "num_bytes": record.num_bytes,
+    }
+
+
+def _example(row: dict[str, Any]) -> str:
+    place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']}"
+    return f"{row['source']}:{row['path']} record {row['record']}{place}: {row['reason']}"
+
+
+# --- all shards ------------------------------------------------------------------------------------
+
+
+def _map(config: DataConfig, shards: Sequence[Shard], out: Path, paced: Paced) -> Iterator[ShardResult]:
+    """Work on ``shards``, yielding results in their order."""
+    workers = min(config.workers or os.cpu_count() or 1, len(shards))
+    # Another process cannot see fsspec's in-memory files.
+    in_memory = any(file.url.startswith("memory:") for shard in shards for file in shard.files)
+    if workers == 1 or in_memory:
+        for shard in shards:
+            yield build_shard(config, shard, out, paced)
+        return
+    # Forking a process that has threads (Prefect's, Arrow's) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
+    try:
+        futures = [pool.submit(build_shard, config, shard, out) for shard in shards]
+        for shard, future in zip(shards, futures, strict=True):
+            yield future.result()
+            paced.advance(shard.num_bytes)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that read documents died",
+            found="no error of its own; often the machine had no memory left",
+            remedy="Use fewer data.workers or smaller data.shard_bytes.",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is gone; the pool's own pipes stay open among the workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+# --- what is too much ------------------------------------------------------------------------------
+
+
+def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> None:
+    limits = config.limits
+    allowed = max(limits.quarantine_floor, limits.max_quarantined * books.documents_in)
+    if books.quarantined > allowed:
+        raise DataError(
+            "too many records could not be read",
+            expected=f"at most {allowed:.0f} of {books.documents_in} (limits.max_quarantined "
+            f"{limits.max_quarantined:g}, limits.quarantine_floor {limits.quarantine_floor})",
+            found=f"{books.quarantined}, for example " + "; ".join(examples[:3]),
+            remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable.",
+        )
+
+
+def _empty(books: Books) -> DataError:
+    lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
+    lost += [f"{books.quarantined} quarantined"] if books.quarantined else []
+    return DataError(
+        "no document is left",
+        expected="at least one that passes data.quality",
+        found=f"{books.documents_in} read" + "".join(f", {text}" for text in lost),
+        remedy="Loosen the rules named, or choose another data.quality.profile."
+        if books.dropped
+        else "Look at the sources: their files are empty or cannot be read.",
+    )

@@ -1,0 +1,140 @@
+"""Encode documents, with the fast engine where it is known to agree with the reference one.
+
+gigatoken encodes a byte-level BPE many times faster than ``tokenizers``, for the split patterns it knows.
+It is used when it loads the tokenizer and gives the same tokens on hostile text and on a sample of the
+documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcore.data.tokenizer import eos_id, load_tokenizer, token_bytes
+from lmcore.errors import DataError
+
+# Text on which two readings of a pattern part: case folding, spaces, digits, joiners, rare line ends.
+HOSTILE_TEXTS = (
+    "",
+    " ",
+    "\n",
+    "  \n \n\n\t x  ",
+    "a  b   c    \n",
+    "\r\n \r x\r",
+    "I'LL we'Ve it's 'S '\u017f 'T\u017f K\u212a \u0131\u0130",
+    "1 12 123 1234 12345 \u0661\u0662\u0663\u0664 \u216b\u00b2\u00bd \U0001d7ce\U0001d7cf",
+    "a\u00a0\u2003b\u2028c\u2029d\u0085e\u180ef\u200bg\u3000",
+    "e\u0301 a\u0345 \u0d3e\u093f \u0e33 \u1100\u1161\u11a8",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \ufe0f\u20e3 \U0001f3fd",
+    "\x00\x01\x7f \ufeff\ufffd \U0010ffff \ufdd0 \ue000",
+    "\u65e5\u672c\u8a9e\u3001\u30c6\u30b9\u30c8\u3002 \u4f60\u597d",
+    "\ud55c\uad6d\uc5b4 \u0627\u0644\u0639 \u05e9\u05dc",
+    "def f(x):\n\treturn {'a': [1, 2.5e-3]}  # \u2026\n\n\n",
+    "!!!??? ...---\n\n===\r\n/* */ <|x|> </s> <s>",
+    "x" * 500 + " " * 500 + "9" * 500 + "\n" * 500 + "'" * 50,
+)
+
+
+class Encoder:
+    """Encodes text by the tokenizer of a directory; text that looks like a special token stays text.
+
+    Attributes:
+        engine: ``gigatoken`` or ``tokenizers``.
+        reason: Why this one.
+        eos_id: Id of ``<|endoftext|>``.
+        vocab_size: Entries of the vocabulary.
+    """
+
+    def __init__(self, tokenizer_dir: Path, sample: Sequence[str] = ()) -> None:
+        self._reference = load_tokenizer(tokenizer_dir)
+        self._fast: Any = None
+        self._specials = [
+            token.content for token in self._reference.get_added_tokens_decoder().values() if token.special
+        ]
+        self._token_bytes = token_bytes(tokenizer_dir)
+        self.eos_id = eos_id(self._reference)
+        self.vocab_size: int = self._reference.get_vocab_size()
+        self.engine, self.reason = self._choose(tokenizer_dir, sample)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``texts`` without EOS.
+
+        Returns:
+            All tokens one after another, int32 [num_tokens], and how many each text has, int64 [len(texts)].
+
+        Raises:
+            DataError: the tokens do not stand for as many bytes as the text has.
+        """
+        if self._fast is None:
+            tokens, lengths = self._encode_reference(texts)
+        else:
+            tokens, lengths = self._encode_fast(texts)
+        self._check_bytes(texts, tokens, lengths)
+        return tokens, lengths
+
+    def _choose(self, tokenizer_dir: Path, sample: Sequence[str]) -> tuple[str, str]:
+        try:
+            import gigatoken
+
+            self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / "tokenizer.json").read_bytes())
+            # In one batch, as documents are encoded.
+            texts = [*HOSTILE_TEXTS, *sample]
+            expected, found = self._encode_reference(texts), self._encode_fast(texts)
+            if not (np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])):
+                self._fast = None
+                return "tokenizers", "gigatoken gives other tokens on the sample"
+        except ImportError:
+            return "tokenizers", "gigatoken is not installed"
+        except Exception as error:  # gigatoken raises several kinds, pyo3 panics among them
+            self._fast = None
+            return "tokenizers", f"gigatoken refuses: {' '.join(str(error).split())[:200]}"
+        return "gigatoken", (
+            f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {len(sample)} documents"
+        )
+
+    def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.asarray(one.ids, np.int32) for one in encoded]
+        return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
+
+    def _encode_fast(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # gigatoken turns the text of a special token into its id: such documents take the reference engine.
+        risky = {i for i, text in enumerate(texts) if any(special in text for special in self._specials)}
+        safe = [text.encode() for i, text in enumerate(texts) if i not in risky]
+        tokens, lengths = _plain(self._fast.encode_batch(safe))
+        if not risky:
+            return tokens, lengths
+        pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(safe) else ())
+        merged = [
+            self._encode_reference([text])[0] if i in risky else next(pieces) for i, text in enumerate(texts)
+        ]
+        return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
+
+    def _check_bytes(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
+        ends = np.cumsum(lengths)
+        totals = np.r_[0, np.cumsum(self._token_bytes[tokens], dtype=np.int64)]
+        found = totals[ends] - totals[ends - lengths]
+        expected = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        if (found != expected).any():
+            wrong = int(np.argmax(found != expected))
+            raise DataError(
+                f"{self.engine} lost text",
+                expected=f"tokens that stand for {expected[wrong]} bytes",
+                found=f"{found[wrong]} for {texts[wrong][:60]!r}",
+                remedy="Please report this; data.tokenizer.pattern may be changed meanwhile.",
+            )
+
+
+def _flat(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int32), *parts])
+
+
+def _plain(ragged: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Flat int32 tokens and int64 lengths of an awkward array of lists."""
+    import awkward as ak
+
+    lengths = ak.to_numpy(ak.num(ragged, axis=1)).astype(np.int64)
+    return ak.to_numpy(ak.flatten(ragged, axis=1)).astype(np.int32), lengths

@@ -1,0 +1,281 @@
+"""Read the records of a raw file; what cannot be read becomes a quarantined record with its reason.
+
+A ``.txt`` or ``.py`` file is one record, a line of ``.jsonl`` is one, a row of ``.parquet`` is one. Damage in
+the middle of a stream keeps the good records before it, and one quarantined record tells of the rest.
+Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file expands to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.config import LimitsConfig, SourceConfig
+from lmcore.data.sources import SourceFile
+from lmcore.data.streams import BrokenStreamError, chunks
+from lmcore.errors import DataError
+
+RAW_BYTES_KEPT = 4_096
+
+_ROWS_AT_A_TIME = 1_024
+
+
+@dataclass(frozen=True)
+class Record:
+    """A readable record.
+
+    Attributes:
+        index: Position in its file, bad records counted.
+        id: From ``id_field``; empty if the source names none.
+        text: As stored; it may hold lone surrogates.
+    """
+
+    index: int
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A record that could not be read.
+
+    Attributes:
+        index: Position in its file.
+        offset: Where it starts, in bytes of the uncompressed file; None in a Parquet file.
+        reason: What is wrong with it.
+        raw: Its first bytes, as stored.
+        num_bytes: Size of the record, as far as it was seen.
+    """
+
+    index: int
+    offset: int | None
+    reason: str
+    raw: bytes = b""
+    num_bytes: int = 0
+
+
+class _BadRecordError(Exception):
+    """One record cannot be read; the message is the reason."""
+
+
+def read_records(
+    file: SourceFile, source: SourceConfig, limits: LimitsConfig
+) -> Iterator[Record | Quarantined]:
+    """Yield the records of ``file`` in order.
+
+    Raises:
+        DataError: the file changed since the inventory, or a Parquet file lacks a named column.
+    """
+    if file.suffix == ".parquet":
+        yield from _read_parquet(file, source, limits)
+    elif file.suffix in (".txt", ".py"):
+        yield _read_text(file, limits)
+    else:
+        yield from _read_lines(file, source, limits)
+
+
+def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
+    with file.open() as stream:
+        raw = stream.read(limits.max_record_bytes + 1)
+    if len(raw) > limits.max_record_bytes:
+        return _quarantine(0, 0, _too_large(limits), raw, file.num_bytes)
+    if hashlib.sha256(raw).hexdigest() != file.sha256:
+        raise _changed(file)
+    try:
+        return Record(0, "", _decode(raw))
+    except _BadRecordError as error:
+        return _quarantine(0, 0, str(error), raw)
+
+
+# --- lines of JSON ---------------------------------------------------------------------------------
+
+
+def _read_lines(
+    file: SourceFile, source: SourceConfig, limits: LimitsConfig
+) -> Iterator[Record | Quarantined]:
+    index, after = 0, 0
+    with file.open() as stream:
+        lines = _lines(_checked_chunks(stream, file, limits), limits.max_record_bytes)
+        try:
+            for offset, raw, num_bytes in lines:
+                after = offset + num_bytes + 1
+                if num_bytes <= limits.max_record_bytes and not raw.strip():
+                    continue
+                yield _record(index, offset, raw, num_bytes, source, limits)
+                index += 1
+        except BrokenStreamError as error:
+            yield Quarantined(index, after, str(error))
+
+
+def _record(
+    index: int, offset: int, raw: bytes, num_bytes: int, source: SourceConfig, limits: LimitsConfig
+) -> Record | Quarantined:
+    if num_bytes > limits.max_record_bytes:
+        return _quarantine(index, offset, _too_large(limits), raw, num_bytes)
+    try:
+        text, name = _parse(raw, source)
+    except _BadRecordError as error:
+        return _quarantine(index, offset, str(error), raw)
+    return Record(index, name, text)
+
+
+def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
+    compressed = file.suffix != ".jsonl"
+    digest, total = hashlib.sha256(), 0
+    for chunk in chunks(stream, file.suffix):
+        total += len(chunk)
+        if compressed and total > limits.max_expansion * file.num_bytes:
+            raise BrokenStreamError(
+                f"expands more than {limits.max_expansion:g} times (limits.max_expansion)"
+            )
+        if not compressed:
+            digest.update(chunk)
+        yield chunk
+    if not compressed and digest.hexdigest() != file.sha256:
+        raise _changed(file)
+
+
+def _lines(pieces: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes, int]]:
+    """Split into lines: offset, bytes (cut off beyond ``max_bytes``) and true size, line ends left out."""
+    offset, held, size = 0, bytearray(), 0
+    for chunk in pieces:
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            if size:
+                held += chunk[start : min(end, start + max(0, max_bytes - len(held)))]
+                size += end - start
+                yield offset, bytes(held), size
+                offset += size + 1
+                held.clear()
+                size = 0
+            else:
+                yield offset, chunk[start : min(end, start + max_bytes)], end - start
+                offset += end - start + 1
+            start = end + 1
+        held += chunk[start : start + max(0, max_bytes - len(held))]
+        size += len(chunk) - start
+    if size:
+        yield offset, bytes(held), size
+
+
+def _parse(raw: bytes, source: SourceConfig) -> tuple[str, str]:
+    """Return text and id of a line of JSON."""
+    try:
+        record = json.loads(_decode(raw))
+    except (ValueError, RecursionError) as error:
+        raise _BadRecordError(f"broken JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise _BadRecordError(f"not a JSON object but {type(record).__name__}")
+    text = _text_of(record, source.text_field)
+    return text, _id_of(record, source.id_field)
+
+
+def _text_of(record: dict[str, Any], name: str) -> str:
+    if name not in record:
+        raise _BadRecordError(f"no field {name!r}")
+    text = record[name]
+    if not isinstance(text, str):
+        raise _BadRecordError(f"field {name!r} is not text but {type(text).__name__}")
+    return text
+
+
+def _id_of(record: dict[str, Any], name: str) -> str:
+    if not name:
+        return ""
+    value = record.get(name)
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
+        raise _BadRecordError(f"field {name!r} names no record: {value!r:.80}")
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+# --- Parquet ---------------------------------------------------------------------------------------
+
+
+def _read_parquet(
+    file: SourceFile, source: SourceConfig, limits: LimitsConfig
+) -> Iterator[Record | Quarantined]:
+    columns = [source.text_field, *([source.id_field] if source.id_field else [])]
+    index = 0
+    with file.open() as stream:
+        try:
+            parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+            _check_columns(parquet, columns, file)
+            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns):
+                for row in _rows(batch, source, limits, index):
+                    yield row
+                    index += 1
+        except (OSError, pa.ArrowException) as error:
+            yield Quarantined(index, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes)
+
+
+def _check_columns(parquet: pq.ParquetFile, columns: list[str], file: SourceFile) -> None:
+    names = parquet.schema_arrow.names
+    for column in columns:
+        if column not in names:
+            raise DataError(
+                f"Parquet file {file.name} of source {file.source!r} has no column {column!r}",
+                found=", ".join(names),
+                remedy="Set text_field and id_field of this source to columns of the file.",
+            )
+
+
+def _rows(
+    batch: pa.RecordBatch, source: SourceConfig, limits: LimitsConfig, start: int
+) -> Iterator[Record | Quarantined]:
+    texts = _values(batch.column(source.text_field))
+    names = _values(batch.column(source.id_field)) if source.id_field else [None] * len(texts)
+    for index, (value, name) in enumerate(zip(texts, names, strict=True), start):
+        raw = value if isinstance(value, bytes) else b""
+        try:
+            if len(raw) > limits.max_record_bytes:
+                raise _BadRecordError(_too_large(limits))
+            text = _decode(value) if isinstance(value, bytes) else value
+            name = _decode(name) if isinstance(name, bytes) else name
+            record = {source.text_field: text, **({source.id_field: name} if source.id_field else {})}
+            yield Record(index, _id_of(record, source.id_field), _text_of(record, source.text_field))
+        except _BadRecordError as error:
+            yield _quarantine(index, None, str(error), raw)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    # As bytes, so that one string that is not UTF-8 does not take the whole batch with it.
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
+
+
+# --- reasons ---------------------------------------------------------------------------------------
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _BadRecordError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _too_large(limits: LimitsConfig) -> str:
+    return f"larger than {limits.max_record_bytes} bytes (limits.max_record_bytes)"
+
+
+def _quarantine(
+    index: int, offset: int | None, reason: str, raw: bytes, num_bytes: int | None = None
+) -> Quarantined:
+    size = len(raw) if num_bytes is None else num_bytes
+    return Quarantined(index, offset, reason, raw[:RAW_BYTES_KEPT], size)
+
+
+def _changed(file: SourceFile) -> DataError:
+    return DataError(
+        f"file {file.name} of source {file.source!r} changed while it was being read",
+        remedy="Run again when nothing writes to it.",
+    )

@@ -1,0 +1,225 @@
+"""Find the raw files and digest them, before any work.
+
+The inventory's digest is over what the files hold and what they are called below their root, so moving a
+corpus to another folder or machine makes nothing new.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from lmcore.config import DataConfig, SourceConfig
+from lmcore.errors import DataError
+from lmcore.store import sha256_json
+
+SUFFIXES = (".txt", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One raw file.
+
+    Attributes:
+        source: Name of its source.
+        url: Where to open it, for fsspec.
+        name: Its path below the root of the source, with ``/``.
+        num_bytes: Size as stored.
+        sha256: Of the bytes as stored, in hexadecimal.
+    """
+
+    source: str
+    url: str
+    name: str
+    num_bytes: int
+    sha256: str
+
+    @property
+    def suffix(self) -> str:
+        """One of ``SUFFIXES``."""
+        return suffix_of(self.name)
+
+    def open(self) -> BinaryIO:
+        """Open for reading bytes."""
+        return cast("BinaryIO", cast("Any", fsspec.open(self.url, "rb")).open())
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files of all sources, in order, and what the caps left out.
+
+    Attributes:
+        files: In the order of the sources, then by name.
+        left_out: Files and bytes beyond ``max_bytes``, for each source that has any.
+    """
+
+    files: tuple[SourceFile, ...]
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files, as stored."""
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over source names, relative names and contents; not over paths."""
+        return sha256_json([[file.source, file.name, file.sha256] for file in self.files])
+
+    def summary(self) -> dict[str, Any]:
+        """Files and bytes of each source, and what its cap left out."""
+        sources: dict[str, dict[str, int]] = {}
+        for file in self.files:
+            entry = sources.setdefault(file.source, {"files": 0, "bytes": 0})
+            entry["files"] += 1
+            entry["bytes"] += file.num_bytes
+        for name, out in self.left_out.items():
+            sources[name] |= {"files_left_out": out["files"], "bytes_left_out": out["bytes"]}
+        return {
+            "files": len(self.files),
+            "bytes": self.total_bytes,
+            "sources": sources,
+            "digest": self.digest,
+        }
+
+
+def suffix_of(name: str) -> str:
+    """Return the longest of ``SUFFIXES`` that ``name`` ends in, or an empty text."""
+    return max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+
+
+def take_inventory(config: DataConfig) -> Inventory:
+    """List and digest the files of every source, in sorted order, each source up to its ``max_bytes``.
+
+    Raises:
+        DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
+    """
+    found: list[tuple[SourceConfig, str, str, int]] = []
+    left_out: dict[str, dict[str, int]] = {}
+    for source in config.sources:
+        listed = sorted(_stdlib() if source.kind == "python_stdlib" else _glob(source))
+        taken = _up_to_cap(source, [size for _, _, size in listed])
+        found += [(source, name, url, size) for name, url, size in listed[:taken]]
+        if taken < len(listed):
+            left_out[source.name] = {
+                "files": len(listed) - taken,
+                "bytes": sum(size for _, _, size in listed[taken:]),
+            }
+    # hashlib releases the GIL, so threads use all cores.
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_sha256, (url for _, _, url, _ in found)))
+    files = tuple(
+        SourceFile(source.name, url, name, size, digest)
+        for (source, name, url, size), digest in zip(found, digests, strict=True)
+    )
+    return Inventory(files, left_out)
+
+
+def _stdlib() -> Iterator[tuple[str, str, int]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if _STDLIB_LEFT_OUT.isdisjoint(relative.parts) and path.is_file():
+            yield relative.as_posix(), str(path), path.stat().st_size
+
+
+def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
+    try:
+        filesystem, pattern = fsspec.url_to_fs(
+            str(Path(source.path).expanduser()) if _local(source) else source.path
+        )
+        entries = cast("dict[str, dict[str, Any]]", filesystem.glob(pattern, detail=True))
+        files = {path: entry for path, entry in entries.items() if entry["type"] == "file"}
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(
+            f"source {source.name!r} cannot be listed", found=f"{source.path}: {error}"
+        ) from error
+    root = _root(pattern)
+    if not files:
+        raise _nothing_found(source, filesystem, root)
+    wrong = sorted(path for path in files if not suffix_of(path))
+    if wrong:
+        raise DataError(
+            f"source {source.name!r} matches files of a kind that is not supported",
+            expected=", ".join(SUFFIXES),
+            found=f"{len(wrong)} of {len(files)}, first {', '.join(wrong[:3])}",
+            remedy=f"Narrow its path {source.path!r} to one of these suffixes.",
+        )
+    return [
+        (path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path), int(entry["size"]))
+        for path, entry in files.items()
+    ]
+
+
+def _local(source: SourceConfig) -> bool:
+    return "://" not in source.path and "::" not in source.path
+
+
+def _root(pattern: str) -> str:
+    """Return the folders of ``pattern`` before the first one with a wildcard."""
+    parts = pattern.split("/")
+    plain = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
+    return "/".join(parts[: min(plain, len(parts) - 1)])
+
+
+def _nothing_found(source: SourceConfig, filesystem: Any, root: str) -> DataError:
+    looked = root
+    while looked.strip("/") and not filesystem.isdir(looked):
+        looked = looked.rpartition("/")[0]
+    names = []
+    if filesystem.isdir(looked or "/"):
+        names = sorted(
+            path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(looked or "/", detail=False)
+        )
+    missing = (root[len(looked) :].strip("/") or source.path.rpartition("/")[2]).split("/")[0]
+    near = difflib.get_close_matches(missing, names, n=3, cutoff=0.3) or names[:3]
+    is_folder = filesystem.isdir(source.path.rstrip("/"))
+    return DataError(
+        f"source {source.name!r} matches no file",
+        expected=f"files at {source.path!r}",
+        found=f"none; looked in {looked or '/'}" + (f", which holds {', '.join(near)}" if near else ""),
+        remedy=f"It is a folder: write {source.path.rstrip('/')}/**/*.jsonl or the like."
+        if is_folder
+        else "Correct the path of this source.",
+    )
+
+
+def _up_to_cap(source: SourceConfig, sizes: list[int]) -> int:
+    if not source.max_bytes:
+        return len(sizes)
+    total = 0
+    for taken, size in enumerate(sizes):
+        total += size
+        if total > source.max_bytes:
+            if not taken:
+                raise DataError(
+                    f"the first file of source {source.name!r} is larger than the source may be",
+                    expected=f"at most max_bytes {source.max_bytes}",
+                    found=f"{size} bytes",
+                    remedy="Raise max_bytes of this source.",
+                )
+            return taken
+    return len(sizes)
+
+
+def _sha256(url: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with fsspec.open(url, "rb") as file:
+            while chunk := cast("BinaryIO", file).read(_READ_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(
+            f"file {url} cannot be read", found=str(error), remedy="Mend it or leave it out."
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,224 @@
+"""The splits stage: which documents are kept once, which are held out, and in which order they are used.
+
+Layout: ``decisions/00000.parquet`` beside each shard of the documents stage, row for row, with ``doc_id``,
+``content_hash``, ``decision`` (train, validation or duplicate) and ``duplicate_of``. The text stays where it
+is, so that another seed costs seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.config import DataConfig
+from lmcore.data.books import Books
+from lmcore.data.dedup import HASH_BYTES, first_occurrences, hold_out, order_by_hash
+from lmcore.errors import DataError
+from lmcore.progress import Paced, Progress
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+DECISIONS_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("duplicate_of", pa.string()),
+    ]
+)
+# Text is gathered in the order of its hash, this much at a time: the memory that one pass takes.
+PASS_TEXT_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a split.
+
+    Attributes:
+        doc_id: Its name.
+        source: Name of its source.
+        text: Normalised.
+    """
+
+    doc_id: str
+    source: str
+    text: str
+
+
+def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Drop exact duplicates across all sources (the first stays) and hold out a share by content hash.
+
+    Returns:
+        The books in all, by source and by shard, the funnel, and the digest of each split's content.
+
+    Raises:
+        DataError: fewer than two distinct documents, or the books do not balance.
+    """
+    shards = _shards(documents_dir)
+    paced = Paced(progress, "split documents", len(shards), "shards")
+    hashes, ids, sizes = _read_hashes(shards)
+    firsts = first_occurrences(hashes)
+    positions = np.arange(len(hashes))
+    distinct = positions[firsts == positions]
+    held, remedy = hold_out(hashes[distinct], config.validation_fraction, config.split_seed)
+    in_validation = np.zeros(len(hashes), bool)
+    in_validation[distinct] = held
+    in_validation = in_validation[firsts]
+    decisions = np.where(in_validation, "validation", "train").astype(object)
+    if config.exact_dedup:
+        decisions[firsts != positions] = "duplicate"
+    (out / "decisions").mkdir()
+    intake = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
+    books: list[tuple[str, Books]] = []
+    start = 0
+    for shard, size, entry in zip(shards, sizes, intake, strict=True):
+        rows = slice(start, start + size)
+        _write_decisions(out / "decisions" / shard.name, rows, ids, hashes, decisions, firsts)
+        books.append((entry["source"], _shard_books(entry["books"], size, decisions[rows])))
+        books[-1][1].check(f"shard {shard.stem} ({entry['source']})")
+        start += size
+        paced.advance(1)
+    paced.finish()
+    return _summary(config, books, hashes, decisions, remedy)
+
+
+def _shards(documents_dir: Path) -> list[Path]:
+    return sorted((documents_dir / "documents").glob("*.parquet"))
+
+
+def _read_hashes(shards: list[Path]) -> tuple[np.ndarray, pa.Array, list[int]]:
+    """Content hashes (uint8 [n, 16]) and names of all documents, and how many each shard holds."""
+    tables = [pq.read_table(shard, columns=["doc_id", "content_hash"]) for shard in shards]
+    whole = pa.concat_tables(tables).combine_chunks()
+    return _hashes(whole["content_hash"]), whole["doc_id"], [len(table) for table in tables]
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [np.frombuffer(b"".join(chunk.to_pylist()), np.uint8) for chunk in column.chunks]
+    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, HASH_BYTES)
+
+
+def _write_decisions(
+    path: Path, rows: slice, ids: Any, hashes: np.ndarray, decisions: np.ndarray, firsts: np.ndarray
+) -> None:
+    duplicate = decisions[rows] == "duplicate"
+    originals = ids.take(pa.array(firsts[rows])).combine_chunks()
+    columns = [
+        ids.slice(rows.start, rows.stop - rows.start).combine_chunks(),
+        pa.array([row.tobytes() for row in hashes[rows]], pa.binary(HASH_BYTES)),
+        pa.array(decisions[rows].tolist(), pa.string()),
+        pa.array(originals.to_pylist(), pa.string(), mask=~duplicate),
+    ]
+    table = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def _shard_books(intake: dict[str, Any], num_rows: int, decisions: np.ndarray) -> Books:
+    books = Books.from_json(intake)
+    # What lies on the disk decides, not what the shard said it wrote.
+    books.passed = num_rows
+    books.duplicates = int((decisions == "duplicate").sum())
+    books.train = int((decisions == "train").sum())
+    books.validation = int((decisions == "validation").sum())
+    return books
+
+
+def _summary(
+    config: DataConfig,
+    books: list[tuple[str, Books]],
+    hashes: np.ndarray,
+    decisions: np.ndarray,
+    remedy: str,
+) -> dict[str, Any]:
+    whole = Books.total(part for _, part in books)
+    whole.check("the corpus")
+    sources = {
+        source.name: Books.total(part for name, part in books if name == source.name)
+        for source in config.sources
+    }
+    for name, part in sources.items():
+        part.check(f"source {name}")
+    digests = {}
+    for split in SPLITS:
+        chosen = hashes[decisions == split]
+        digests[f"{split}_digest"] = hashlib.sha256(chosen[order_by_hash(chosen)].tobytes()).hexdigest()
+    return {
+        "documents": whole.kept,
+        "train_documents": whole.train,
+        "validation_documents": whole.validation,
+        "duplicates": whole.duplicates,
+        **digests,
+        "empty_split_remedy": remedy,
+        "funnel": [[label, count] for label, count in whole.funnel()],
+        "books": whole.to_json(),
+        "sources": {name: part.to_json() for name, part in sources.items()},
+        "shards": [{"source": source, "books": part.to_json()} for source, part in books],
+    }
+
+
+# --- reading a split -------------------------------------------------------------------------------
+
+
+def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[Document]:
+    """Yield the documents of ``split`` by content hash, so that files of one source are mixed.
+
+    Each pass over the shards gathers a range of hashes that holds about ``PASS_TEXT_BYTES`` of text.
+
+    Raises:
+        DataError: the decisions are of other documents.
+    """
+    shards = _shards(documents_dir)
+    text_bytes = sum(entry["bytes"] for entry in json.loads((documents_dir / "books.json").read_text()))
+    passes = -(-text_bytes // PASS_TEXT_BYTES) or 1
+    edges = [round(i * 2**16 / passes) for i in range(passes + 1)]
+    for low, high in itertools.pairwise(edges):
+        tables = [_gather(shard, splits_dir, split, low, high) for shard in shards]
+        table = pa.concat_tables(tables).combine_chunks()
+        order = order_by_hash(_hashes(table["content_hash"]))
+        for batch in table.select(["doc_id", "source", "text"]).take(pa.array(order)).to_batches(1024):
+            columns = (column.to_pylist() for column in batch.columns)
+            for doc_id, source, text in zip(*columns, strict=True):
+                yield Document(doc_id, source, text)
+
+
+def split_size(splits_dir: Path, split: Split) -> int:
+    """Documents of ``split``."""
+    decisions = (
+        pq.read_table(path, columns=["decision"])["decision"]
+        for path in sorted((splits_dir / "decisions").glob("*.parquet"))
+    )
+    return sum(int((column.to_numpy() == split).sum()) for column in decisions)
+
+
+def _gather(shard: Path, splits_dir: Path, split: Split, low: int, high: int) -> pa.Table:
+    """Rows of a shard that belong to ``split`` and whose hash begins with 16 bits in [low, high)."""
+    decided = pq.read_table(splits_dir / "decisions" / shard.name, columns=["content_hash", "decision"])
+    hashes = _hashes(decided["content_hash"])
+    leading = hashes[:, 0].astype(np.int64) * 256 + hashes[:, 1]
+    chosen = (leading >= low) & (leading < high) & (decided["decision"].to_numpy() == split)
+    parts, start = [], 0
+    with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+        if file.metadata.num_rows != len(chosen):
+            raise DataError(
+                f"decisions {shard.name} are of other documents",
+                expected=f"{file.metadata.num_rows} rows",
+                found=str(len(chosen)),
+                remedy="Run the splits stage again.",
+            )
+        for group in range(file.num_row_groups):
+            rows = chosen[start : (start := start + file.metadata.row_group(group).num_rows)]
+            if rows.any():
+                table = file.read_row_group(group, columns=["doc_id", "source", "text", "content_hash"])
+                parts.append(table.filter(pa.array(rows)))
+        schema = pa.schema([file.schema_arrow.field(n) for n in ("doc_id", "source", "text", "content_hash")])
+    return pa.concat_tables(parts) if parts else schema.empty_table()

@@ -1,0 +1,60 @@
+"""Uncompress a stream in bounded memory, giving all that can be had before any damage.
+
+Arrow's reader tells of truncation but loses the last chunk before it, and zstandard's stream reader takes a
+cut-off frame for the end; so both formats are fed by hand here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import zstandard
+
+_CHUNK_BYTES = 1 << 20
+_GZIP_INPUT_BYTES = 1 << 16
+# zstd's one-shot interface has no bound on its output; a block of 4 bytes makes at most 128 KiB, so this much
+# input makes at most 32 MiB.
+_ZSTD_INPUT_BYTES = 1 << 10
+_GZIP_FORMAT = 31
+
+
+class BrokenStreamError(Exception):
+    """The rest of a stream cannot be read; the message is the reason."""
+
+
+def chunks(stream: BinaryIO, suffix: str) -> Iterator[bytes]:
+    """Yield the uncompressed bytes of ``stream``: by ``suffix`` gzip, zstd or as is.
+
+    Raises:
+        BrokenStreamError: it is damaged or ends early; what came before was yielded.
+    """
+    if suffix.endswith(".gz"):
+        return _frames(stream, "gzip", lambda: zlib.decompressobj(_GZIP_FORMAT), _GZIP_INPUT_BYTES)
+    if suffix.endswith(".zst"):
+        return _frames(stream, "zstd", zstandard.ZstdDecompressor().decompressobj, _ZSTD_INPUT_BYTES)
+    return iter(lambda: stream.read(_CHUNK_BYTES), b"")
+
+
+def _frames(stream: BinaryIO, kind: str, new_frame: Callable[[], Any], input_bytes: int) -> Iterator[bytes]:
+    frame, fed, waiting = new_frame(), False, b""
+    while True:
+        data = waiting or stream.read(input_bytes)
+        if not data:
+            break
+        fed = True
+        try:
+            if kind == "gzip":
+                output, waiting = frame.decompress(data, _CHUNK_BYTES), frame.unconsumed_tail
+            else:
+                output, waiting = frame.decompress(data), b""
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise BrokenStreamError(f"damaged {kind}: {error}") from None
+        if output:
+            yield output
+        if frame.eof:
+            # Both formats allow several frames one after another.
+            frame, fed, waiting = new_frame(), False, frame.unused_data
+    if fed:
+        raise BrokenStreamError(f"truncated {kind}")
