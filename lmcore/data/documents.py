@@ -66,11 +66,7 @@ class Shard:
     index: int
     source: SourceConfig
     files: list[SourceFile] = field(default_factory=list)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its files, as stored."""
-        return sum(file.num_bytes for file in self.files)
+    num_bytes: int = 0  # as stored
 
     @property
     def name(self) -> str:
@@ -140,6 +136,7 @@ def _cut(config: DataConfig, inventory: Inventory) -> list[Shard]:
             last = Shard(len(shards), sources[file.source])
             shards.append(last)
         last.files.append(file)
+        last.num_bytes += file.num_bytes
     return shards
 
 

@@ -88,7 +88,9 @@ class Encoder:
                 return "tokenizers", "gigatoken gives other tokens on the sample"
         except ImportError:
             return "tokenizers", "gigatoken is not installed"
-        except Exception as error:  # gigatoken raises several kinds, pyo3 panics among them
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
             self._fast = None
             return "tokenizers", f"gigatoken refuses: {' '.join(str(error).split())[:200]}"
         return "gigatoken", (

@@ -17,7 +17,7 @@ from lmcore.config import DataConfig
 from lmcore.data.documents import build_documents
 from lmcore.data.encoding import Encoder
 from lmcore.data.sources import Inventory, take_inventory
-from lmcore.data.splits import SPLITS, Document, Split, build_splits, read_split, split_size
+from lmcore.data.splits import SPLITS, Document, build_splits, read_split, split_size
 from lmcore.data.token_writer import TokenWriter
 from lmcore.data.tokenizer import build_tokenizer
 from lmcore.progress import Paced, Progress
@@ -50,7 +50,7 @@ TOKENS_VERSION = 1
 TOKENS_SETTINGS = ("data.tokenizer",)
 
 _SAMPLE_DOCUMENTS = 64
-_SAMPLE_CHARS = 1_000_000
+_SAMPLE_CHARS = 300_000
 _BATCH_CHARS = 8_000_000
 
 
@@ -73,8 +73,10 @@ def build_tokens(
         DataError: the tokenizer cannot be used, or tokens do not stand for the text.
     """
     del config  # its part is in the tokenizer
-    sample = _sample(read_split(documents_dir, splits_dir, "train"))
-    encoder = Encoder(tokenizer_dir, sample)
+    batches = {split: _batches(read_split(documents_dir, splits_dir, split)) for split in SPLITS}
+    first = next(batches["train"])
+    batches["train"] = itertools.chain([first], batches["train"])
+    encoder = Encoder(tokenizer_dir, _sample(first))
     summary: dict[str, Any] = {
         "engine": encoder.engine,
         "engine_reason": encoder.reason,
@@ -83,20 +85,19 @@ def build_tokens(
     }
     total = {"documents": 0, "tokens": 0, "bytes": 0}
     for split in SPLITS:
-        written = _encode_split(encoder, documents_dir, splits_dir, split, out / split, progress)
+        paced = Paced(progress, f"encode {split}", split_size(splits_dir, split), "documents")
+        written = _encode_split(encoder, batches[split], out / split, paced)
         summary |= {f"{split}_{name}": count for name, count in written.items()}
         total = {name: count + written[name] for name, count in total.items()}
     return {**summary, **total, "bytes_per_token": round(total["bytes"] / total["tokens"], 4)}
 
 
 def _encode_split(
-    encoder: Encoder, documents_dir: Path, splits_dir: Path, split: Split, out: Path, progress: Progress
+    encoder: Encoder, batches: Iterable[list[Document]], out: Path, paced: Paced
 ) -> dict[str, int]:
-    count = split_size(splits_dir, split)
-    paced = Paced(progress, f"encode {split}", count, "documents")
     totals = {"documents": 0, "tokens": 0, "bytes": 0}
     with TokenWriter(out, eos_id=encoder.eos_id, vocab_size=encoder.vocab_size) as writer:
-        for batch in _batches(read_split(documents_dir, splits_dir, split)):
+        for batch in batches:
             tokens, lengths = end_documents(*encoder.encode([d.text for d in batch]), encoder.eos_id)
             num_bytes = sum(len(document.text.encode()) for document in batch)
             writer.add([d.doc_id for d in batch], [d.source for d in batch], tokens, lengths, num_bytes)
@@ -131,7 +132,8 @@ def _sample(documents: Iterable[Document]) -> list[str]:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, size = [], 0
+    batch: list[Document] = []
+    size = 0
     for document in documents:
         batch.append(document)
         size += len(document.text)

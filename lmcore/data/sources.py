@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -126,11 +127,13 @@ def take_inventory(config: DataConfig) -> Inventory:
 
 
 def _stdlib() -> Iterator[tuple[str, str, int]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if _STDLIB_LEFT_OUT.isdisjoint(relative.parts) and path.is_file():
-            yield relative.as_posix(), str(path), path.stat().st_size
+    root = sysconfig.get_path("stdlib")
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _STDLIB_LEFT_OUT]
+        for name in names:
+            path = Path(folder, name)
+            if name.endswith(".py") and path.is_file():
+                yield path.relative_to(root).as_posix(), str(path), path.stat().st_size
 
 
 def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:

@@ -98,9 +98,15 @@ def _shards(documents_dir: Path) -> list[Path]:
 
 def _read_hashes(shards: list[Path]) -> tuple[np.ndarray, pa.Array, list[int]]:
     """Content hashes (uint8 [n, 16]) and names of all documents, and how many each shard holds."""
-    tables = [pq.read_table(shard, columns=["doc_id", "content_hash"]) for shard in shards]
+    tables = [_read(shard, ["doc_id", "content_hash"]) for shard in shards]
     whole = pa.concat_tables(tables).combine_chunks()
     return _hashes(whole["content_hash"]), whole["doc_id"], [len(table) for table in tables]
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    # pq.read_table would import pyarrow.dataset, which takes 0.7 s.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=columns)
 
 
 def _hashes(column: pa.ChunkedArray) -> np.ndarray:
@@ -194,15 +200,14 @@ def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[
 def split_size(splits_dir: Path, split: Split) -> int:
     """Documents of ``split``."""
     decisions = (
-        pq.read_table(path, columns=["decision"])["decision"]
-        for path in sorted((splits_dir / "decisions").glob("*.parquet"))
+        _read(path, ["decision"])["decision"] for path in sorted((splits_dir / "decisions").glob("*.parquet"))
     )
     return sum(int((column.to_numpy() == split).sum()) for column in decisions)
 
 
 def _gather(shard: Path, splits_dir: Path, split: Split, low: int, high: int) -> pa.Table:
     """Rows of a shard that belong to ``split`` and whose hash begins with 16 bits in [low, high)."""
-    decided = pq.read_table(splits_dir / "decisions" / shard.name, columns=["content_hash", "decision"])
+    decided = _read(splits_dir / "decisions" / shard.name, ["content_hash", "decision"])
     hashes = _hashes(decided["content_hash"])
     leading = hashes[:, 0].astype(np.int64) * 256 + hashes[:, 1]
     chosen = (leading >= low) & (leading < high) & (decided["decision"].to_numpy() == split)
