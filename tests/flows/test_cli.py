@@ -1,0 +1,88 @@
+"""What people see when something is wrong: one clear line, an exit status, no traceback."""
+
+import json
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def mill(make_mill):
+    return make_mill("cli")
+
+
+def refused(mill, *arguments, status):
+    done = mill.call(*arguments)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("run", "nowhere"), "one of quickstart"),
+        (("run", "missing.yaml"), "missing.yaml"),
+        (("run", "quickstart", "--set", "model.num_layer=3"), "did you mean num_layers?"),
+        (("run", "quickstart", "--set", "train.global_batch_tokens=1000"), "whole number of sequences"),
+        (("run", "quickstart", "--json", "no/such/folder/x.json"), "existing folder"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(mill, arguments, hint):
+    assert hint in refused(mill, *arguments, status=2)
+    assert not (mill.home / "store").exists()
+
+
+def test_a_source_that_matches_nothing_is_named(mill):
+    pattern = str(mill.corpus.parent / "*.txt")
+    source = json.dumps([{"name": "demo", "kind": "files", "path": pattern}])
+    error = refused(mill, "run", str(mill.recipe), "--set", f"data.sources={source}", status=1)
+    assert pattern in error
+
+
+def test_an_empty_corpus_tells_which_rule_dropped_it(mill):
+    error = refused(mill, "prepare", str(mill.recipe), "--set", "data.quality.min_words=100000", status=1)
+    assert "min_words" in error
+
+
+def test_generating_before_training_says_what_to_do(mill):
+    assert "gristmill train" in refused(mill, "generate", str(mill.recipe), status=1)
+
+
+def test_a_port_in_use_is_named(mill):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        error = refused(mill, "up", "--prefect-port", port, status=1)
+    assert port in error
+    assert "--prefect-port" in error
+
+
+def test_down_without_up_is_no_error(mill):
+    done = mill.call("down")
+    assert done.returncode == 0
+    assert "nothing was running" in done.stdout
+
+
+def test_doctor_reports_every_check(mill, tmp_path):
+    target = tmp_path / "doctor.json"
+    done = mill.call("doctor", "--json", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {check["name"]: check for check in json.loads(target.read_text())}
+    assert {"python", "packages", "torch", "disk", "loopback", "services"} <= set(checks)
+    assert all(check["state"] == "ok" or check["remedy"] for check in checks.values())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "prepare", "train", "evaluate", "generate", "explain", "sync", "up", "down", "doctor"],
+)
+def test_every_command_shows_an_example(command):
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: gristmill {command}" in shown.output

@@ -1,0 +1,110 @@
+"""The whole mill, by its command line: built, reused, explained, registered, tracked."""
+
+import sqlite3
+
+import pytest
+
+STAGES = ["documents", "splits", "tokenizer", "tokens", "train", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def mill(make_mill):
+    return make_mill("pipeline")
+
+
+@pytest.fixture(scope="module")
+def first(mill):
+    return mill.run(name="first")
+
+
+@pytest.fixture(scope="module")
+def again(mill, first):
+    return mill.run(name="again")
+
+
+@pytest.fixture(scope="module")
+def changed(mill, again):
+    return mill.run("--set", "train.optimizer.learning_rate=0.001", name="changed")
+
+
+def statuses(summary):
+    return {stage["stage"]: stage["status"] for stage in summary["stages"]}
+
+
+def tracked(mill, query, *values):
+    with sqlite3.connect(mill.home / "mlflow.db") as database:
+        return database.execute(query, values).fetchall()
+
+
+def test_everything_is_built_and_told(first):
+    assert [stage["stage"] for stage in first["stages"]] == STAGES
+    assert set(statuses(first).values()) == {"built"}
+    assert first["documents"] == 240
+    assert 0 < first["val_bits_per_byte"] < 8
+    assert first["zstd_bits_per_byte"] > 0
+    assert first["tokens_per_second"] > 0
+    assert first["wall_seconds"] > 0
+    assert (first["model_name"], first["model_version"], first["aliases"]) == ("tiny", "1", ["champion"])
+
+
+def test_again_reuses_everything(first, again):
+    assert set(statuses(again).values()) == {"reused"}
+    for name in ("val_bits_per_byte", "model_version", "aliases", "train_tokens", "documents"):
+        assert again[name] == first[name]
+    assert again["mlflow_run_id"] != first["mlflow_run_id"]
+
+
+def test_a_changed_rate_reuses_data_and_is_named(changed):
+    found = statuses(changed)
+    assert all(found[name] == "reused" for name in STAGES[:4])
+    assert found["train"] == found["evaluate"] == "built"
+    reason = next(s["reason"] for s in changed["stages"] if s["stage"] == "train")
+    assert reason == "train.optimizer.learning_rate went from 0.003 to 0.001"
+    assert changed["model_version"] == "2"
+    assert changed["gate"]
+
+
+def test_the_books_of_the_first_run_are_in_mlflow(mill, first):
+    rows = tracked(mill, "select key, value from latest_metrics where run_uuid = ?", first["mlflow_run_id"])
+    metrics = dict(rows)
+    assert metrics["eval/bits_per_byte"] == pytest.approx(first["val_bits_per_byte"])
+    assert metrics["data/documents"] == first["documents"]
+
+
+def test_parents_and_children_are_linked_in_mlflow(mill, first, changed):
+    query = """
+        select k.value from tags p join tags k on k.run_uuid = p.run_uuid and k.key = 'gristmill.kind'
+        where p.key = 'mlflow.parentRunId' and p.value = ?
+    """
+    for summary in (first, changed):
+        assert sorted(tracked(mill, query, summary["mlflow_run_id"])) == [("evaluate",), ("train",)]
+
+
+def test_every_step_is_in_mlflow_once(mill, first, changed):
+    rows = tracked(
+        mill,
+        "select run_uuid, count(*), count(distinct step) from metrics"
+        " where key = 'train/loss' group by run_uuid",
+    )
+    assert [counts for _, *counts in rows] == [[12, 12], [12, 12]]
+
+
+def test_all_runs_are_finished_in_mlflow(mill, changed):
+    assert {status for (status,) in tracked(mill, "select status from runs")} == {"FINISHED"}
+
+
+def test_explain_names_what_would_be_built(mill, changed):
+    done = mill.call("explain", str(mill.recipe), "--set", "train.steps=13", "--set", "data.workers=2")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:] if line.strip()}
+    assert all("reused" in lines[name] for name in STAGES[:4])
+    assert "train.steps went from 12 to 13" in " ".join(done.stdout.split())
+    assert "depends on train" in " ".join(done.stdout.split())
+
+
+def test_generate_continues_a_prompt(mill, changed):
+    arguments = ("generate", str(mill.recipe), "--prompt", "the mill ", "--max-new-tokens", "5")
+    one, two = mill.call(*arguments), mill.call(*arguments)
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.startswith("the mill ")
+    assert one.stdout == two.stdout
