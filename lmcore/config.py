@@ -312,6 +312,7 @@ class TrainConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Type of the computation; weights and reductions stay fp32"
     )
+    initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1, identity=False)
     document_mask: bool = setting(
         False, "Attention sees only its own document, and positions restart at its start"
     )

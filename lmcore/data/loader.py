@@ -32,8 +32,8 @@ class TokenStream(Protocol):
         """Return tokens [start, stop)."""
         ...
 
-    def doc_id(self, i: int) -> str:
-        """Return the name of document ``i``."""
+    def doc_id(self, index: int) -> str:
+        """Return the name of document ``index``."""
         ...
 
 

@@ -1,0 +1,121 @@
+"""The processes of a run: how many, which one this is, and the mesh they form."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from lmcore.config import LaunchConfig, ParallelConfig
+from lmcore.errors import ConfigError, LaunchError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank: From 0.
+        size: Processes in all.
+        device: Where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what all of them found."""
+        return self.rank == 0
+
+    def add_up(self, values: list[float]) -> list[float]:
+        """Return the sum over all processes of each of ``values``, in fp64, the same bits on each."""
+        if self.size == 1:
+            return values
+        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def join_world(launch: LaunchConfig) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone.
+
+    gloo on CPU, nccl on CUDA; a collective that takes longer than ``launch.stall_seconds`` is an error.
+
+    Raises:
+        LaunchError: CUDA was asked for and is not there.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = choose_device(launch)
+    if launch.threads_per_process:
+        torch.set_num_threads(launch.threads_per_process)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(seconds=launch.stall_seconds),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(launch: LaunchConfig) -> torch.device:
+    """Return the device of this process; on CUDA the one of its local rank.
+
+    Raises:
+        LaunchError: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if launch.device == "cuda" and not available:
+        raise LaunchError(
+            "train.launch.device is cuda",
+            expected="a GPU that torch can use",
+            found="none",
+            remedy="Set train.launch.device=auto, or install a torch built for this machine's GPU.",
+        )
+    if launch.device == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def make_mesh(parallel: ParallelConfig, world: World) -> DeviceMesh | None:
+    """Lay the processes out as (dp_replicate, dp_shard); None for a single process.
+
+    Raises:
+        ConfigError: there are more or fewer processes than the settings divide the work over.
+    """
+    if parallel.num_processes != world.size:
+        raise ConfigError(
+            "the number of processes is not the one in the settings",
+            expected=f"{parallel.num_processes} (dp_replicate {parallel.dp_replicate} x "
+            f"dp_shard {parallel.dp_shard})",
+            found=f"{world.size}",
+            remedy=f"Start {parallel.num_processes} processes, or set train.parallel.dp_shard to "
+            f"{world.size} and dp_replicate to 1.",
+        )
+    if world.size == 1:
+        return None
+    return init_device_mesh(
+        world.device.type,
+        (parallel.dp_replicate, parallel.dp_shard),
+        mesh_dim_names=("dp_replicate", "dp_shard"),
+    )

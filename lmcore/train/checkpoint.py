@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or are not there.
+
+    checkpoints/.build-<random>/   being written, or what a killed process left
+    checkpoints/step-00000030/     committed:
+        *.distcp, .metadata          weights and optimizer state, each process its part (torch DCP)
+        state.json                   everything else
+        manifest.json                size and SHA-256 of each file above
+        COMMIT                       SHA-256 of manifest.json; written last
+
+Nothing is read before its hash was checked: DCP itself loads damaged numbers without a word, and keeps its
+index as a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from lmcore.errors import CheckpointError
+from lmcore.parallel.mesh import World
+from lmcore.store import MANIFEST, hash_files, sha256_file
+
+STATE = "state.json"
+COMMIT = "COMMIT"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds besides tensors.
+
+    Attributes:
+        step: Optimizer steps done; the schedule and the order of the data follow from it.
+        samples_consumed: Sequences done.
+        loss_scale: Scale, good steps and skipped steps.
+        belongs_to: Settings and digests that a run must share to go on from here.
+    """
+
+    step: int
+    samples_consumed: int
+    loss_scale: dict[str, Any]
+    belongs_to: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        run_dir: The run directory.
+        world: All its processes call the methods together.
+        keep: Newest ones kept.
+    """
+
+    def __init__(self, run_dir: Path, world: World, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.world = world
+        self.keep = keep
+
+    def save(self, tensors: dict[str, Tensor], state: TrainingState) -> Path:
+        """Write a checkpoint into a fresh folder and commit it; drop the oldest beyond ``keep``."""
+        build = self.folder / self._agree(f".build-{uuid.uuid4().hex[:8]}")
+        target = self.folder / f"{PREFIX}{state.step:08d}"
+        build.mkdir(parents=True, exist_ok=True)
+        save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
+        self.world.barrier()
+        if self.world.is_main:
+            _write(build / STATE, asdict(state))
+            _write(build / MANIFEST, {"files": hash_files(build)})
+            (build / COMMIT).write_text(sha256_file(build / MANIFEST))
+            _sync(build)
+            shutil.rmtree(target, ignore_errors=True)
+            build.rename(target)
+            _sync_directory(self.folder)
+            self._sweep()
+        self.world.barrier()
+        return target
+
+    def load_newest(
+        self,
+        tensors: Callable[[], dict[str, Tensor]],
+        belongs_to: dict[str, Any],
+        passed_over: Callable[[str, str], None],
+    ) -> TrainingState | None:
+        """Load the newest whole checkpoint into ``tensors``; None if there is none.
+
+        Args:
+            tensors: Makes the tensors to load into.
+            belongs_to: What the checkpoint must have been made for.
+            passed_over: Told the name of each damaged one, and what is wrong.
+
+        Raises:
+            CheckpointError: it is of another model, other data or another order.
+        """
+        for path in self._newest_first():
+            damage = self._agree(_damage(path) if self.world.is_main else "")
+            if damage:
+                passed_over(path.name, damage)
+                continue
+            state = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+            _check_belongs(path, state.belongs_to, belongs_to)
+            load(tensors(), storage_reader=FileSystemReader(path), no_dist=self._alone)
+            return state
+        return None
+
+    @property
+    def _alone(self) -> bool:
+        return self.world.size == 1
+
+    def _newest_first(self) -> list[Path]:
+        names = [p.name for p in self.folder.glob(f"{PREFIX}*")] if self.folder.is_dir() else []
+        return [self.folder / name for name in self._agree(sorted(names, reverse=True))]
+
+    def _agree(self, value: Any) -> Any:
+        """Return what the main process found: file systems do not look the same to all at all times."""
+        box = [value]
+        if not self._alone:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _sweep(self) -> None:
+        committed = sorted(p for p in self.folder.glob(f"{PREFIX}*") if (p / COMMIT).exists())
+        for path in [*committed[: -self.keep], *self.folder.glob(".build-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _damage(path: Path) -> str:
+    """Say what is wrong with the checkpoint at ``path``; empty if it is whole."""
+    try:
+        committed = (path / COMMIT).read_text(encoding="utf-8").strip()
+        if committed != sha256_file(path / MANIFEST):
+            return f"{MANIFEST} is not what was committed"
+        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    found = hash_files(path)
+    found.pop(COMMIT, None)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            return f"{name} is not what was written"
+    return ""
+
+
+def _check_belongs(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    different = [name for name in sorted(expected) if found.get(name) != expected[name]]
+    if different:
+        raise CheckpointError(
+            f"checkpoint {path.name} is of another run",
+            expected=", ".join(f"{name} {_short(expected[name])}" for name in different),
+            found=", ".join(f"{name} {_short(found.get(name))}" for name in different),
+            remedy="Go on with the settings it was made with, or train in a fresh run directory.",
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_directory(folder)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

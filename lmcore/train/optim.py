@@ -1,0 +1,214 @@
+"""Which optimizer moves which parameter, and Muon on any layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lmcore.config import OptimizerConfig
+from lmcore.model.transformer import Role, Transformer, parameter_role
+from lmcore.parallel.apply import local, whole
+
+DECAYED: tuple[Role, ...] = ("matrix", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are treated alike.
+
+    Attributes:
+        optimizer: ``adamw`` or ``muon``.
+        role: What they are in the model.
+        learning_rate: Its peak.
+        weight_decay: Per step, times the learning rate.
+        parameters: By name.
+    """
+
+    optimizer: str
+    role: Role
+    learning_rate: float
+    weight_decay: float
+    parameters: dict[str, torch.nn.Parameter]
+
+
+def parameter_groups(model: Transformer, config: OptimizerConfig) -> list[Group]:
+    """Put every parameter into exactly one group, by its role."""
+    by_role: dict[Role, dict[str, torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        by_role.setdefault(parameter_role(name), {})[name] = parameter
+    groups = []
+    for role, parameters in by_role.items():
+        muon = role == "matrix" and config.name == "muon"
+        ratio = config.embedding_learning_rate_ratio if role == "embedding" else 1.0
+        rate = config.muon_learning_rate if muon else config.learning_rate * ratio
+        decay = config.weight_decay if role in DECAYED else 0.0
+        groups.append(Group("muon" if muon else "adamw", role, rate, decay, parameters))
+    return groups
+
+
+class Optimizers:
+    """AdamW and, if set, Muon, as one.
+
+    Args:
+        model: Wrapped or not: its parameters as they are optimized.
+        config: Which, and with what rates.
+        matrix_dtype: Type of Muon's products.
+    """
+
+    def __init__(self, model: Transformer, config: OptimizerConfig, matrix_dtype: torch.dtype) -> None:
+        groups = parameter_groups(model, config)
+        self.names = {p: name for group in groups for name, p in group.parameters.items()}
+        settings: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
+        for group in groups:
+            settings[group.optimizer].append(
+                {
+                    "params": list(group.parameters.values()),
+                    "lr": group.learning_rate,
+                    "peak": group.learning_rate,
+                    "role": group.role,
+                    "weight_decay": group.weight_decay,
+                }
+            )
+        self._all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                settings["adamw"], betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+            )
+        ]
+        if settings["muon"]:
+            self._all.append(Muon(settings["muon"], config.muon_momentum, matrix_dtype))
+
+    def step(self, factor: float) -> None:
+        """Move all parameters, with ``factor`` times their peak learning rates."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self._all:
+            optimizer.zero_grad()
+
+    def sum_of_squares(self) -> float:
+        """Sum of squares of this process's part of the gradient, in fp64."""
+        norms = torch._foreach_norm(self._gradients())  # pyright: ignore[reportPrivateImportUsage]
+        return torch.stack(norms).double().square().sum().item()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradient by ``factor``."""
+        torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _gradients(self) -> list[Tensor]:
+        return [local(parameter.grad) for parameter in self.names if parameter.grad is not None]
+
+    def learning_rates(self) -> dict[str, float]:
+        """The current learning rate of each role."""
+        return {group["role"]: group["lr"] for optimizer in self._all for group in optimizer.param_groups}
+
+    def state(self) -> dict[str, Tensor]:
+        """All state by parameter and name, created where there is none yet; loading into it sets it."""
+        state = {}
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    slots = optimizer.state[parameter]
+                    if not slots:
+                        slots.update(_empty_state(optimizer, parameter))
+                    state |= {f"{self.names[parameter]}.{slot}": value for slot, value in slots.items()}
+        return state
+
+
+def _empty_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    if isinstance(optimizer, Muon):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    step = torch.zeros((), dtype=torch.float32, device=local(parameter).device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal (Jordan et al. 2024).
+
+    The same rule as ``torch.optim.Muon``, but each matrix is orthogonalized whole, in a type we choose, by
+    one process for all: so the result does not depend on the layout, and the work is shared.
+
+    Args:
+        groups: With "lr" and "weight_decay".
+        momentum: Of the moving average, with Nesterov's look ahead.
+        dtype: Type of the matrix products.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
+        super().__init__(groups, {"momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all parameters that have a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = orthogonalize([self._update(p, group["momentum"]) for p in parameters], self.dtype)
+            for parameter, update in zip(parameters, updates, strict=True):
+                rows, columns = parameter.shape
+                # Tall matrices move further, so that each output changes as much.
+                rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                local(parameter).add_(_shard_like(update, parameter), alpha=-rate)
+
+    def _update(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state.update(_empty_state(self, parameter))
+        gradient: Any = parameter.grad
+        average = state["momentum_buffer"]
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
+
+
+def _shard_like(update: Tensor, parameter: Tensor) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(
+            update, parameter.device_mesh, parameter.placements, src_data_rank=None
+        ).to_local()
+    return update
+
+
+def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Replace each matrix by the nearest orthogonal one, roughly; every process gets all of them."""
+    full = [whole(matrix) for matrix in matrices]
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if size > 1 else 0
+    # Round robin over shapes: neighbours in the list cost about the same.
+    by_shape = sorted(range(len(full)), key=lambda i: (tuple(full[i].shape), i))
+    mine = by_shape[rank::size]
+    results = dict(zip(mine, (newton_schulz(full[i].to(dtype)).to(full[i].dtype) for i in mine), strict=True))
+    if size == 1:
+        return [results[i] for i in range(len(full))]
+    flat = torch.cat(
+        [(results[i] if i in results else torch.zeros_like(m)).flatten() for i, m in enumerate(full)]
+    )
+    dist.all_reduce(flat)  # each number comes from one process and zeros: exact
+    parts = flat.split([m.numel() for m in full])
+    return [part.view_as(m) for part, m in zip(parts, full, strict=True)]
+
+
+def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of ``matrix`` [m, n] to about 1 by a quintic iteration.
+
+    Coefficients: Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -1,0 +1,27 @@
+"""Learning rate over steps, as a factor of its peak."""
+
+from __future__ import annotations
+
+import math
+
+from lmcore.config import ScheduleConfig
+
+
+def learning_rate_factor(step: int, steps: int, config: ScheduleConfig) -> float:
+    """Return the factor of step ``step`` (from 0) of ``steps``.
+
+    Linear warmup to 1; then half a cosine down to ``min_ratio`` (Loshchilov and Hutter 2017), or 1 until the
+    last ``decay_fraction`` of the steps and then a straight line down (Hu et al. 2024). The last step has
+    ``min_ratio`` at its end, so that even it learns something.
+    """
+    warmup = min(config.warmup_steps, steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.name == "cosine":
+        done = (step - warmup) / max(1, steps - warmup)
+        return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+    decay_steps = min(steps - warmup, round(config.decay_fraction * steps))
+    left = steps - step
+    if left > decay_steps:
+        return 1.0
+    return config.min_ratio + (1 - config.min_ratio) * left / decay_steps

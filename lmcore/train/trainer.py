@@ -1,0 +1,362 @@
+"""The training run, as a story: prepare, go on from a checkpoint, step, validate, save, finish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmcore.data.loader import TrainLoader, Windows, validation_batches
+from lmcore.data.tokens import TokenDataset
+from lmcore.errors import ConfigError, DataError, TrainingDiverged
+from lmcore.model.io import save_model
+from lmcore.model.transformer import Transformer
+from lmcore.parallel.apply import DTYPES, parallelize, reduce_gradients, whole
+from lmcore.parallel.mesh import World, make_mesh
+from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.job import TrainJob
+from lmcore.train.loss import bits_per_byte, token_loss_sum
+from lmcore.train.metrics import EventLog, ProgressLine, Speed
+from lmcore.train.optim import Optimizers
+from lmcore.train.precision import LossScale, autocast
+from lmcore.train.schedule import learning_rate_factor
+
+Outcome = Literal["completed", "preempted"]
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        job: What to train, on what.
+        run_dir: Its run directory.
+        world: This process among its peers.
+        stop_requested: Asked after each step; when any process says yes, all save and stop.
+
+    Raises:
+        ConfigError: the settings do not fit each other or the processes.
+        DataError: the tokens or the tokenizer are missing, damaged or too few.
+    """
+
+    def __init__(
+        self, job: TrainJob, run_dir: Path, world: World, stop_requested: Callable[[], bool]
+    ) -> None:
+        self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
+        self.stop_requested = stop_requested
+        self._check_lengths()
+        self.mesh = make_mesh(self.config.parallel, world)
+        self.vocab_size = _vocab_size(Path(job.tokenizer))
+        self._open_data()
+        self._build_model()
+        self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints)
+        self.events = EventLog(run_dir, enabled=world.is_main)
+        self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
+        tokens, flops = self.config.global_batch_tokens, self.model.flops_per_token(self.config.seq_len)
+        self.speed = Speed(tokens, flops, world.size, world.device)
+        self.step = 0
+        self.last_values: dict[str, float] = {}
+        self.validation: dict[str, float] = {}
+
+    # --- preparation ---
+
+    def _check_lengths(self) -> None:
+        if self.config.seq_len > self.job.model.max_seq_len:
+            raise ConfigError(
+                "train.seq_len is longer than the model is made for",
+                expected=f"at most {self.job.model.max_seq_len} tokens (model.max_seq_len)",
+                found=f"{self.config.seq_len}",
+                remedy="Shorten one or lengthen the other.",
+            )
+
+    def _open_data(self) -> None:
+        config, tokens = self.config, Path(self.job.tokens)
+        train, self.held_out = TokenDataset(tokens / "train"), TokenDataset(tokens / "validation")
+        for dataset in (train, self.held_out):
+            if dataset.vocab_size and dataset.vocab_size > self.vocab_size:
+                raise DataError(
+                    "the tokens were not made by this tokenizer",
+                    expected=f"ids below {self.vocab_size}",
+                    found=f"a vocabulary of {dataset.vocab_size}",
+                    remedy="Tokenize again.",
+                )
+        self.loader = TrainLoader(
+            Windows(train, config.seq_len, document_mask=config.document_mask),
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.micro_batch_size,
+            seed=config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def _build_model(self) -> None:
+        # Every process draws the same whole weights; sharding comes after.
+        self.model = Transformer(self.job.model, self.vocab_size)
+        self.model.init_weights(self.config.seed)
+        self.model.to(self.world.device)
+        self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
+        matrix_dtype = DTYPES[self.config.precision] if self.world.device.type == "cuda" else torch.float32
+        self.optimizers = Optimizers(self.model, self.config.optimizer, matrix_dtype)
+        self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
+
+    # --- the run ---
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or until asked to stop; return the result.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+            CheckpointError: the newest checkpoint is of another run.
+        """
+        started = time.time()
+        self._resume()
+        self.progress.say(
+            f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
+            f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
+        )
+        outcome = self._train()
+        if outcome == "completed":
+            self._validate()
+            self._save_model()
+        self.events.write("end", self.step, status=outcome)
+        self.events.close()
+        return self._result(outcome, started)
+
+    def _train(self) -> Outcome:
+        saved_at = self.step
+        while self.step < self.config.steps:
+            stop = self._train_step()
+            last = self.step == self.config.steps
+            if stop or last or _is_due(self.step, self.config.checkpoint_every):
+                self._save_checkpoint()
+                saved_at = self.step
+            if stop and not last:
+                return "preempted"
+            if not last and _is_due(self.step, self.config.validate_every):
+                self._validate()
+        if saved_at != self.step:
+            self._save_checkpoint()
+        return "completed"
+
+    def _train_step(self) -> bool:
+        """Do one optimizer step; return whether a process was asked to stop."""
+        start = time.perf_counter()
+        num_targets = self.loader.num_targets(self.step)
+        loss_sum = self._forward_backward(num_targets)
+        squares = self.optimizers.sum_of_squares() / self.config.parallel.dp_replicate
+        loss_sum, squares, stops = self.world.add_up([loss_sum, squares, float(self.stop_requested())])
+        loss = loss_sum / max(1, num_targets)
+        grad_norm = math.sqrt(squares) / self.loss_scale.scale
+        self._check_finite(loss, grad_norm)
+        if math.isfinite(grad_norm):
+            self._update(grad_norm)
+        else:
+            self.loss_scale.skip(self.step + 1)
+        self.optimizers.zero_grad()
+        self.step += 1
+        self.speed.add(time.perf_counter() - start)
+        self._report(loss, grad_norm)
+        return stops > 0
+
+    def _forward_backward(self, num_targets: int) -> float:
+        """Add up the gradient of (summed loss / global targets); return this process's summed loss."""
+        loss_sum = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        last = self.config.grad_accum_steps - 1
+        for index, batch in enumerate(self.loader.micro_batches(self.step)):
+            batch = batch.to(self.world.device)
+            self._seed_dropout(index)
+            with reduce_gradients(self.wrapped, now=index == last):
+                with autocast(self.wrapped, self.config.precision, self.world.device):
+                    logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
+                loss = token_loss_sum(logits, batch.targets)
+                (loss * (self.loss_scale.scale / max(1, num_targets))).backward()
+            loss_sum += loss.detach()
+        return loss_sum.item()
+
+    def _seed_dropout(self, micro_batch: int) -> None:
+        # A function of the place in the run, so that there is no generator's state to keep.
+        if self.job.model.dropout:
+            place = f"{self.config.seed}:{self.step}:{micro_batch}:{self.world.rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "little"))
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        if self.loss_scale.dynamic or (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return
+        raise TrainingDiverged(
+            f"training diverged at step {self.step + 1}",
+            expected="a finite loss and gradient",
+            found=f"loss {loss}, gradient norm {grad_norm}",
+            remedy="Lower the learning rate or lengthen the warmup; the last checkpoint is kept.",
+        )
+
+    def _update(self, grad_norm: float) -> None:
+        limit = self.config.optimizer.max_grad_norm
+        factor = 1 / self.loss_scale.scale
+        if limit and grad_norm > limit:
+            factor *= limit / grad_norm
+        if factor != 1.0:
+            self.optimizers.scale_gradients(factor)
+        self.optimizers.step(learning_rate_factor(self.step, self.config.steps, self.config.schedule))
+        self.loss_scale.keep()
+
+    def _report(self, loss: float, grad_norm: float) -> None:
+        rates = self.optimizers.learning_rates()
+        tokens = self.step * self.config.global_batch_tokens
+        values = {
+            "train/loss": loss,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": rates.get("matrix", max(rates.values())),
+            "train/tokens": tokens,
+            **self.speed.values(),
+        }
+        if self.loss_scale.dynamic:
+            values["train/loss_scale"] = self.loss_scale.scale
+            values["train/skipped_steps"] = self.loss_scale.skipped_steps
+            # JSON has no infinity; a skipped step says so by its count.
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.last_values = values
+        self.events.write("step", self.step, tokens=tokens, values=values)
+        self.progress.show(self.step, values)
+
+    # --- validation ---
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        config = self.config
+        windows = Windows(self.held_out, config.seq_len, document_mask=config.document_mask)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        self.wrapped.eval()
+        for batch in validation_batches(
+            windows,
+            max_tokens=config.validation_tokens,
+            batch_size=config.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        ):
+            batch = batch.to(self.world.device)
+            with autocast(self.wrapped, config.precision, self.world.device):
+                logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
+            totals[0] += token_loss_sum(logits, batch.targets)
+            totals[1] += (batch.targets >= 0).sum()
+        self.wrapped.train()
+        loss_sum, num_targets = self.world.add_up(totals.tolist())
+        self.validation = {"eval/loss": loss_sum / max(1.0, num_targets)}
+        if self.held_out.num_bytes:
+            # The part that was read is taken to be as many bytes a token as the whole split.
+            num_bytes = num_targets * self.held_out.num_bytes / self.held_out.num_tokens
+            self.validation["eval/bits_per_byte"] = bits_per_byte(loss_sum, num_bytes)
+        tokens = self.step * config.global_batch_tokens
+        self.events.write("validation", self.step, tokens=tokens, values=self.validation)
+        self.progress.say(f"validation at step {self.step}: " + _listed(self.validation))
+
+    # --- saving ---
+
+    def _tensors(self) -> dict[str, Tensor]:
+        weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
+
+    def _belongs_to(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "model": self.job.model.model_dump(mode="json"),
+            "vocab_size": self.vocab_size,
+            "tokens": self.job.tokens_digest,
+            "seed": config.seed,
+            "seq_len": config.seq_len,
+            "global_batch_tokens": config.global_batch_tokens,
+            "optimizer": config.optimizer.name,
+        }
+
+    def _save_checkpoint(self) -> None:
+        state = TrainingState(
+            step=self.step,
+            samples_consumed=self.step * self.config.global_batch_size,
+            loss_scale=asdict(self.loss_scale),
+            belongs_to=self._belongs_to(),
+        )
+        path = self.checkpoints.save(self._tensors(), state)
+        self.events.write("checkpoint", self.step, path=path.name)
+
+    def _resume(self) -> None:
+        damaged: list[str] = []
+        state = self.checkpoints.load_newest(
+            self._tensors, self._belongs_to(), lambda name, what: damaged.append(f"{name}: {what}")
+        )
+        for text in damaged:
+            self.progress.say(f"warning: passed over a damaged checkpoint, {text}")
+        if state is None:
+            self.events.write("start", 0, passed_over=damaged)
+            return
+        self.step = state.step
+        self.loss_scale = LossScale(**state.loss_scale)
+        self.events.write("resume", self.step, passed_over=damaged)
+        self.progress.say(f"going on from step {self.step}")
+
+    def _save_model(self) -> None:
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            tensor = whole(parameter.data)
+            if self.world.is_main:
+                state[name] = tensor.cpu()
+        if self.world.is_main:
+            build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
+            save_model(build, state, self.job.model, self.vocab_size, Path(self.job.tokenizer))
+            shutil.rmtree(self.run_dir / "model", ignore_errors=True)
+            build.rename(self.run_dir / "model")
+        self.world.barrier()
+
+    @property
+    def model_size(self) -> int:
+        """Parameters of the whole model."""
+        return self.model.num_parameters
+
+    def _result(self, outcome: Outcome, started: float) -> dict[str, Any]:
+        return {
+            "status": outcome,
+            "step": self.step,
+            "steps": self.config.steps,
+            "train_tokens": self.step * self.config.global_batch_tokens,
+            "num_parameters": self.model_size,
+            "train_loss": self.last_values.get("train/loss"),
+            "eval_loss": self.validation.get("eval/loss"),
+            "eval_bits_per_byte": self.validation.get("eval/bits_per_byte"),
+            "tokens_per_second": self.speed.overall_tokens_per_second,
+            "skipped_steps": self.loss_scale.skipped_steps,
+            "world_size": self.world.size,
+            "device": self.world.device.type,
+            "seconds": time.time() - started,
+        }
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.partition('/')[2].replace('_', ' ')} {value:.4f}" for name, value in values.items()
+    )
+
+
+def _vocab_size(tokenizer: Path) -> int:
+    """Return the number of entries of a tokenizer, special ones included."""
+    try:
+        description = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {entry["id"] for entry in description.get("added_tokens", [])}
+        return max(added | set(description["model"]["vocab"].values())) + 1
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the tokenizer at {tokenizer} cannot be read",
+            expected="a tokenizer.json of the tokenizers library",
+            found=" ".join(str(error).split())[:200],
+            remedy="Run `gristmill prepare`.",
+        ) from None

@@ -1,0 +1,151 @@
+"""A corpus of synthetic tokens, and training runs in real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmcore.config import ModelConfig, TrainConfig
+from lmcore.data.token_writer import TokenWriter
+from lmcore.train.job import TrainJob
+
+VOCAB = 300
+MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_seq_len": 32}
+
+
+def write_split(directory, num_documents, seed):
+    """Documents of tokens that follow one another by a rule, with noise: something to learn."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 80, num_documents)
+    tokens = rng.integers(1, VOCAB, int(lengths.sum())).astype(np.int32)
+    for i in range(1, len(tokens)):
+        if rng.random() < 0.8:
+            tokens[i] = tokens[i - 1] * 7 % (VOCAB - 1) + 1
+    tokens[np.cumsum(lengths) - 1] = 0
+    names = [f"{directory.name}-{i}" for i in range(num_documents)]
+    with TokenWriter(directory, eos_id=0, vocab_size=VOCAB) as writer:
+        writer.add(names, ["made"] * num_documents, tokens, lengths.astype(np.int64), 3 * len(tokens))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Directories of a tokens and a tokenizer artifact."""
+    root = tmp_path_factory.mktemp("corpus")
+    write_split(root / "tokens" / "train", 400, 0)
+    write_split(root / "tokens" / "validation", 30, 1)
+    (root / "tokenizer").mkdir()
+    model = {"type": "BPE", "vocab": {f"t{i}": i for i in range(VOCAB)}, "merges": []}
+    description = {"added_tokens": [{"id": 0, "content": "<|endoftext|>"}], "model": model}
+    (root / "tokenizer" / "tokenizer.json").write_text(json.dumps(description))
+    (root / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    return root
+
+
+class Run:
+    """A run directory, and the processes that work on it."""
+
+    def __init__(self, directory: Path, job: TrainJob):
+        self.directory, self.job = directory, job
+        job.write(directory)
+
+    def command(self):
+        size = self.job.train.parallel.num_processes
+        module = ["-m", "lmcore.train", str(self.directory)]
+        if size == 1:
+            return [sys.executable, *module]
+        agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+        return [sys.executable, *agent, *module]
+
+    def start(self) -> subprocess.Popen:
+        """Start it, in a session of its own, its output in ``log.txt``."""
+        with (self.directory / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                self.command(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def finish(self, code=0):
+        """Run it to its end and expect ``code``."""
+        assert self.start().wait(120) == code, self.log
+        return self
+
+    @property
+    def log(self):
+        return (self.directory / "log.txt").read_text()
+
+    @property
+    def result(self):
+        return json.loads((self.directory / "result.json").read_text())
+
+    def rows(self, kind="step"):
+        """Rows of ``kind``."""
+        path = self.directory / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [row for row in map(json.loads, filter(None, lines)) if row["kind"] == kind]
+
+    def values(self, name):
+        """Value ``name`` of every step; of a step that was replayed, the last."""
+        return {row["step"]: row["values"][name] for row in self.rows() if name in row["values"]}
+
+    @property
+    def weights(self):
+        return (self.directory / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def make_run(corpus, tmp_path):
+    """Return a function that lays out a run; settings are those of training, ``model`` of the model."""
+
+    def make(name="run", model=(), **train):
+        settings = {
+            "steps": 4,
+            "seq_len": 32,
+            "global_batch_tokens": 256,
+            "micro_batch_size": 8 // (train.get("dp_shard", 1) * train.get("dp_replicate", 1)),
+            "validate_every": 0,
+            "validation_tokens": 500,
+            "checkpoint_every": 0,
+            "launch": {"device": "cpu", "threads_per_process": 1},
+            "schedule": {"warmup_steps": 2},
+            "parallel": {"dp_shard": train.pop("dp_shard", 1), "dp_replicate": train.pop("dp_replicate", 1)},
+            **train,
+        }
+        job = TrainJob(
+            model=ModelConfig(**{**MODEL, **dict(model)}),
+            train=TrainConfig(**settings),
+            tokens=str(corpus / "tokens"),
+            tokenizer=str(corpus / "tokenizer"),
+            tokens_digest="digest",
+        )
+        return Run(tmp_path / name, job)
+
+    return make
+
+
+@pytest.fixture
+def run_together():
+    """Return a function that finishes several runs with one launch for each number of processes."""
+
+    def run_all(runs):
+        for size in sorted({run.job.train.parallel.num_processes for run in runs}):
+            same = [run for run in runs if run.job.train.parallel.num_processes == size]
+            script = [str(Path(__file__).with_name("run_jobs.py")), *(str(run.directory) for run in same)]
+            agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+            done = subprocess.run(
+                [sys.executable, *(agent if size > 1 else []), *script],
+                capture_output=True,
+                text=True,
+                timeout=200,
+                check=False,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            assert done.returncode == 0, done.stderr
+
+    return run_all

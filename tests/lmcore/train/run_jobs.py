@@ -1,0 +1,22 @@
+"""Run several jobs one after the other in the same processes: ``run_jobs.py RUN_DIR ...``."""
+
+import sys
+from pathlib import Path
+
+from lmcore.config import LaunchConfig
+from lmcore.parallel.mesh import join_world
+from lmcore.train.__main__ import write_result
+from lmcore.train.job import TrainJob
+from lmcore.train.trainer import Trainer
+
+
+def main(run_dirs):
+    with join_world(LaunchConfig(device="cpu", threads_per_process=1)) as world:
+        for run_dir in map(Path, run_dirs):
+            result = Trainer(TrainJob.read(run_dir), run_dir, world, lambda: False).run()
+            if world.is_main:
+                write_result(run_dir, result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

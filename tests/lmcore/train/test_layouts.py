@@ -1,0 +1,53 @@
+"""One equation for the loss: every layout trains the same model."""
+
+import itertools
+
+import numpy as np
+import pytest
+from safetensors.torch import load
+
+LAYOUTS = {
+    "accumulation": {"micro_batch_size": 2},
+    "fsdp": {"dp_shard": 2},
+    "fsdp-accumulation": {"dp_shard": 2, "micro_batch_size": 1},
+    "ddp": {"dp_replicate": 2},
+    "ddp-accumulation": {"dp_replicate": 2, "micro_batch_size": 2},
+}
+STYLES = {
+    "llama": {
+        "optimizer": {"name": "muon", "weight_decay": 0.1},
+        "document_mask": True,
+        "model": {"zero_init_projections": False, "num_kv_heads": 1},
+    },
+    "gpt2": {
+        "optimizer": {"name": "adamw", "weight_decay": 0.1},
+        "model": {
+            "position": "learned",
+            "norm": "layernorm",
+            "activation": "gelu",
+            "qk_norm": False,
+            "bias": True,
+            "tie_embeddings": True,
+            "zero_init_projections": False,
+        },
+    },
+}
+
+
+def test_layouts_agree(make_run, run_together):
+    whole = {style: make_run(style, **STYLES[style]) for style in STYLES}
+    divided = {
+        (style, layout): make_run(f"{style}-{layout}", **STYLES[style], **LAYOUTS[layout])
+        for style, layout in itertools.product(STYLES, LAYOUTS)
+    }
+    run_together([*whole.values(), *divided.values()])
+    for (style, layout), run in divided.items():
+        for value in ("train/loss", "train/grad_norm"):
+            expected, found = whole[style].values(value), run.values(value)
+            assert len(expected) == 4
+            name = f"{style} {layout} {value}"
+            np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5, err_msg=name)
+        weights = load(whole[style].weights)
+        for key, tensor in load(run.weights).items():
+            np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{style} {layout} {key}")
+        assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
