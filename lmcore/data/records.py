@@ -127,13 +127,12 @@ def _record(
 
 def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
     compressed = file.suffix != ".jsonl"
-    digest, total = hashlib.sha256(), 0
+    digest, total, most = hashlib.sha256(), 0, int(limits.max_expansion * file.num_bytes)
     for chunk in chunks(stream, file.suffix):
+        if compressed and total + len(chunk) > most:
+            yield chunk[: most - total]
+            raise BrokenStreamError(f"expands more than {limits.max_expansion:g} times (limits.max_expansion)")
         total += len(chunk)
-        if compressed and total > limits.max_expansion * file.num_bytes:
-            raise BrokenStreamError(
-                f"expands more than {limits.max_expansion:g} times (limits.max_expansion)"
-            )
         if not compressed:
             digest.update(chunk)
         yield chunk

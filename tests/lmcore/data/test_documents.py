@@ -1,0 +1,159 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from lmcore.config import DataConfig, LimitsConfig, QualityConfig, SourceConfig
+from lmcore.data.books import Books
+from lmcore.data.dedup import content_hash
+from lmcore.data.documents import build_documents
+from lmcore.data.sources import take_inventory
+from lmcore.errors import DataError
+from lmcore.progress import silent
+
+SENTENCE = "the mill grinds {} and the water turns the wheel of number {} all day long\n"
+
+
+def config(path, **options):
+    sources = (SourceConfig(name="s", kind="files", path=str(path)),)
+    return DataConfig(**({"sources": sources, "shard_bytes": 2_000, "workers": 1} | options))
+
+
+def build(settings, out, progress=silent):
+    out.mkdir()
+    return build_documents(settings, take_inventory(settings), out, progress)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name in range(6):
+        rows = [{"text": SENTENCE.format(i % 3, name) * (i + 1)} for i in range(8)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    (folder / "z.txt").write_bytes(("caf\u00e9\r\n" * 30).encode())
+    return folder
+
+
+def tree(directory):
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_bytes_are_the_same_for_any_number_of_workers(raw, tmp_path):
+    alone = build(config(raw / "*"), tmp_path / "one")
+    assert len(alone["shards"]) > 2
+    assert build(config(raw / "*", workers=2), tmp_path / "two") == alone
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_documents_and_what_was_set_aside_can_be_looked_at(raw, tmp_path):
+    summary = build(config(raw / "*"), tmp_path / "out")
+    assert summary["books"] == Books.total(Books.from_json(s["books"]) for s in summary["shards"]).to_json()
+    assert (summary["books"]["documents_in"], summary["books"]["quarantined"]) == (55, 6)
+    rows = [
+        row
+        for path in sorted((tmp_path / "out" / "documents").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(rows) == summary["documents"] == summary["books"]["passed"]
+    assert rows[0]["doc_id"] == "s:0.jsonl#0"
+    assert rows[-1]["doc_id"] == "s:z.txt"
+    assert rows[-1]["text"] == "caf\u00e9\n" * 30
+    assert all(row["content_hash"] == content_hash(row["text"]) for row in rows)
+    assert sum(len(row["text"].encode()) for row in rows) == summary["bytes"]
+    bad = [
+        row
+        for path in sorted((tmp_path / "out" / "quarantine").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert [row["path"] for row in bad] == [f"{i}.jsonl" for i in range(6)]
+    assert all(row["raw"] == b"{broken" and row["record"] == 8 for row in bad)
+    for row in bad:
+        assert (raw / row["path"]).read_bytes()[row["byte_offset"] :].startswith(row["raw"])
+
+
+def test_rules_are_counted_by_name(raw, tmp_path):
+    (raw / "short.txt").write_text("short")
+    summary = build(config(raw / "*", quality=QualityConfig(min_chars=100)), tmp_path / "out")
+    assert summary["books"]["dropped"] == {"min_chars": 1 + 6}
+
+
+def test_too_many_bad_records_are_an_error_with_examples(raw, tmp_path):
+    build(config(raw / "*", limits=LimitsConfig(quarantine_floor=6)), tmp_path / "a")
+    build(config(raw / "*", limits=LimitsConfig(quarantine_floor=0, max_quarantined=0.2)), tmp_path / "b")
+    with pytest.raises(DataError, match=r"at most 5 of 55.*found 6, for example s:0\.jsonl record 8 at byte"):
+        build(config(raw / "*", limits=LimitsConfig(quarantine_floor=5)), tmp_path / "c")
+
+
+def test_an_empty_corpus_is_an_error_that_names_the_rules(raw, tmp_path):
+    with pytest.raises(DataError, match=r"49 dropped by min_chars, 6 quarantined\. Loosen"):
+        build(config(raw / "*", quality=QualityConfig(min_chars=10_000)), tmp_path / "a")
+    (raw / "nothing.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="found 0 read"):
+        build(config(raw / "nothing.jsonl"), tmp_path / "b")
+
+
+def test_files_in_memory_are_read_without_a_pool(raw, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for path in raw.iterdir():
+        memory.pipe(f"/documents-test/{path.name}", path.read_bytes())
+    build(config("memory://documents-test/*", workers=2), tmp_path / "memory")
+    build(config(raw / "*"), tmp_path / "local")
+    assert tree(tmp_path / "memory") == tree(tmp_path / "local")
+
+
+def test_an_error_in_a_worker_arrives_whole(raw, tmp_path):
+    settings = config(raw / "*", workers=2)
+    inventory = take_inventory(settings)
+    (raw / "4.jsonl").write_text('{"text": "new"}\n')
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"4\.jsonl of source 's' changed while"):
+        build_documents(settings, inventory, tmp_path / "out", silent)
+
+
+def test_progress_ends_at_the_whole(raw, tmp_path):
+    seen = []
+    build(config(raw / "*"), tmp_path / "out", lambda *report: seen.append(report))
+    total = sum(path.stat().st_size for path in raw.iterdir())
+    assert seen[-1] == ("read documents", total, total, "bytes")
+
+
+SLOW_BUILD = """
+import sys, pathlib
+from lmcore.config import DataConfig, SourceConfig
+from lmcore.data import documents
+from lmcore.data.sources import take_inventory
+
+if __name__ == "__main__":
+    source = SourceConfig(name="s", kind="files", path=sys.argv[1])
+    config = DataConfig(sources=(source,), shard_bytes=1, workers=2)
+    report = lambda *_: print("working", flush=True)
+    documents.build_documents(config, take_inventory(config), pathlib.Path(sys.argv[2]), report)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_workers_die_with_a_killed_parent(raw, tmp_path):
+    for i in range(300):
+        (raw / f"more{i}.txt").write_text(SENTENCE * 2_000)
+    (tmp_path / "out").mkdir()
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_BUILD)
+    command = [sys.executable, str(script), str(raw / "*.txt"), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    with parent:
+        assert parent.stdout.readline() == b"working\n"
+        parent.send_signal(signal.SIGKILL)
+        # The pipe ends when the last process that inherited it has.
+        assert parent.stdout.read().replace(b"working\n", b"") == b""

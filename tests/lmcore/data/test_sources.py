@@ -1,0 +1,76 @@
+import fsspec
+import pytest
+
+from lmcore.config import DataConfig, SourceConfig
+from lmcore.data.sources import take_inventory
+from lmcore.errors import DataError
+
+
+def config(path, **options):
+    return DataConfig(sources=(SourceConfig(name="s", kind="files", path=str(path), **options),))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.jsonl"):
+        path = tmp_path / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name * 10)
+    return tmp_path / "raw"
+
+
+def test_files_come_in_sorted_order_with_names_below_the_root(corpus):
+    inventory = take_inventory(config(corpus / "**"))
+    assert [file.name for file in inventory.files] == ["a.txt", "b.txt", "deep/c.jsonl"]
+    assert inventory.total_bytes == sum(path.stat().st_size for path in corpus.rglob("*.*"))
+
+
+def test_the_digest_follows_content_and_names_but_not_place(corpus, tmp_path):
+    first = take_inventory(config(corpus / "*.txt")).digest
+    moved = corpus.rename(tmp_path / "elsewhere")
+    assert take_inventory(config(moved / "*.txt")).digest == first
+    (moved / "a.txt").write_text("other")
+    changed = take_inventory(config(moved / "*.txt")).digest
+    (moved / "a.txt").rename(moved / "z.txt")
+    assert len({first, changed, take_inventory(config(moved / "*.txt")).digest}) == 3
+
+
+def test_what_a_cap_leaves_out_is_counted(corpus):
+    size = (corpus / "a.txt").stat().st_size
+    inventory = take_inventory(config(corpus / "*.txt", max_bytes=2 * size - 1))
+    assert [file.name for file in inventory.files] == ["a.txt"]
+    assert inventory.summary()["sources"]["s"]["files_left_out"] == 1
+    with pytest.raises(DataError, match="Raise max_bytes"):
+        take_inventory(config(corpus / "*.txt", max_bytes=1))
+
+
+def test_a_glob_that_matches_nothing_says_where_it_looked_and_what_is_near(corpus):
+    with pytest.raises(DataError, match=r"raw_typo/\*\.txt.*looked in .*, which holds raw"):
+        take_inventory(config(corpus.parent / "raw_typo" / "*.txt"))
+    with pytest.raises(DataError, match=r"matches no file.*c\.jsonl"):
+        take_inventory(config(corpus / "deep" / "c.json"))
+    with pytest.raises(DataError, match=r"It is a folder: write .*/\*\*/"):
+        take_inventory(config(corpus))
+
+
+def test_a_kind_that_is_not_supported_is_refused_by_name(corpus):
+    (corpus / "notes.docx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"\.parquet, found 1 of 3, first .*notes\.docx"):
+        take_inventory(config(corpus / "*.*"))
+
+
+def test_other_file_systems_are_read_the_same(corpus):
+    memory = fsspec.filesystem("memory")
+    for path in corpus.glob("*.txt"):
+        memory.pipe(f"/inventory-test/{path.name}", path.read_bytes())
+    remote = take_inventory(config("memory://inventory-test/*.txt"))
+    assert remote.digest == take_inventory(config(corpus / "*.txt")).digest
+
+
+def test_the_standard_library_is_found():
+    source = SourceConfig(name="python", max_bytes=2_000_000)
+    inventory = take_inventory(DataConfig(sources=(source,)))
+    names = [file.name for file in inventory.files]
+    assert names == sorted(names)
+    assert "abc.py" in names
+    assert not any("site-packages" in name for name in names)

@@ -1,0 +1,123 @@
+import collections
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from lmcore.config import DataConfig, SourceConfig
+from lmcore.data import splits
+from lmcore.data.dedup import content_hash
+from lmcore.data.documents import build_documents
+from lmcore.data.sources import take_inventory
+from lmcore.data.splits import build_splits, read_split
+from lmcore.errors import DataError
+from lmcore.progress import silent
+
+TEXTS = [
+    f"document number {i} says that {i * i} is the square of {i}, which is so and remains so"
+    for i in range(120)
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Source b repeats some documents of source a, and a repeats some of its own."""
+    for name, texts in {"a": TEXTS[:80] + TEXTS[:10], "b": TEXTS[70:]}.items():
+        lines = [json.dumps({"text": text}) for text in texts]
+        (tmp_path / f"{name}1.jsonl").write_text("\n".join(lines[:50]))
+        (tmp_path / f"{name}2.jsonl").write_text("\n".join(lines[50:]))
+    return tmp_path
+
+
+def build(corpus, out, **options):
+    sources = [SourceConfig(name=n, kind="files", path=f"{corpus}/{n}?.jsonl") for n in "ab"]
+    options = {"sources": sources, "validation_fraction": 0.2, "shard_bytes": 1, "workers": 1} | options
+    config = DataConfig(**options)
+    for name in ("documents", "splits"):
+        (out / name).mkdir(parents=True)
+    build_documents(config, take_inventory(config), out / "documents", silent)
+    return build_splits(config, out / "documents", out / "splits", silent)
+
+
+def texts_of(out, split):
+    return [document.text for document in read_split(out / "documents", out / "splits", split)]
+
+
+def test_each_text_is_in_one_split_once(corpus, tmp_path):
+    summary = build(corpus, tmp_path / "out")
+    train, validation = (texts_of(tmp_path / "out", split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(TEXTS)
+    assert (summary["documents"], summary["duplicates"]) == (120, 20)
+    assert summary["validation_documents"] == len(validation)
+    assert summary["funnel"][-1] == ["validation", len(validation)]
+    assert summary["sources"]["b"]["duplicates"] == 10
+
+
+def test_the_first_of_equal_documents_stays(corpus, tmp_path):
+    build(corpus, tmp_path / "out")
+    rows = [
+        row
+        for path in sorted((tmp_path / "out/splits/decisions").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    originals = {row["doc_id"]: row["duplicate_of"] for row in rows if row["decision"] == "duplicate"}
+    assert originals["a:a2.jsonl#30"] == "a:a1.jsonl#0"
+    assert originals["b:b1.jsonl#0"] == "a:a2.jsonl#20"
+    assert len(originals) == 20
+    assert all(row["duplicate_of"] is None for row in rows if row["decision"] != "duplicate")
+
+
+def test_duplicates_stay_on_one_side_when_they_are_kept(corpus, tmp_path):
+    summary = build(corpus, tmp_path / "out", exact_dedup=False)
+    train, validation = (texts_of(tmp_path / "out", split) for split in ("train", "validation"))
+    assert not set(train) & set(validation)
+    assert collections.Counter(train + validation) == collections.Counter(TEXTS + TEXTS[:10] + TEXTS[70:80])
+    assert summary["duplicates"] == 0
+
+
+def test_documents_come_in_the_order_of_their_hashes_for_any_number_of_passes(corpus, tmp_path, monkeypatch):
+    build(corpus, tmp_path / "out")
+    found = texts_of(tmp_path / "out", "train")
+    assert [content_hash(text) for text in found] == sorted(content_hash(text) for text in found)
+    monkeypatch.setattr(splits, "PASS_TEXT_BYTES", 700)
+    assert texts_of(tmp_path / "out", "train") == found
+
+
+def test_the_split_does_not_depend_on_shards(corpus, tmp_path):
+    fine = build(corpus, tmp_path / "fine")
+    coarse = build(corpus, tmp_path / "coarse", shard_bytes=10**9)
+    assert len(fine["shards"]) > len(coarse["shards"])
+    assert fine["validation_digest"] == coarse["validation_digest"]
+    assert fine["train_digest"] == coarse["train_digest"]
+    other = build(corpus, tmp_path / "other", split_seed=1)
+    assert other["validation_digest"] != fine["validation_digest"]
+
+
+def test_a_tiny_corpus_still_has_both_splits_and_says_how(corpus, tmp_path):
+    (corpus / "a1.jsonl").write_text(json.dumps({"text": TEXTS[0]}))
+    (corpus / "a2.jsonl").write_text(json.dumps({"text": TEXTS[1]}))
+    source = SourceConfig(name="a", kind="files", path=f"{corpus}/a?.jsonl")
+    summary = build(corpus, tmp_path / "out", sources=[source], validation_fraction=1e-9)
+    assert (summary["train_documents"], summary["validation_documents"]) == (1, 1)
+    assert "held out" in summary["empty_split_remedy"]
+    (corpus / "a2.jsonl").unlink()
+    with pytest.raises(DataError, match="at least 2 distinct documents, found 1"):
+        build(corpus, tmp_path / "one", sources=[source])
+
+
+def test_decisions_of_other_documents_are_refused(corpus, tmp_path):
+    build(corpus, tmp_path / "out")
+    decisions = tmp_path / "out/splits/decisions"
+    (decisions / "00000.parquet").write_bytes((decisions / "00001.parquet").read_bytes())
+    with pytest.raises(DataError, match="are of other documents"):
+        texts_of(tmp_path / "out", "train")
+
+
+def test_a_document_lost_on_the_way_is_noticed(corpus, tmp_path):
+    build(corpus, tmp_path / "out")
+    shard = tmp_path / "out/documents/documents/00001.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(1), shard)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(DataError, match=r"the books of shard 00001 \(a\) do not balance"):
+        build_splits(DataConfig(), tmp_path / "out/documents", tmp_path / "again", silent)
