@@ -8,6 +8,7 @@ Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from lmcore.errors import DataError
 
 RAW_BYTES_KEPT = 4_096
 
-_ROWS_AT_A_TIME = 1_024
+_ROWS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) ->
     for chunk in chunks(stream, file.suffix):
         if compressed and total + len(chunk) > most:
             yield chunk[: most - total]
-            raise BrokenStreamError(f"expands more than {limits.max_expansion:g} times (limits.max_expansion)")
+            raise BrokenStreamError(_expands(limits))
         total += len(chunk)
         if not compressed:
             digest.update(chunk)
@@ -199,18 +200,31 @@ def _id_of(record: dict[str, Any], name: str) -> str:
 def _read_parquet(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig
 ) -> Iterator[Record | Quarantined]:
-    columns = [source.text_field, *([source.id_field] if source.id_field else [])]
-    index = 0
+    columns = list(dict.fromkeys(name for name in (source.text_field, source.id_field) if name))
+    index, total, most = 0, 0, limits.max_expansion * file.num_bytes
     with file.open() as stream:
         try:
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             _check_columns(parquet, columns, file)
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns):
+            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, _small_groups(parquet, most), columns):
                 for row in _rows(batch, source, limits, index):
+                    # One value in a dictionary can stand for any number of rows.
+                    total += len(row.text) if isinstance(row, Record) else row.num_bytes
+                    if total > most:
+                        yield Quarantined(index, None, _expands(limits), num_bytes=file.num_bytes)
+                        return
                     yield row
                     index += 1
+            if index < parquet.metadata.num_rows:
+                yield Quarantined(index, None, _expands(limits), num_bytes=file.num_bytes)
         except (OSError, pa.ArrowException) as error:
             yield Quarantined(index, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes)
+
+
+def _small_groups(parquet: pq.ParquetFile, most: float) -> list[int]:
+    """Row groups before the first one that would take more than ``most`` bytes of memory."""
+    sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)]
+    return list(itertools.takewhile(lambda i: sizes[i] <= most, range(len(sizes))))
 
 
 def _check_columns(parquet: pq.ParquetFile, columns: list[str], file: SourceFile) -> None:
@@ -264,6 +278,10 @@ def _decode(raw: bytes) -> str:
 
 def _too_large(limits: LimitsConfig) -> str:
     return f"larger than {limits.max_record_bytes} bytes (limits.max_record_bytes)"
+
+
+def _expands(limits: LimitsConfig) -> str:
+    return f"expands more than {limits.max_expansion:g} times (limits.max_expansion)"
 
 
 def _quarantine(

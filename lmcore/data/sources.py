@@ -133,7 +133,7 @@ def _stdlib() -> Iterator[tuple[str, str, int]]:
         for name in names:
             path = Path(folder, name)
             if name.endswith(".py") and path.is_file():
-                yield path.relative_to(root).as_posix(), str(path), path.stat().st_size
+                yield _readable(path.relative_to(root).as_posix()), str(path), path.stat().st_size
 
 
 def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
@@ -159,9 +159,14 @@ def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
             remedy=f"Narrow its path {source.path!r} to one of these suffixes.",
         )
     return [
-        (path[len(root) :].lstrip("/"), filesystem.unstrip_protocol(path), int(entry["size"]))
+        (_readable(path[len(root) :].lstrip("/")), filesystem.unstrip_protocol(path), int(entry["size"]))
         for path, entry in files.items()
     ]
+
+
+def _readable(name: str) -> str:
+    # A file name need not be UTF-8; Python keeps its odd bytes as surrogates, which nothing else can write.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _local(source: SourceConfig) -> bool:

@@ -141,6 +141,24 @@ def test_a_damaged_parquet_file_keeps_the_rows_before(read, tmp_path):
     assert len(good) == bad.index <= 200
 
 
+def test_a_parquet_bomb_is_stopped(read, tmp_path):
+    options = {"compression": "zstd", "row_group_size": 500}
+    pq.write_table(pa.table({"text": ["x" * 100_000] * 5_000}), tmp_path / "made", **options)
+    *good, bad = read("x.parquet", (tmp_path / "made").read_bytes())
+    assert "expands more than 200 times" in bad.reason
+    assert sum(len(record.text) for record in good) <= 200 * bad.num_bytes
+    pq.write_table(
+        pa.table({"text": ["a", "x" * 50_000_000]}), tmp_path / "made", **options, use_dictionary=False
+    )
+    (bad,) = read("x.parquet", (tmp_path / "made").read_bytes())
+    assert "expands more than 200 times" in bad.reason
+
+
+def test_a_column_may_be_text_and_id(read, tmp_path):
+    (found,) = read("x.parquet", parquet(tmp_path, text=["name"]), id_field="text")
+    assert (found.id, found.text) == ("name", "name")
+
+
 def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
     for name in ("a.txt", "a.jsonl"):
         (tmp_path / name).write_bytes(b'{"text": "new"}')

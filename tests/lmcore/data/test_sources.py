@@ -1,3 +1,5 @@
+import os
+
 import fsspec
 import pytest
 
@@ -57,6 +59,14 @@ def test_a_kind_that_is_not_supported_is_refused_by_name(corpus):
     (corpus / "notes.docx").write_bytes(b"x")
     with pytest.raises(DataError, match=r"\.parquet, found 1 of 3, first .*notes\.docx"):
         take_inventory(config(corpus / "*.*"))
+
+
+def test_a_file_name_need_not_be_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    inventory = take_inventory(config(tmp_path / "*.txt"))
+    assert inventory.files[0].name == r"caf\xe9.txt"
+    assert inventory.files[0].open().read() == b"x"
+    assert inventory.digest
 
 
 def test_other_file_systems_are_read_the_same(corpus):
