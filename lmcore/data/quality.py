@@ -7,6 +7,7 @@ which number to change.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from lmcore.config import QualityConfig
 
 Rule = Callable[[str], str | None]
 
+_ASCII = re.compile(r"[\x00-\x7f]+")
 _ASCII_ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
 
 
@@ -57,7 +59,9 @@ def _prose(text: str, config: QualityConfig) -> str | None:
 
 
 def _count_alphanumeric(text: str) -> int:
-    if text.isascii():
-        raw = text.encode("ascii")
-        return len(raw) - len(raw.translate(None, _ASCII_ALPHANUMERIC))
-    return sum(map(str.isalnum, text))
+    raw = text.encode("utf-8")
+    count = len(raw) - len(raw.translate(None, _ASCII_ALPHANUMERIC))
+    if not text.isascii():
+        # Asking each character is slow, so only those are asked that bytes cannot tell.
+        count += sum(map(str.isalnum, _ASCII.sub("", text)))
+    return count

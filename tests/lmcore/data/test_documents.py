@@ -1,11 +1,11 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import fsspec
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -142,8 +142,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(60)
-def test_workers_die_with_a_killed_parent(raw, tmp_path):
+def start_slow_build(raw, tmp_path):
+    """Start a build that takes long; return it when two workers are at work."""
     for i in range(300):
         (raw / f"more{i}.txt").write_text(SENTENCE * 2_000)
     (tmp_path / "out").mkdir()
@@ -151,9 +151,24 @@ def test_workers_die_with_a_killed_parent(raw, tmp_path):
     script.write_text(SLOW_BUILD)
     command = [sys.executable, str(script), str(raw / "*.txt"), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    with parent:
-        assert parent.stdout.readline() == b"working\n"
-        parent.send_signal(signal.SIGKILL)
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert parent.stdout.readline() == b"working\n"
+    return parent
+
+
+@pytest.mark.timeout(60)
+def test_workers_die_with_a_killed_parent(raw, tmp_path):
+    with start_slow_build(raw, tmp_path) as parent:
+        parent.kill()
         # The pipe ends when the last process that inherited it has.
         assert parent.stdout.read().replace(b"working\n", b"") == b""
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_is_an_error_that_says_so(raw, tmp_path):
+    with start_slow_build(raw, tmp_path) as parent:
+        for child in psutil.Process(parent.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        parent.stdout.read()
+        assert b"Use fewer data.workers" in parent.stderr.read()

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmcore.config import QualityConfig
 from lmcore.data.quality import first_broken_rule
@@ -28,6 +30,15 @@ GOOD_CODE = "def f(x):\n    return x + 1\n" * 8
 )
 def test_a_document_is_dropped_by_the_rule_it_breaks(profile, text, rule):
     assert first_broken_rule(text, QualityConfig(profile=profile)) == rule
+
+
+@given(st.text())
+def test_letters_and_digits_of_any_script_count(text):
+    share = sum(map(str.isalnum, text)) / max(1, len(text))
+    config = QualityConfig(min_chars=0, max_line_chars=10**6, max_mean_line_chars=10**6)
+    for limit, dropped in ((share, False), (min(1.0, share + 1e-9), share < 1 and bool(text))):
+        found = first_broken_rule(text, config.model_copy(update={"min_alphanumeric": limit}))
+        assert (found == "min_alphanumeric") == dropped
 
 
 def test_every_rule_is_named_after_a_setting():
