@@ -39,6 +39,8 @@ DECISIONS_SCHEMA = pa.schema(
 # Text is gathered in the order of its hash, this much at a time: the memory that one pass takes.
 PASS_TEXT_BYTES = 1_000_000_000
 
+_ROWS_AT_A_TIME = 256
+
 
 @dataclass(frozen=True)
 class Document:
@@ -188,10 +190,12 @@ def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[
     passes = -(-text_bytes // PASS_TEXT_BYTES) or 1
     edges = [round(i * 2**16 / passes) for i in range(passes + 1)]
     for low, high in itertools.pairwise(edges):
-        tables = [_gather(shard, splits_dir, split, low, high) for shard in shards]
-        table = pa.concat_tables(tables).combine_chunks()
+        table = pa.concat_tables([_gather(shard, splits_dir, split, low, high) for shard in shards])
         order = order_by_hash(_hashes(table["content_hash"]))
-        for batch in table.select(["doc_id", "source", "text"]).take(pa.array(order)).to_batches(1024):
+        # One chunk, so that taking rows by number needs no search; batches, so that there is no second copy.
+        table = table.select(["doc_id", "source", "text"]).combine_chunks()
+        for start in range(0, len(order), _ROWS_AT_A_TIME):
+            batch = table.take(pa.array(order[start : start + _ROWS_AT_A_TIME]))
             columns = (column.to_pylist() for column in batch.columns)
             for doc_id, source, text in zip(*columns, strict=True):
                 yield Document(doc_id, source, text)

@@ -37,7 +37,7 @@ def raw(tmp_path):
     for name in range(6):
         rows = [{"text": SENTENCE.format(i % 3, name) * (i + 1)} for i in range(8)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
-    (folder / "z.txt").write_bytes(("caf\u00e9\r\n" * 30).encode())
+    (folder / "z.txt").write_bytes(("\u00e9t\u00e9\r\n" * 30).encode())
     return folder
 
 
@@ -68,7 +68,7 @@ def test_documents_and_what_was_set_aside_can_be_looked_at(raw, tmp_path):
     assert len(rows) == summary["documents"] == summary["books"]["passed"]
     assert rows[0]["doc_id"] == "s:0.jsonl#0"
     assert rows[-1]["doc_id"] == "s:z.txt"
-    assert rows[-1]["text"] == "caf\u00e9\n" * 30
+    assert rows[-1]["text"] == "\u00e9t\u00e9\n" * 30
     assert all(row["content_hash"] == content_hash(row["text"]) for row in rows)
     assert sum(len(row["text"].encode()) for row in rows) == summary["bytes"]
     bad = [

@@ -11,7 +11,7 @@ from lmcore.data.tokens import TokenDataset
 from lmcore.progress import silent
 
 HEADER = '"""Module {0}."""\n\nimport os\n\n\n'
-FUNCTION = "def function_{0}_{1}(value):\n    return value + {1}  # caf\u00e9\n\n\n"
+FUNCTION = "def function_{0}_{1}(value):\n    return value + {1}  # \u00e9t\u00e9\n\n\n"
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,9 @@ def test_a_kind_that_is_not_supported_is_refused_by_name(corpus):
 
 
 def test_a_file_name_need_not_be_utf8(tmp_path):
-    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    (tmp_path / os.fsdecode(b"\xe9t\xe9.txt")).write_text("x")
     inventory = take_inventory(config(tmp_path / "*.txt"))
-    assert inventory.files[0].name == r"caf\xe9.txt"
+    assert inventory.files[0].name == r"\xe9t\xe9.txt"
     assert inventory.files[0].open().read() == b"x"
     assert inventory.digest
 
