@@ -11,14 +11,9 @@ processes. Layout::
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ import pyarrow.parquet as pq
 from lmcore.config import DataConfig, SourceConfig
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hash
+from lmcore.data.pool import map_in_order
 from lmcore.data.quality import first_broken_rule
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.sources import Inventory, SourceFile
@@ -238,34 +234,10 @@ def _map(config: DataConfig, shards: Sequence[Shard], out: Path, paced: Paced) -
         for shard in shards:
             yield build_shard(config, shard, out, paced)
         return
-    # Forking a process that has threads (Prefect's, Arrow's) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
-    try:
-        futures = [pool.submit(build_shard, config, shard, out) for shard in shards]
-        for shard, future in zip(shards, futures, strict=True):
-            yield future.result()
-            paced.advance(shard.num_bytes)
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that read documents died",
-            found="no error of its own; often the machine had no memory left",
-            remedy="Use fewer data.workers or smaller data.shard_bytes.",
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is gone; the pool's own pipes stay open among the workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_after(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    calls = [(config, shard, out) for shard in shards]
+    for shard, result in zip(shards, map_in_order(build_shard, calls, workers), strict=True):
+        paced.advance(shard.num_bytes)
+        yield result
 
 
 # --- what is too much ------------------------------------------------------------------------------
