@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,11 +13,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from lmcore.errors import GristmillError
 from lmcore.parallel.mesh import join_world
-from lmcore.store import write_atomically
+from lmcore.run_directory import RESULT_FILE, write_result
 from lmcore.train.job import TrainJob
 from lmcore.train.trainer import Trainer
-
-RESULT_FILE = "result.json"
 
 
 def main() -> int:
@@ -72,12 +69,6 @@ class StopRequest:
 
     def _remember(self, number: int, frame: Any) -> None:
         self._asked = True
-
-
-def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write ``result.json``."""
-    if run_dir.is_dir():
-        write_atomically(run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,15 @@
-"""What a run tells while it runs: rows of ``events.jsonl``, and how fast it is."""
+"""How fast a training run is, and what it says while it runs."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
-EVENTS_FILE = "events.jsonl"
 PROGRESS_EVERY_SECONDS = 3.0
 WINDOW_STEPS = 20
 
@@ -26,36 +22,6 @@ PEAK_FLOPS = {
     "B200": 2250e12,
     "L40S": 362e12,
 }
-
-
-class EventLog:
-    """Appends rows to ``events.jsonl``, one write of one whole line each.
-
-    Args:
-        run_dir: The run directory.
-        enabled: False on all processes but one.
-    """
-
-    def __init__(self, run_dir: Path, *, enabled: bool = True) -> None:
-        self._file = None
-        if enabled:
-            path = run_dir / EVENTS_FILE
-            torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-            self._file = path.open("ab", buffering=0)
-            if torn:
-                # A killed process may leave half a line; ours starts on its own.
-                self._file.write(b"\n")
-
-    def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Append a row of ``kind`` at ``step``."""
-        if self._file is not None:
-            row = {"kind": kind, "step": step, "time": time.time(), **fields}
-            self._file.write(json.dumps(row).encode() + b"\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
 
 
 class Speed:

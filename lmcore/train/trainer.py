@@ -23,10 +23,11 @@ from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, parallelize, reduce_gradients, whole
 from lmcore.parallel.mesh import World, make_mesh
+from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.job import TrainJob
 from lmcore.train.loss import bits_per_byte, token_loss_sum
-from lmcore.train.metrics import EventLog, ProgressLine, Speed
+from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.precision import LossScale, autocast
 from lmcore.train.schedule import learning_rate_factor

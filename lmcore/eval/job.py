@@ -1,0 +1,17 @@
+"""What an evaluating process is told: the ``config.json`` of its run directory."""
+
+from __future__ import annotations
+
+from lmcore.config import EvaluationConfig, LaunchConfig, setting
+from lmcore.run_directory import RunJob
+
+
+class EvaluationJob(RunJob):
+    """One evaluation: the settings, and where its inputs are."""
+
+    evaluation: EvaluationConfig = setting(..., "How the model is measured")
+    launch: LaunchConfig = setting(..., "How its processes are started and stopped")
+    model: str = setting(..., "Model directory")
+    tokens: str = setting(..., "Directory of the tokens artifact")
+    tokenizer: str = setting(..., "Directory of the tokenizer that made the tokens")
+    seq_len: int = setting(..., "Tokens of a window, context included", unit="tokens", ge=1)

@@ -1,0 +1,84 @@
+"""A run's directory: what training and evaluation read there, and what they leave.
+
+``config.json`` (the job), ``events.jsonl`` (rows while it runs) and ``result.json`` (how it ended).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from lmcore.config import Config, parse
+from lmcore.errors import ConfigError
+from lmcore.store import write_atomically
+
+JOB_FILE = "config.json"
+EVENTS_FILE = "events.jsonl"
+RESULT_FILE = "result.json"
+
+
+class RunJob(Config):
+    """What the processes of a run are told: the ``config.json`` of its directory."""
+
+    def write(self, run_dir: Path) -> None:
+        """Write ``config.json`` into ``run_dir``, which is created if missing."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / JOB_FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Self:
+        """Read the job of ``run_dir``.
+
+        Raises:
+            ConfigError: the file is missing, not JSON, or holds a wrong key or value.
+        """
+        path = run_dir / JOB_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path} cannot be read",
+                expected=f"the job that {cls.__name__}.write left there",
+                found=str(error),
+                remedy="Start the run again from its recipe.",
+            ) from None
+        return parse(cls, values, where=str(path))
+
+
+class EventLog:
+    """Appends rows to ``events.jsonl``, one write of one whole line each.
+
+    Args:
+        run_dir: The run directory.
+        enabled: False on all processes but one.
+    """
+
+    def __init__(self, run_dir: Path, *, enabled: bool = True) -> None:
+        self._file = None
+        if enabled:
+            path = run_dir / EVENTS_FILE
+            torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+            self._file = path.open("ab", buffering=0)
+            if torn:
+                # A killed process may leave half a line; ours starts on its own.
+                self._file.write(b"\n")
+
+    def write(self, kind: str, step: int | None = None, **fields: Any) -> None:
+        """Append a row of ``kind``, with the time; at ``step`` where the run has steps."""
+        if self._file is not None:
+            place = {} if step is None else {"step": step}
+            row = {"kind": kind, **place, "time": time.time(), **fields}
+            self._file.write(json.dumps(row).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write ``result.json``, if there is a run directory to write it to."""
+    if run_dir.is_dir():
+        write_atomically(run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
