@@ -1,0 +1,63 @@
+"""What is to be started: the same spec for every launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lmcore.config import LaunchConfig
+
+# glibc gives large blocks back to the system at once, so that each step would fault its pages anew.
+_KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Processes that run ``python -m module run_dir``.
+
+    Attributes:
+        module: Its ``__main__`` reads the run directory and writes ``result.json`` there.
+        run_dir: The run directory.
+        num_processes: Processes on each machine.
+        grace_seconds: Time to save after a request to stop.
+        max_restarts: Restarts of all processes after one died.
+        environment: Variables on top of the launcher's own.
+    """
+
+    module: str
+    run_dir: Path
+    num_processes: int
+    grace_seconds: float
+    max_restarts: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def local(cls, module: str, run_dir: Path, num_processes: int, launch: LaunchConfig) -> Job:
+        """The job on this machine alone: threads shared out, processes joined over loopback."""
+        threads = launch.threads_per_process or max(1, len(os.sched_getaffinity(0)) // num_processes)
+        return cls(
+            module,
+            run_dir,
+            num_processes,
+            launch.grace_seconds,
+            launch.max_restarts,
+            {
+                "OMP_NUM_THREADS": str(threads),
+                "GLOO_SOCKET_IFNAME": "lo",
+                "PYTHONUNBUFFERED": "1",
+                "TORCHELASTIC_ERROR_FILE": str(run_dir / "error.json"),
+                **_KEEP_LARGE_BLOCKS,
+            },
+        )
+
+    def command(self) -> list[str]:
+        """The torchrun command; ``--standalone`` lets it pick a free port on loopback."""
+        return [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(self.num_processes)),
+            *("--max-restarts", str(self.max_restarts)),
+            *("--shutdown-timeout", str(max(1, round(self.grace_seconds)))),
+            *("--module", self.module, str(self.run_dir)),
+        ]

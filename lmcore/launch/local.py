@@ -1,0 +1,151 @@
+"""Processes on this machine: started under the supervisor, watched, and always stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from lmcore import errors
+from lmcore.config import LaunchConfig
+from lmcore.errors import GristmillError, LaunchError
+from lmcore.launch.job import Job
+
+RESULT = "result.json"
+LOG = "log.txt"
+LAST_LINES = 15
+LOCK_SPARE_SECONDS = 5.0
+
+
+def run(
+    module: str,
+    run_dir: Path,
+    num_processes: int,
+    launch: LaunchConfig,
+    on_line: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Run ``module`` on ``run_dir`` in ``num_processes`` processes and return its ``result.json``.
+
+    All that the processes print goes to ``log.txt``, and to ``on_line`` line by line. However the caller
+    ends, the processes are stopped.
+
+    Raises:
+        LaunchError: the run directory is in use, or the processes died without a word.
+        GristmillError: the kind that the job failed with.
+    """
+    job = Job.local(module, run_dir, num_processes, launch)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+    with (
+        _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock,
+        (run_dir / LOG).open("a", encoding="utf-8") as log,
+    ):
+        for stale in (RESULT, "error.json"):
+            (run_dir / stale).unlink(missing_ok=True)
+        with _supervised(job, lock, log) as process:
+            for line in _lines(process, log):
+                last_lines.append(line)
+                on_line(line)
+    return _read_result(job, process.returncode, last_lines)
+
+
+@contextlib.contextmanager
+def _sole_user(run_dir: Path, patience_seconds: float) -> Iterator[IO[str]]:
+    with (run_dir / ".lock").open("a+") as lock:
+        # An attempt whose caller died may still be saving: it holds the lock until it is done.
+        deadline = time.monotonic() + patience_seconds
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                lock.seek(0)
+                raise LaunchError(
+                    f"run directory {run_dir} is in use",
+                    found=f"a run of process {lock.read().strip() or 'unknown'}",
+                    remedy="Wait for it, or stop it.",
+                )
+            time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _supervised(job: Job, lock: IO[str], log: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    supervisor = [sys.executable, "-m", "lmcore.launch.supervisor", str(job.grace_seconds)]
+    process = subprocess.Popen(
+        [*supervisor, *job.command()],
+        env={**os.environ, **job.environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # Its own session: a signal to our group must not reach it before we say so.
+        start_new_session=True,
+        # The run directory stays locked until the last of its processes is gone, even if we are killed.
+        pass_fds=[lock.fileno()],
+    )
+    try:
+        yield process
+    finally:
+        # Closing the pipe is the request to stop; it means nothing to one that has ended.
+        if process.stdin:
+            process.stdin.close()
+        for _ in _lines(process, log):
+            pass
+        process.wait()
+
+
+def _lines(process: subprocess.Popen[str], log: IO[str]) -> Iterator[str]:
+    for line in process.stdout or ():
+        log.write(line)
+        log.flush()
+        yield line.rstrip("\n")
+
+
+def _read_result(job: Job, code: int, last_lines: deque[str]) -> dict[str, Any]:
+    try:
+        result = json.loads((job.run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LaunchError(
+            f"{job.module} died (exit code {code}) without a result",
+            found=_root_cause(job.run_dir) or " / ".join(list(last_lines)[-3:]) or "no output",
+            remedy=f"The same command goes on from the last checkpoint; its output is {job.run_dir / LOG}.",
+        ) from None
+    if result["status"] == "failed":
+        raise _failure(job, result)
+    return result
+
+
+def _failure(job: Job, result: dict[str, Any]) -> GristmillError:
+    message = result.get("error", "no reason given")
+    kind = getattr(errors, str(result.get("kind")), None)
+    if isinstance(kind, type) and issubclass(kind, GristmillError):
+        return kind(message)
+    return LaunchError(
+        f"{job.module} failed", found=message, remedy=f"The whole output is in {job.run_dir / LOG}."
+    )
+
+
+def _root_cause(run_dir: Path) -> str:
+    """What torchrun's workers left in the error file: the first failure, without its traceback."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        message = json.loads((run_dir / "error.json").read_text(encoding="utf-8"))["message"]
+        return str(message["message"] if isinstance(message, dict) else message).strip()[:500]
+    return ""
