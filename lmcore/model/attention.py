@@ -71,15 +71,14 @@ class Context:
     """What all blocks of one forward pass share.
 
     Attributes:
-        cos, sin: Rotary table of these positions, [T, 1, head_dim/2] or [B, T, 1, head_dim/2]; or None.
+        rotary: Table of these positions, [T, 1, head_dim/2, 2] or [B, T, 1, head_dim/2, 2]; or None.
         mask: Who may see whom, bool, broadcastable to [B, H, T, S]; None: plainly causal, or (with a
             cache and a single new token) everything.
         causal: Whether the plain causal mask applies.
         cache: Earlier keys and values; or None.
     """
 
-    cos: Tensor | None
-    sin: Tensor | None
+    rotary: Tensor | None
     mask: Tensor | None
     causal: bool
     cache: KVCache | None
@@ -131,6 +130,6 @@ class Attention(nn.Module):
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if context.cos is not None and context.sin is not None:
-            q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

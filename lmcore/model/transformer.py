@@ -45,8 +45,7 @@ class Transformer(nn.Module):
         vocab_size: Rows of the embedding and of the head.
     """
 
-    cos: Tensor
-    sin: Tensor
+    rotary: Tensor
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -67,9 +66,7 @@ class Transformer(nn.Module):
     def restore_tables(self, device: torch.device | str | None = None) -> None:
         """Compute the rotary table, which is no part of the state: in fp32, whatever the weights are."""
         if self.config.position == "rope":
-            cos, sin = rotary_table(self.config)
-            self.register_buffer("cos", cos.to(device), persistent=False)
-            self.register_buffer("sin", sin.to(device), persistent=False)
+            self.register_buffer("rotary", rotary_table(self.config).to(device), persistent=False)
 
     def forward(
         self,
@@ -118,14 +115,14 @@ class Transformer(nn.Module):
             raise ConfigError(
                 "a cache cannot be used with a document mask", remedy="Decode one document in each row."
             )
-        cos = sin = mask = None
+        rotary = mask = None
         if self.config.position == "rope":
             places = slice(num_cached, num_cached + num_new) if positions is None else positions
-            cos, sin = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)
+            rotary = self.rotary[places].unsqueeze(-3)
         causal = document_ids is None and num_cached == 0
         if document_ids is not None or (num_cached and num_new > 1):
             mask = attention_mask(num_new, num_cached, document_ids, tokens.device)
-        return Context(cos, sin, mask, causal, cache)
+        return Context(rotary, mask, causal, cache)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
