@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +32,7 @@ app = typer.Typer(
     help="From raw text to a measured, registered language model.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -266,6 +269,14 @@ def _errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from what was finished", err=True)
         raise typer.Exit(130) from None
+    except (typer.Exit, SystemExit):
+        raise
+    except Exception as error:
+        trace = Path(tempfile.gettempdir()) / f"gristmill-error-{os.getpid()}.txt"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        typer.echo(f"error: this should not happen: {problem}\nThe details are in {trace}.", err=True)
+        raise typer.Exit(70) from None
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.data import data_flow
-from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrackingConfig, TrainConfig
+from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
 from tasks.evaluate import evaluate_model
 from tasks.report import Summary, report
 from tasks.tracked import tracked
@@ -22,7 +22,9 @@ def evaluate_flow(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
     """Measure the model of these settings; data and training are reused when they are there."""
-    recipe = Recipe(name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking)
+    recipe = make_recipe(
+        name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
+    )
     with tracked(recipe, "evaluate-flow") as run:
         prepared = data_flow(recipe.data)
         trained = train_model(recipe, prepared, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.data import data_flow
-from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, Recipe, TrackingConfig, TrainConfig
+from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
 from tasks.evaluate import evaluate_model
 from tasks.registry import register_model
 from tasks.report import Summary, report
@@ -23,7 +23,9 @@ def pipeline_flow(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
     """Prepare data, train, evaluate, and register the model; promote it if it beats the champion."""
-    recipe = Recipe(name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking)
+    recipe = make_recipe(
+        name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
+    )
     with tracked(recipe, "pipeline") as run:
         prepared = data_flow(recipe.data)
         trained = train_model(recipe, prepared, run)

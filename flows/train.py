@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.data import data_flow
-from lmcore.config import DataConfig, ModelConfig, Recipe, TrackingConfig, TrainConfig
+from lmcore.config import DataConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
 from tasks.report import Summary, report
 from tasks.tracked import tracked
 from tasks.train import train_model
@@ -20,7 +20,7 @@ def train_flow(
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
     """Prepare data (reused when nothing changed) and train a model."""
-    recipe = Recipe(name=name, data=data, model=model, train=train, tracking=tracking)
+    recipe = make_recipe(name=name, data=data, model=model, train=train, tracking=tracking)
     with tracked(recipe, "train-flow") as run:
         prepared = data_flow(recipe.data)
         trained = train_model(recipe, prepared, run)

@@ -397,7 +397,7 @@ class EvaluationConfig(Config):
     """How a model is measured."""
 
     stride_tokens: int = setting(
-        256, "New tokens of each window; the rest of the window is context", unit="tokens", ge=1
+        256, "New tokens of each window of seq_len, at most all; the rest is context", unit="tokens", ge=1
     )
     max_bytes: int = setting(0, "Validation text to score; 0: all", unit="bytes", ge=0)
     prompts: tuple[str, ...] = setting(
@@ -457,11 +457,6 @@ class Recipe(Config):
                 f"train.seq_len {self.train.seq_len} is longer than model.max_seq_len "
                 f"{self.model.max_seq_len}; shorten one or lengthen the other"
             )
-        if self.evaluation.stride_tokens > self.train.seq_len:
-            raise ValueError(
-                f"evaluation.stride_tokens {self.evaluation.stride_tokens} is longer than train.seq_len "
-                f"{self.train.seq_len}; windows could not cover the text"
-            )
         return self
 
 
@@ -484,6 +479,15 @@ def parse(kind: type[C], values: Mapping[str, Any], *, where: str) -> C:
             f"{where} is not a valid {kind.__name__.removesuffix('Config').lower()}",
             found="; ".join(problems),
         ) from None
+
+
+def make_recipe(**parts: Any) -> Recipe:
+    """Put the parameters of a flow together.
+
+    Raises:
+        ConfigError: they do not fit each other.
+    """
+    return parse(Recipe, parts, where="the parameters")
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -95,7 +95,9 @@ def _evaluate(recipe: Recipe, model: Path, digest: str, tokens: Artifact, run: F
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         run_dir = evaluation_run_directory(stage.key)
         EvaluationJob(
-            evaluation=recipe.evaluation,
+            evaluation=recipe.evaluation.model_copy(
+                update={"stride_tokens": min(recipe.evaluation.stride_tokens, recipe.train.seq_len)}
+            ),
             launch=recipe.train.launch,
             model=str(model),
             tokens=str(tokens.path),

@@ -175,7 +175,7 @@ def _summarize(
         recipe=recipe.name,
         stages=stage_summaries(artifacts),
         documents=prepared.splits.summary["documents"],
-        train_tokens=trained.summary["tokens"],
+        train_tokens=trained.summary["train_tokens"],
         val_bits_per_byte=measured.get("bits_per_byte"),
         zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
