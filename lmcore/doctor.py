@@ -48,12 +48,12 @@ def check_packages() -> Check:
     if missing:
         return Check("packages", "failed", f"missing: {', '.join(missing)}", "Run `make quickstart`.")
     fastapi = tuple(int(part) for part in importlib.metadata.version("fastapi").split(".")[:2])
-    if fastapi >= (0, 155):
+    if fastapi >= (0, 151):
         return Check(
             "packages",
             "failed",
             ", ".join(versions),
-            "Prefect 3.8 needs fastapi below 0.155: use the constraints.",
+            "Prefect 3.8 needs fastapi below 0.151: use the constraints.",
         )
     return Check("packages", "ok", ", ".join(versions))
 
