@@ -86,6 +86,19 @@ class Transformer(nn.Module):
         Raises:
             ConfigError: the sequence is longer than ``max_seq_len``, or a cache came with documents.
         """
+        return self.head(self.hidden(tokens, positions, document_ids, cache))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return what the head reads, [B, T, D]: for those who need the logits of some places only.
+
+        Arguments and errors are those of ``forward``.
+        """
         x = self.embedding(tokens)  # [B, T, D]
         context = self._context(tokens, positions, document_ids, cache)
         if self.position_embedding is not None:
@@ -98,7 +111,7 @@ class Transformer(nn.Module):
             x = block(x, context)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     def _context(
         self, tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None, cache: KVCache | None

@@ -1,0 +1,163 @@
+"""An evaluation, as a story: open, compare with simple compressors, score, draw samples, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmcore.data.decoding import Decoder
+from lmcore.data.tokens import TokenDataset
+from lmcore.errors import ConfigError
+from lmcore.eval import baselines
+from lmcore.eval.generate import Generator
+from lmcore.eval.held_out import HeldOut
+from lmcore.eval.job import EvaluationJob
+from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.model.io import load_model
+from lmcore.parallel.mesh import World
+from lmcore.progress import Paced
+from lmcore.run_directory import EventLog
+from lmcore.store import write_atomically
+from lmcore.units import bits_per_byte
+
+SAMPLES_FILE = "samples.json"
+
+
+class Evaluation:
+    """One evaluation. Each process holds the whole model and scores its share of the text.
+
+    Args:
+        job: What to measure, on what.
+        run_dir: Its run directory.
+        world: This process among its peers.
+        stop_requested: Asked after each batch and sample; when a process says yes, all stop.
+
+    Raises:
+        CheckpointError: the model is missing or damaged.
+        ConfigError: the windows are longer than the model is made for.
+        DataError: the tokens or the tokenizer are missing or damaged, or do not fit each other.
+    """
+
+    def __init__(
+        self, job: EvaluationJob, run_dir: Path, world: World, stop_requested: Callable[[], bool]
+    ) -> None:
+        self.job, self.config, self.run_dir, self.world = job, job.evaluation, run_dir, world
+        self.stop_requested = stop_requested
+        self.decoder = Decoder(Path(job.tokenizer))
+        self.text = HeldOut(Path(job.tokens) / "validation", self.decoder, self.config.max_bytes)
+        self.windows = SlidingWindows(self.text.num_tokens, job.seq_len, self.config.stride_tokens)
+        self.model = load_model(Path(job.model), world.device)
+        if job.seq_len > self.model.config.max_seq_len:
+            raise ConfigError(
+                "the windows are longer than the model is made for",
+                expected=f"at most {self.model.config.max_seq_len} tokens",
+                found=f"{job.seq_len}",
+            )
+        self.generator = Generator(self.model, Path(job.tokenizer))
+        self.events = EventLog(run_dir, enabled=world.is_main)
+
+    def run(self) -> dict[str, Any]:
+        """Measure, and return the result; only the main process's is whole."""
+        started = time.time()
+        self._say(
+            f"{self.text.num_documents:,} documents, {self.text.num_bytes:,} bytes, {self.text.num_tokens:,} "
+            f"tokens, {self.world.size} process(es) on {self.world.device.type}"
+        )
+        simple = self._baselines() if self.world.is_main else {}
+        self.world.barrier()  # so that the speed is that of scoring alone
+        scoring = time.perf_counter()
+        loss_sum, stops = self._score()
+        seconds = time.perf_counter() - scoring
+        if not stops and self.world.is_main:
+            self._samples()
+        (stops,) = self.world.add_up([stops + self.stop_requested()])
+        self.events.close()
+        if stops:
+            return {"status": "preempted", "seconds": time.time() - started}
+        result = {
+            "status": "completed",
+            "bits_per_byte": bits_per_byte(loss_sum, self.text.num_bytes),
+            **simple,
+            "loss": loss_sum / self.text.num_tokens,
+            "num_tokens": self.text.num_tokens,
+            "num_bytes": self.text.num_bytes,
+            "num_documents": self.text.num_documents,
+            "tokens_per_second": self.text.num_tokens / seconds,
+            "seconds": time.time() - started,
+        }
+        if self.world.is_main:
+            self._say(_summary(result))
+        return result
+
+    def _baselines(self) -> dict[str, float]:
+        documents = self.text.documents()
+        paced = Paced(self._progress, "compress for comparison", 3, "methods")
+        values = {"zstd_bits_per_byte": baselines.zstd_bits_per_byte(documents)}
+        paced.advance(1)
+        values["zstd_per_document_bits_per_byte"] = baselines.zstd_per_document_bits_per_byte(documents)
+        paced.advance(1)
+        counts = baselines.count_bigrams(TokenDataset(Path(self.job.tokens) / "train"), self.decoder)
+        values["bigram_bits_per_byte"] = baselines.bigram_bits_per_byte(documents, counts)
+        paced.finish()
+        return values
+
+    def _score(self) -> tuple[float, float]:
+        """Return the summed loss (nats) of all processes, and how many of them were asked to stop."""
+        paced = Paced(self._progress, "score text", self.text.num_tokens, "tokens")
+        left = self.text.num_tokens
+
+        def on_scored(num_tokens: int) -> bool:
+            nonlocal left
+            # The others are about as far as we are.
+            step = min(num_tokens * self.world.size, left)
+            left -= step
+            paced.advance(step)
+            return self.stop_requested()
+
+        loss_sum = score_text(
+            self.model,
+            self.text.stream,
+            self.windows,
+            batch_size=self.config.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            on_scored=on_scored,
+        )
+        loss_sum, stops = self.world.add_up([loss_sum, float(self.stop_requested())])
+        paced.finish()
+        return loss_sum, stops
+
+    def _samples(self) -> None:
+        prompts = self.config.prompts
+        paced = Paced(self._progress, "draw samples", len(prompts), "samples")
+        samples = []
+        for number, prompt in enumerate(prompts, start=1):
+            if self.stop_requested():
+                return
+            text = self.generator.text(prompt, self.config.sampling)
+            samples.append({"prompt": prompt, "text": text})
+            self._say(f"--- sample {number} of {len(prompts)} ---\n{prompt}{text}")
+            paced.advance(1)
+        paced.finish()
+        write_atomically(self.run_dir / SAMPLES_FILE, json.dumps(samples, indent=1) + "\n")
+
+    def _progress(self, label: str, done: float, total: float, unit: str) -> None:
+        self.events.write("progress", label=label, done=done, total=total, unit=unit)
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+
+def _summary(result: dict[str, Any]) -> str:
+    return (
+        f"bits per byte {result['bits_per_byte']:.4f} (zstd -19 {result['zstd_bits_per_byte']:.4f}, "
+        f"document by document {result['zstd_per_document_bits_per_byte']:.4f}, "
+        f"byte bigrams {result['bigram_bits_per_byte']:.4f}), loss {result['loss']:.4f}, "
+        f"{result['tokens_per_second']:,.0f} tokens/s"
+    )

@@ -1,0 +1,54 @@
+"""A process of a run: what ``python -m lmcore.train`` and ``python -m lmcore.eval`` do alike."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmcore.errors import GristmillError
+from lmcore.run_directory import RESULT_FILE, write_result
+
+
+def run_process(module: str, work: Callable[[Path], object]) -> int:
+    """Do ``work`` on the run directory of the command line; return the exit code.
+
+    What it fails with goes to ``result.json``: an error of ours as one line, another as its traceback too.
+    """
+    if len(sys.argv) != 2:
+        sys.stderr.write(f"usage: python -m {module} RUN_DIR\n")
+        return 2
+    run_dir = Path(sys.argv[1])
+    try:
+        work(run_dir)
+    except GristmillError as error:
+        write_result(run_dir, {"status": "failed", "error": str(error), "kind": type(error).__name__})
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        # A peer that failed first has the better story: keep it.
+        if not (run_dir / RESULT_FILE).exists():
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            write_result(run_dir, {"status": "failed", "error": text, "kind": type(error).__name__})
+        return 1
+    return 0
+
+
+class StopRequest:
+    """Remembers that the process was asked to stop, by SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def __call__(self) -> bool:
+        """Whether the process was asked to stop."""
+        return self._asked
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self._asked = True
