@@ -33,6 +33,7 @@ torture: .venv/.installed-test ## kill, damage and starve what must survive it
 
 browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium (installs it, as root)
 	bash tests/browser/install.sh
+	$(PIP) --editable '.[browser]'
 	$(BIN)/python -m pytest tests/browser -p no:randomly
 
 constraints: .venv/.installed-dev ## rewrite infra/constraints.txt from what is installed

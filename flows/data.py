@@ -18,7 +18,11 @@ from tasks.report import report_data
 
 @flow(name="data", flow_run_name="prepare data", persist_result=False)
 def data_flow(data: DataConfig = DataConfig()) -> Prepared:  # noqa: B008 - frozen; draws the form
-    """Clean, filter, deduplicate, split, train a tokenizer, and encode to Parquet."""
+    """Clean, filter, deduplicate, split, train a tokenizer, and encode to Parquet.
+
+    Args:
+        data: From raw files to tokens.
+    """
     inventory = take_inventory(data)
     documents = clean_documents(data, inventory)
     splits = split_documents(data, documents)

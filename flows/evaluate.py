@@ -21,7 +21,16 @@ def evaluate_flow(
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
-    """Measure the model of these settings; data and training are reused when they are there."""
+    """Measure the model of these settings; data and training are reused when they are there.
+
+    Args:
+        name: Name of the recipe, and of the registered model unless tracking says otherwise.
+        data: From raw files to tokens.
+        model: The Transformer.
+        train: Training.
+        evaluation: How the model is measured.
+        tracking: Where runs and models are recorded.
+    """
     recipe = make_recipe(
         name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
     )

@@ -22,7 +22,16 @@ def pipeline_flow(
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
-    """Prepare data, train, evaluate, and register the model; promote it if it beats the champion."""
+    """Prepare data, train, evaluate, and register the model; promote it if it beats the champion.
+
+    Args:
+        name: Name of the recipe, and of the registered model unless tracking says otherwise.
+        data: From raw files to tokens.
+        model: The Transformer.
+        train: Training.
+        evaluation: How the model is measured.
+        tracking: Where runs and models are recorded.
+    """
     recipe = make_recipe(
         name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
     )

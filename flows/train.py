@@ -19,7 +19,15 @@ def train_flow(
     train: TrainConfig = TrainConfig(),  # noqa: B008
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
-    """Prepare data (reused when nothing changed) and train a model."""
+    """Prepare data (reused when nothing changed) and train a model.
+
+    Args:
+        name: Name of the recipe, and of the registered model unless tracking says otherwise.
+        data: From raw files to tokens.
+        model: The Transformer.
+        train: Training.
+        tracking: Where runs are recorded.
+    """
     recipe = make_recipe(name=name, data=data, model=model, train=train, tracking=tracking)
     with tracked(recipe, "train-flow") as run:
         prepared = data_flow(recipe.data)
