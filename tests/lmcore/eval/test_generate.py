@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lmcore.config import SamplingConfig
+from lmcore.errors import CheckpointError, DataError
+from lmcore.eval.generate import Generator, main
+
+PROMPTS = ["", "d", "def value(self)", "日本 🙂 naïve", "if x " * 30]
+
+
+@pytest.fixture(scope="module")
+def generator(corpus):
+    return Generator.load(corpus.model)
+
+
+def without_cache(generator, prompt, num_tokens):
+    """Greedy tokens, each from a forward pass over the whole text."""
+    text = [generator.decoder.eos_id, *generator.tokenizer.encode(prompt, add_special_tokens=False).ids]
+    found = []
+    for _ in range(num_tokens):
+        with torch.no_grad():
+            token = int(generator.model(torch.tensor([text]))[0, -1].argmax())
+        if token == generator.decoder.eos_id:
+            break
+        found.append(token)
+        text.append(token)
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:3])
+def test_the_cache_changes_nothing(generator, prompt):
+    sampling = SamplingConfig(temperature=0, max_new_tokens=15)
+    ids = generator.tokenizer.encode(prompt, add_special_tokens=False).ids
+    assert list(generator.continue_tokens(ids, sampling)) == without_cache(generator, prompt, 15)
+
+
+def test_a_text_does_not_depend_on_the_others(corpus, generator):
+    sampling = SamplingConfig(temperature=0.9, max_new_tokens=12)
+    together = [generator.text(prompt, sampling) for prompt in PROMPTS]
+    alone = [Generator.load(corpus.model).text(prompt, sampling) for prompt in reversed(PROMPTS)]
+    assert together == alone[::-1]
+
+
+def test_the_seed_decides(generator):
+    texts = [
+        generator.text("x", SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_it_stops_at_the_end_of_a_document(corpus):
+    model = corpus.make_model()
+    with torch.no_grad():
+        model.head.weight.zero_()  # all tokens alike: the likeliest is the first, EOS
+    assert Generator(model, corpus.tokenizer).text("x", SamplingConfig(temperature=0)) == ""
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_text_that_outgrows_the_model_slides_on(corpus, position):
+    generator = Generator(corpus.make_model(position=position), corpus.tokenizer)
+    generator.model.head.weight.data[0] = 0
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=100, seed=3)
+    for prompt in PROMPTS:
+        tokens = list(generator.continue_tokens(generator._encode(prompt), sampling))
+        assert len(tokens) == 100 or len(tokens) < 100  # EOS may come
+    # Where it slid, the prediction is that of the last half of what the model takes.
+    greedy = SamplingConfig(temperature=0, max_new_tokens=1)
+    ids = generator._encode("if x " * 30)
+    last = generator.model(torch.tensor([ids[-16:]]))[0, -1]
+    expected = int(last.argmax())
+    assert list(generator.continue_tokens(ids, greedy)) == ([expected] if expected else [])
+
+
+def test_a_prompt_that_is_not_text_is_refused(generator):
+    with pytest.raises(DataError, match="UTF-8"):
+        generator.text("\udcff", SamplingConfig())
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(corpus):
+    with pytest.raises(CheckpointError, match="not this model's"):
+        Generator(corpus.make_model(vocab_size=100), corpus.tokenizer)
+
+
+def test_the_command_prints_prompt_and_continuation(corpus, generator, capsys):
+    options = ["--prompt", "def value", "--max-new-tokens", "9", "--temperature", "0.7", "--top-k", "20"]
+    assert main([str(corpus.model), *options, "--top-p", "0.9", "--seed", "4"]) == 0
+    sampling = SamplingConfig(max_new_tokens=9, temperature=0.7, top_k=20, top_p=0.9, seed=4)
+    assert capsys.readouterr().out == "def value" + generator.text("def value", sampling) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["nowhere"], "whole model"), (["MODEL", "--top-p", "0"], "top_p")]
+)
+def test_the_command_fails_with_one_line(corpus, tmp_path, options, message):
+    options = [str(corpus.model) if option == "MODEL" else option for option in options]
+    done = subprocess.run(
+        [sys.executable, "-m", "lmcore.eval.generate", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr

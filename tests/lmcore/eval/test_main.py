@@ -1,0 +1,108 @@
+"""Whole evaluations, in processes of their own."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lmcore.config import EvaluationConfig, LaunchConfig
+from lmcore.data.decoding import Decoder
+from lmcore.data.tokens import TokenDataset
+from lmcore.eval.generate import Generator
+from lmcore.eval.job import EvaluationJob
+from lmcore.eval.perplexity import SlidingWindows, score_text
+
+PROMPTS = ("def ", "", "日本")
+
+
+def evaluate(corpus, run_dir, *, world_size=1, **settings):
+    """Run an evaluation and return the finished process."""
+    job = EvaluationJob(
+        evaluation=EvaluationConfig(stride_tokens=8, micro_batch_size=4, prompts=PROMPTS),
+        launch=LaunchConfig(device="cpu", threads_per_process=1),
+        model=str(corpus.model),
+        tokens=str(corpus.tokens),
+        tokenizer=str(corpus.tokenizer),
+        seq_len=32,
+    )
+    job.model_copy(update=settings).write(run_dir)
+    agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    return subprocess.run(
+        [sys.executable, *(agent if world_size > 1 else []), "-m", "lmcore.eval", str(run_dir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def read(run_dir, name):
+    return json.loads((run_dir / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("alone")
+    done = evaluate(corpus, run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir, done.stdout
+
+
+def test_the_result_is_that_of_the_text(corpus, alone):
+    run_dir, _ = alone
+    result = read(run_dir, "result.json")
+    num_bytes = sum(len(text.encode()) for text in corpus.texts["validation"])
+    stream = TokenDataset(corpus.tokens / "validation")
+    generator = Generator.load(corpus.model)
+    windows = SlidingWindows(stream.num_tokens, 32, 8)
+    loss_sum = score_text(generator.model, stream, windows, batch_size=1)
+    assert result["status"] == "completed"
+    assert result["bits_per_byte"] == pytest.approx(loss_sum / math.log(2) / num_bytes, rel=1e-6)
+    assert result["loss"] == pytest.approx(loss_sum / stream.num_tokens, rel=1e-6)
+    counts = (result["num_bytes"], result["num_tokens"], result["num_documents"])
+    assert counts == (num_bytes, stream.num_tokens, len(corpus.texts["validation"]))
+    assert 0 < result["zstd_bits_per_byte"] <= result["zstd_per_document_bits_per_byte"]
+    assert 0 < result["bigram_bits_per_byte"] < 8
+    assert result["tokens_per_second"] > 0
+
+
+def test_samples_and_progress_are_left_and_printed(corpus, alone):
+    run_dir, printed = alone
+    samples = read(run_dir, "samples.json")
+    assert [sample["prompt"] for sample in samples] == list(PROMPTS)
+    generator = Generator.load(corpus.model)
+    assert [s["text"] for s in samples] == [generator.text(p, EvaluationConfig().sampling) for p in PROMPTS]
+    assert all(sample["prompt"] + sample["text"] in printed for sample in samples)
+    assert "bits per byte" in printed
+    rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"progress"}
+    for label in ("compress for comparison", "score text", "draw samples"):
+        done = [row["done"] for row in rows if row["label"] == label]
+        assert done == sorted(done)
+        assert done[-1] == next(row["total"] for row in rows if row["label"] == label)
+
+
+def test_two_processes_find_what_one_finds(corpus, alone, tmp_path):
+    done = evaluate(corpus, tmp_path / "run", world_size=2)
+    assert done.returncode == 0, done.stderr
+    one, two = read(alone[0], "result.json"), read(tmp_path / "run", "result.json")
+    for name in ("bits_per_byte", "loss", "zstd_bits_per_byte", "bigram_bits_per_byte"):
+        assert two[name] == pytest.approx(one[name], abs=1e-6)
+    assert read(alone[0], "samples.json") == read(tmp_path / "run", "samples.json")
+
+
+def test_what_does_not_fit_fails_with_a_result_and_one_line(corpus, tmp_path):
+    done = evaluate(corpus, tmp_path / "run", seq_len=64)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    result = read(tmp_path / "run", "result.json")
+    assert (result["status"], result["kind"]) == ("failed", "ConfigError")
+    assert "longer than the model" in result["error"]
+
+
+def test_the_decoder_knows_the_end(corpus):
+    assert Decoder(corpus.tokenizer).eos_id == TokenDataset(corpus.tokens / "validation").eos_id
