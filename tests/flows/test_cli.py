@@ -11,8 +11,8 @@ def mill(make_mill):
     return make_mill("cli")
 
 
-def refused(mill, *arguments, status):
-    done = mill.call(*arguments)
+def refused(mill, *arguments, status, **environment):
+    done = mill.call(*arguments, **environment)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stderr
@@ -28,9 +28,10 @@ def refused(mill, *arguments, status):
         (("run", "quickstart", "--json", "no/such/folder/x.json"), "existing folder"),
     ],
 )
-def test_wrong_input_is_refused_before_any_work(mill, arguments, hint):
-    assert hint in refused(mill, *arguments, status=2)
-    assert not (mill.home / "store").exists()
+def test_wrong_input_is_refused_before_any_work(mill, tmp_path, arguments, hint):
+    home = tmp_path / "home"
+    assert hint in refused(mill, *arguments, status=2, GRISTMILL_HOME=str(home))
+    assert not home.exists()
 
 
 def test_a_source_that_matches_nothing_is_named(mill):
