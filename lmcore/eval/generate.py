@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import io
 import itertools
 import os
 import sys
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_text(prompt: str, pieces: Iterator[str]) -> None:
     live = sys.stdout.isatty()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     # The first piece before the prompt is shown: a prompt that is refused is an error alone.
     for piece in itertools.chain([prompt + next(pieces, "")], pieces):
         sys.stdout.write(piece)

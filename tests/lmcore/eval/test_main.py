@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lmcore.config import EvaluationConfig, LaunchConfig
-from lmcore.data.decoding import Decoder
 from lmcore.data.tokens import TokenDataset
+from lmcore.eval.evaluation import Evaluation
 from lmcore.eval.generate import Generator
 from lmcore.eval.job import EvaluationJob
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.parallel.mesh import World
 
 PROMPTS = ("def ", "", "日本")
 
@@ -104,5 +106,10 @@ def test_what_does_not_fit_fails_with_a_result_and_one_line(corpus, tmp_path):
     assert "longer than the model" in result["error"]
 
 
-def test_the_decoder_knows_the_end(corpus):
-    assert Decoder(corpus.tokenizer).eos_id == TokenDataset(corpus.tokens / "validation").eos_id
+def test_an_evaluation_that_is_asked_to_stop_says_so(corpus, tmp_path):
+    settings = EvaluationConfig(stride_tokens=8, micro_batch_size=1)
+    paths = {"model": str(corpus.model), "tokens": str(corpus.tokens), "tokenizer": str(corpus.tokenizer)}
+    job = EvaluationJob(evaluation=settings, launch=LaunchConfig(), seq_len=32, **paths)
+    result = Evaluation(job, tmp_path, World(0, 1, torch.device("cpu")), lambda: True).run()
+    assert result["status"] == "preempted"
+    assert not (tmp_path / "samples.json").exists()
