@@ -81,10 +81,8 @@ def main() -> None:
                 for followed in order
             }
             ratios.append(seconds[True] / seconds[False])
-            milliseconds = {followed: 1e3 * value for followed, value in seconds.items()}
-            print(
-                f"pair {pair}: followed {milliseconds[True]:.1f} ms, alone {milliseconds[False]:.1f} ms a step"
-            )
+            with_, without = 1e3 * seconds[True], 1e3 * seconds[False]
+            print(f"pair {pair}: followed {with_:.1f} ms, alone {without:.1f} ms a step")
         ordered = sorted(ratios)
         print(
             f"step time followed / alone: median {statistics.median(ratios):.4f} "
