@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lmcore.config import LaunchConfig, ParallelConfig
 from lmcore.errors import ConfigError, LaunchError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = choose_device(launch)
+    keep_freed_memory()
     if launch.threads_per_process:
         torch.set_num_threads(launch.threads_per_process)
     if size == 1:
@@ -74,6 +79,17 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
         yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, where it is glibc.
+
+    It gives large tensors back to the system at once, which then hands out zeroed pages for the next.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def choose_device(launch: LaunchConfig) -> torch.device:

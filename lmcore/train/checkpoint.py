@@ -13,11 +13,13 @@ index as a pickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,8 @@ class Checkpoints:
         build = self.folder / self._agree(f".build-{uuid.uuid4().hex[:8]}")
         target = self.folder / f"{PREFIX}{state.step:08d}"
         build.mkdir(parents=True, exist_ok=True)
-        save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
+        with _quietly():
+            save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
         self.world.barrier()
         if self.world.is_main:
             _write(build / STATE, asdict(state))
@@ -110,7 +113,8 @@ class Checkpoints:
                 continue
             state = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8")))
             _check_belongs(path, state.belongs_to, belongs_to)
-            load(tensors(), storage_reader=FileSystemReader(path), no_dist=self._alone)
+            with _quietly():
+                load(tensors(), storage_reader=FileSystemReader(path), no_dist=self._alone)
             return state
         return None
 
@@ -133,6 +137,14 @@ class Checkpoints:
         committed = sorted(p for p in self.folder.glob(f"{PREFIX}*") if (p / COMMIT).exists())
         for path in [*committed[: -self.keep], *self.folder.glob(".build-*")]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    # DCP warns that a single process is a single process.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _damage(path: Path) -> str:

@@ -199,16 +199,29 @@ def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [part.view_as(m) for part, m in zip(parts, full, strict=True)]
 
 
-def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Push the singular values of ``matrix`` [m, n] to about 1 by a quintic iteration.
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Push the singular values of ``matrix`` [m, n] to about 1 by five quintic steps (Jordan et al. 2024).
 
-    Coefficients: Jordan et al. 2024.
+    A step is x <- (a + b x x' + c (x x')^2) x. For a long matrix the polynomials are multiplied first, small
+    and square, and x last; the Gram matrix is taken anew after three steps, before its errors grow.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(steps):
+    segments = (3, 2) if x.shape[1] >= 2 * x.shape[0] else (1,) * 5
+    for steps in segments:
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = product = _polynomial(gram)
+        for _ in range(steps - 1):
+            gram = factor @ gram @ factor
+            factor = _polynomial(gram)
+            product = factor @ product
+        x = product @ x
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = 3.4445, -4.7750, 2.0315
+    result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal().add_(a)
+    return result

@@ -19,9 +19,9 @@ def learning_rate_factor(step: int, steps: int, config: ScheduleConfig) -> float
         return (step + 1) / warmup
     if config.name == "cosine":
         done = (step - warmup) / max(1, steps - warmup)
-        return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+        return 1 - (1 - config.min_ratio) * 0.5 * (1 - math.cos(math.pi * done))
     decay_steps = min(steps - warmup, round(config.decay_fraction * steps))
     left = steps - step
-    if left > decay_steps:
+    if left >= decay_steps:
         return 1.0
-    return config.min_ratio + (1 - config.min_ratio) * left / decay_steps
+    return 1 - (1 - config.min_ratio) * (1 - left / decay_steps)

@@ -21,16 +21,17 @@ from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError, TrainingDiverged
 from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
-from lmcore.parallel.apply import DTYPES, parallelize, reduce_gradients, whole
+from lmcore.parallel.apply import parallelize, reduce_gradients, whole
 from lmcore.parallel.mesh import World, make_mesh
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.job import TrainJob
-from lmcore.train.loss import bits_per_byte, token_loss_sum
+from lmcore.train.loss import token_loss_sum
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.precision import LossScale, autocast
 from lmcore.train.schedule import learning_rate_factor
+from lmcore.units import bits_per_byte
 
 Outcome = Literal["completed", "preempted"]
 
@@ -105,7 +106,8 @@ class Trainer:
         self.model.init_weights(self.config.seed)
         self.model.to(self.world.device)
         self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
-        matrix_dtype = DTYPES[self.config.precision] if self.world.device.type == "cuda" else torch.float32
+        # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
+        matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.optimizers = Optimizers(self.model, self.config.optimizer, matrix_dtype)
         self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
 
@@ -171,6 +173,7 @@ class Trainer:
     def _forward_backward(self, num_targets: int) -> float:
         """Add up the gradient of (summed loss / global targets); return this process's summed loss."""
         loss_sum = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        weight = self.loss_scale.scale / max(1, num_targets)
         last = self.config.grad_accum_steps - 1
         for index, batch in enumerate(self.loader.micro_batches(self.step)):
             batch = batch.to(self.world.device)
@@ -179,7 +182,7 @@ class Trainer:
                 with autocast(self.wrapped, self.config.precision, self.world.device):
                     logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
                 loss = token_loss_sum(logits, batch.targets)
-                (loss * (self.loss_scale.scale / max(1, num_targets))).backward()
+                (loss * weight).backward()
             loss_sum += loss.detach()
         return loss_sum.item()
 

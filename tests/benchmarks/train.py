@@ -1,4 +1,4 @@
-"""How fast the trainer is on this machine: ``python tests/benchmarks/train.py [--layers 3 --hidden 192 ...]``.
+"""How fast the trainer is on this machine: ``python tests/benchmarks/train.py [--layers 3 ...]``.
 
 Alternates a few training steps (one process, fp32, everything the trainer does but checkpoints) with a plain
 matrix product, so that both see the same machine, and prints medians: tokens/s, GFLOP/s, and the share of the
@@ -17,7 +17,7 @@ import torch
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
-from lmcore.parallel.mesh import World
+from lmcore.parallel.mesh import World, keep_freed_memory
 from lmcore.train.job import TrainJob
 from lmcore.train.trainer import Trainer
 
@@ -25,6 +25,7 @@ from lmcore.train.trainer import Trainer
 def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(Path(folder), options)
         product = torch.randn(2048, 2048)

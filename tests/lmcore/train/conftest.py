@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
+from lmcore.parallel.mesh import World
 from lmcore.train.job import TrainJob
+from lmcore.train.trainer import Trainer
 
 VOCAB = 300
 MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_seq_len": 32}
@@ -149,3 +152,17 @@ def run_together():
             assert done.returncode == 0, done.stderr
 
     return run_all
+
+
+@pytest.fixture
+def train_here():
+    """Return a function that trains a run in this process."""
+
+    def train(run, stop=lambda: False):
+
+        return Trainer(run.job, run.directory, World(0, 1, torch.device("cpu")), stop).run()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield train
+    torch.set_num_threads(threads)

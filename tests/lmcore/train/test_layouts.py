@@ -40,7 +40,14 @@ def test_layouts_agree(make_run, run_together):
         (style, layout): make_run(f"{style}-{layout}", **STYLES[style], **LAYOUTS[layout])
         for style, layout in itertools.product(STYLES, LAYOUTS)
     }
-    run_together([*whole.values(), *divided.values()])
+    half = {
+        (precision, layout): make_run(
+            f"{precision}-{layout}", precision=precision, **STYLES["gpt2"], **{layout: 2}
+        )
+        for precision in ("bf16", "fp16")
+        for layout in ("dp_shard", "dp_replicate")
+    }
+    run_together([*whole.values(), *divided.values(), *half.values()])
     for (style, layout), run in divided.items():
         for value in ("train/loss", "train/grad_norm"):
             expected, found = whole[style].values(value), run.values(value)
@@ -51,3 +58,7 @@ def test_layouts_agree(make_run, run_together):
         for key, tensor in load(run.weights).items():
             np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{style} {layout} {key}")
         assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
+    for run in half.values():
+        expected, found = (list(r.values("train/loss").values()) for r in (whole["gpt2"], run))
+        assert found == pytest.approx(expected, rel=0.01)
+        assert found != expected

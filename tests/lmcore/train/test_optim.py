@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from lmcore.config import ModelConfig, OptimizerConfig
+from lmcore.model.transformer import Transformer
+from lmcore.train.optim import Optimizers, newton_schulz, parameter_groups
+
+BASE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "max_seq_len": 16, "init_std": 0.1}
+MODELS = {
+    "llama": ModelConfig(**BASE, activation="swiglu"),
+    "gpt2": ModelConfig(
+        **BASE, position="learned", norm="layernorm", activation="gelu", bias=True, tie_embeddings=True
+    ),
+}
+
+
+def make(style):
+    model = Transformer(MODELS[style], 50)
+    model.init_weights(0)
+    return model
+
+
+@pytest.mark.parametrize("style", MODELS)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(style, name):
+    model = make(style)
+    config = OptimizerConfig(name=name, weight_decay=0.1, embedding_learning_rate_ratio=3)
+    groups = parameter_groups(model, config)
+    grouped = [parameter for group in groups for parameter in group.parameters.values()]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
+    for group in groups:
+        assert group.weight_decay == (0 if group.role in ("norm", "bias") else 0.1)
+        assert (group.optimizer == "muon") == (name == "muon" and group.role == "matrix")
+        ratio = 3 if group.role == "embedding" else 1
+        rate = config.muon_learning_rate if group.optimizer == "muon" else config.learning_rate * ratio
+        assert group.learning_rate == pytest.approx(rate)
+        if group.role == "matrix":
+            assert all(name.startswith("blocks.") and p.ndim == 2 for name, p in group.parameters.items())
+
+
+def test_our_muon_is_the_one_of_torch():
+    ours, torchs = make("llama"), make("llama")
+    config = OptimizerConfig(muon_learning_rate=0.02, muon_momentum=0.9, weight_decay=0.1)
+    optimizers = Optimizers(ours, config, torch.bfloat16)
+    names = [name for name, p in torchs.blocks.named_parameters() if p.ndim == 2]
+    matrices = dict(torchs.blocks.named_parameters())
+    reference = torch.optim.Muon([matrices[name] for name in names], lr=0.02, momentum=0.9, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=generator)
+        optimizers.step(1.0)
+        reference.step()
+    moved = dict(ours.blocks.named_parameters())
+    start = dict(make("llama").blocks.named_parameters())
+    for name in names:
+        difference = (moved[name] - matrices[name]).norm() / (matrices[name] - start[name]).norm()
+        assert difference < 0.05, name  # both compute in bf16, in another order
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_newton_schulz_keeps_directions_and_evens_out_their_sizes(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = u @ torch.diag(s.clamp(min=0.1)) @ v
+    pushed = u.mT @ newton_schulz(matrix) @ v.mT
+    sizes = pushed.diagonal()
+    assert sizes.min() > 0.5
+    assert sizes.max() < 1.4
+    torch.testing.assert_close(pushed, torch.diag(sizes), atol=1e-3, rtol=0)

@@ -1,0 +1,153 @@
+"""A run that was stopped, killed or damaged ends as if nothing had happened."""
+
+import random
+import shutil
+import signal
+
+import psutil
+import pytest
+
+from lmcore.errors import CheckpointError
+
+SETTINGS = {
+    "steps": 60,
+    "checkpoint_every": 15,
+    "validate_every": 25,
+    "keep_checkpoints": 2,
+    "global_batch_tokens": 128,
+    "micro_batch_size": 2,
+    "document_mask": True,
+    "model": {"dropout": 0.1},
+}
+
+
+TORN = '{"kind": "step", "st'  # as a killed process may leave it
+
+
+def wait_for_step(run, process, step):
+    """Watch the events until ``step`` has been written."""
+    while process.poll() is None:
+        if max((row["step"] for row in run.rows()), default=0) >= step:
+            return
+    raise AssertionError(run.log)
+
+
+def kill_all(process):
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family)
+    process.wait()
+
+
+def test_stopped_and_killed_equals_uninterrupted(make_run, train_here):
+    straight, run = make_run("straight", **SETTINGS), make_run("run", **SETTINGS)
+    train_here(straight)
+    stops = iter(range(random.randint(3, 20)))
+    result = train_here(run, stop=lambda: next(stops, None) is None)
+    assert result["status"] == "preempted"
+    stopped_at = result["step"]
+    assert 3 < stopped_at < 30
+    kill_on_the_way(run, stopped_at)
+    with (run.directory / "events.jsonl").open("a") as events:
+        events.write(TORN)
+    train_here(run)
+    check_same(run, straight)
+
+
+def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_together, train_here):
+    straight, run = (make_run(name, **SETTINGS, dp_shard=2) for name in ("straight", "run"))
+    run_together([straight])
+    process = run.start()
+    wait_for_step(run, process, random.randint(3, 12))
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)  # torchrun's agent exits with 1 all the same
+    assert run.result["status"] == "preempted", run.log
+    assert run.rows("end")[-1]["status"] == "preempted"
+    kill_on_the_way(run, run.result["step"])
+    with (run.directory / "events.jsonl").open("a") as events:
+        events.write(TORN)
+    run.finish()
+    assert run.result["status"] == "completed"
+    check_same(run, straight)
+    goes_on_alone(run, make_run("alone", **SETTINGS), train_here)
+
+
+def test_a_request_to_stop_is_no_failure(make_run):
+    run = make_run(**SETTINGS)
+    process = run.start()
+    wait_for_step(run, process, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, run.log
+    assert run.result["status"] == "preempted"
+
+
+def kill_on_the_way(run, stopped_at):
+    process = run.start()
+    wait_for_step(run, process, max(stopped_at + 1, random.randint(31, 40)))
+    kill_all(process)
+    assert run.rows("resume")[0]["step"] == stopped_at
+
+
+def check_same(run, straight):
+    torn = (run.directory / "events.jsonl").read_text().replace(TORN + "\n", "")
+    (run.directory / "events.jsonl").write_text(torn)
+    assert len(run.rows("resume")) == 2
+    for name in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        assert run.values(name) == straight.values(name)
+    assert run.weights == straight.weights
+    assert run.rows("validation")[-1]["values"] == straight.rows("validation")[-1]["values"]
+    kept = sorted(path.name for path in (run.directory / "checkpoints").iterdir())
+    assert kept == ["step-00000045", "step-00000060"]
+
+
+def goes_on_alone(run, alone, train_here):
+    """A checkpoint of several processes is one of a single process too."""
+    shutil.copytree(run.directory / "checkpoints", alone.directory / "checkpoints")
+    shutil.rmtree(alone.directory / "checkpoints" / "step-00000060")
+    train_here(alone)
+    assert alone.rows("resume")[0]["step"] == 45
+    losses = run.values("train/loss")
+    # Dropout draws differ between layouts; everything else is the same.
+    for step, loss in alone.values("train/loss").items():
+        assert loss == pytest.approx(losses[step], rel=0.05)
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_run, train_here):
+    straight = make_run("straight", **SETTINGS)
+    train_here(straight)
+    newest = straight.directory / "checkpoints" / "step-00000060"
+    names = sorted(path.name for path in newest.iterdir())
+    assert {"COMMIT", "manifest.json", "state.json", ".metadata"} < set(names)
+    for name in names:
+        run = make_run(f"damaged-{name}", **SETTINGS)
+        shutil.copytree(straight.directory / "checkpoints", run.directory / "checkpoints")
+        damaged = run.directory / "checkpoints" / newest.name / name
+        content = bytearray(damaged.read_bytes())
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        damaged.write_bytes(content)
+        result = train_here(run)
+        (row,) = run.rows("resume")
+        assert row["step"] == 45
+        assert newest.name in row["passed_over"][0]
+        assert result["status"] == "completed"
+        assert run.weights == straight.weights
+    # A save that was cut off before its end is no checkpoint at all.
+    run = make_run("cut-off", **SETTINGS)
+    shutil.copytree(straight.directory / "checkpoints", run.directory / "checkpoints")
+    (run.directory / "checkpoints" / newest.name / "COMMIT").unlink()
+    train_here(run)
+    assert run.rows("resume")[0]["step"] == 45
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_run, train_here):
+    first = make_run("first", steps=2)
+    train_here(first)
+    for changed in ({"model": {"num_layers": 1}}, {"seed": 1}, {"global_batch_tokens": 512}):
+        other = make_run("other", steps=4, **changed)
+        shutil.copytree(first.directory / "checkpoints", other.directory / "checkpoints", dirs_exist_ok=True)
+        with pytest.raises(CheckpointError, match="another run"):
+            train_here(other)
+    longer = make_run("longer", steps=4)  # but a run may be made longer
+    shutil.copytree(first.directory / "checkpoints", longer.directory / "checkpoints")
+    assert train_here(longer)["step"] == 4
