@@ -102,6 +102,7 @@ def _evaluate(recipe: Recipe, model: Path, digest: str, tokens: Artifact, run: F
             model=str(model),
             tokens=str(tokens.path),
             tokenizer=str(model),
+            document_mask=recipe.train.document_mask,
             seq_len=recipe.train.seq_len,
         ).write(run_dir)
         _record_run(run_dir, recipe, stage, tokens, run)

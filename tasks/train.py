@@ -112,7 +112,7 @@ def run_job(
     if result["status"] != "completed":
         raise LaunchError(
             f"{module} was stopped at step {result.get('step', 0)}",
-            remedy="It saved a checkpoint: the same command goes on from there.",
+            remedy="The same command goes on from the last checkpoint.",
         )
     return result
 

@@ -26,6 +26,7 @@ class TokenStream(Protocol):
     """What a loader reads; ``lmcore.data.tokens.TokenDataset`` is one."""
 
     num_tokens: int
+    eos_id: int
     document_offsets: npt.NDArray[np.int64]
 
     def slice(self, start: int, stop: int) -> npt.NDArray[np.int32]:
@@ -64,12 +65,20 @@ class Batch:
         )
 
 
+def documents_by_eos(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
+    """Return positions and document numbers, int64 [B, T], of ``inputs`` [B, T]; EOS begins a document."""
+    begins = inputs == eos_id
+    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    last_begin = torch.where(begins, places, 0).cummax(dim=1).values
+    return places - last_begin, begins.cumsum(dim=1)
+
+
 class Windows:
     """The windows of ``seq_len`` tokens of a stream.
 
-    With ``document_mask`` the first token of a document is no target: attention does not reach it from the
-    document before, and which document follows is chance. Without the mask, EOS then first token is as fair
-    a target as any.
+    With ``document_mask`` the EOS that ends a document begins the next one as an input: attention does not
+    reach behind it, and positions restart at it. So every token is a target in both modes, a document's first
+    token is predicted from EOS alone, and that is also how evaluation and generation begin.
 
     Args:
         stream: The tokens.
@@ -99,18 +108,13 @@ class Windows:
         inputs = torch.from_numpy(rows)[:, :-1].contiguous()
         if not self.document_mask:
             return Batch(inputs, torch.from_numpy(targets))
-        return self._with_documents(inputs, targets, samples)
+        return Batch(inputs, torch.from_numpy(targets), *documents_by_eos(inputs, self.stream.eos_id))
 
     def num_targets(self, samples: Indices) -> int:
         """Targets that count in the windows of ``samples``, without reading them."""
         starts = samples * self.seq_len
         ends = np.minimum(starts + self.seq_len, self.stream.num_tokens - 1)
-        total = int(np.maximum(0, ends - starts).sum())
-        if self.document_mask:
-            offsets = self.stream.document_offsets[:-1]
-            first_tokens = np.searchsorted(offsets, ends, "right") - np.searchsorted(offsets, starts, "right")
-            total -= int(np.maximum(0, first_tokens).sum())
-        return total
+        return int(np.maximum(0, ends - starts).sum())
 
     def documents(self, samples: Indices) -> Indices:
         """Indices of the documents that the windows of ``samples`` touch, sorted."""
@@ -119,19 +123,6 @@ class Windows:
         first, last = self._document_of(starts), self._document_of(last)
         ranges = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
         return np.unique(np.concatenate(ranges))
-
-    def _with_documents(self, inputs: Tensor, targets: npt.NDArray[np.int64], samples: Indices) -> Batch:
-        starts = (samples * self.seq_len)[:, None]
-        places = starts + np.arange(self.seq_len + 1)  # [B, T + 1]
-        documents = self._document_of(places)
-        targets[documents[:, 1:] != documents[:, :-1]] = IGNORE_INDEX
-        begins = np.maximum(self.stream.document_offsets[documents], starts)
-        return Batch(
-            inputs,
-            torch.from_numpy(targets),
-            torch.from_numpy((places - begins)[:, :-1].copy()),
-            torch.from_numpy(documents[:, :-1].copy()),
-        )
 
     def _document_of(self, places: Indices) -> Indices:
         return np.searchsorted(self.stream.document_offsets[:-1], places, "right").astype(np.int64) - 1

@@ -123,6 +123,7 @@ class Evaluation:
             self.text.stream,
             self.windows,
             batch_size=self.config.micro_batch_size,
+            document_mask=self.job.document_mask,
             rank=self.world.rank,
             world_size=self.world.size,
             on_scored=on_scored,

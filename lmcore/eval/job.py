@@ -14,4 +14,5 @@ class EvaluationJob(RunJob):
     model: str = setting(..., "Model directory")
     tokens: str = setting(..., "Directory of the tokens artifact")
     tokenizer: str = setting(..., "Directory of the tokenizer that made the tokens")
+    document_mask: bool = setting(False, "Attention sees only its own document, as in training")
     seq_len: int = setting(..., "Tokens of a window, context included", unit="tokens", ge=1)

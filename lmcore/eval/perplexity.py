@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmcore.data.loader import documents_by_eos
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.model.transformer import Transformer
@@ -78,6 +79,7 @@ def score_text(
     windows: SlidingWindows,
     *,
     batch_size: int,
+    document_mask: bool = False,
     rank: int = 0,
     world_size: int = 1,
     on_scored: Callable[[int], bool] = lambda num_tokens: False,
@@ -89,6 +91,7 @@ def score_text(
         stream: The text; its first token is predicted from EOS, as any document's first token is.
         windows: Over the text.
         batch_size: Windows computed at a time.
+        document_mask: Attention sees only its own document, as when the model was trained.
         rank, world_size: Which share is ours.
         on_scored: Told how many tokens each batch scored; true: stop here.
 
@@ -101,7 +104,9 @@ def score_text(
     with torch.inference_mode():
         for batch in windows.batches(batch_size, rank, world_size):
             tokens, scored = read_windows(stream, batch, model.vocab_size)
-            total += _loss_sum(model, tokens.to(device), scored.to(device))
+            tokens = tokens.to(device)
+            documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else ()
+            total += _loss_sum(model, tokens, scored.to(device), documents)
             if on_scored(int(scored.sum())):
                 break
     return total
@@ -127,9 +132,9 @@ def read_windows(stream: TokenDataset, batch: list[Window], vocab_size: int) -> 
     return torch.from_numpy(tokens), torch.from_numpy(scored)
 
 
-def _loss_sum(model: Transformer, tokens: Tensor, scored: Tensor) -> float:
+def _loss_sum(model: Transformer, tokens: Tensor, scored: Tensor, documents: tuple[Tensor, ...]) -> float:
     # The head is the dearest product of a small model: what is only context does not go through it.
-    hidden = model.hidden(tokens[:, :-1])[scored]  # [N, D]
+    hidden = model.hidden(tokens[:, :-1], *documents)[scored]  # [N, D]
     targets = tokens[:, 1:][scored]  # [N]
     rows = max(1, _LOGITS_AT_ONCE // model.vocab_size)
     total = torch.zeros((), dtype=torch.float64, device=tokens.device)

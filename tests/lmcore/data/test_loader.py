@@ -11,6 +11,8 @@ from lmcore.errors import DataError
 class Stream:
     """Documents in memory; token t is t + 1, and 0 ends a document."""
 
+    eos_id = 0
+
     def __init__(self, lengths):
         self.document_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.num_tokens = int(self.document_offsets[-1])
@@ -73,13 +75,11 @@ def test_documents_start_anew_under_the_mask(stream, seq_len):
     batch = windows.batch(np.arange(len(windows)))
     plain = Windows(stream, seq_len, document_mask=False).batch(np.arange(len(windows)))
     assert torch.equal(batch.tokens, plain.tokens)
-    after_eos = batch.tokens == 0
-    # EOS has no successor in its document; every other token has.
-    assert torch.equal(batch.targets == IGNORE_INDEX, after_eos)
-    assert torch.equal(batch.targets[~after_eos], plain.targets[~after_eos])
+    assert torch.equal(batch.targets, plain.targets)
     assert (batch.positions[:, 0] == 0).all()
     starts = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
-    assert torch.equal(starts, after_eos[:, :-1])
+    # EOS, which ends a document as a target, begins the next one as an input.
+    assert torch.equal(starts, batch.tokens[:, 1:] == 0)
     assert torch.equal(batch.positions[:, 1:], (batch.positions[:, :-1] + 1) * ~starts)
 
 
@@ -111,8 +111,7 @@ def test_validation_reads_the_same_targets_at_any_world_size(
     assert torch.equal(*seen)
     whole_windows = -(-min(max_tokens, stream.num_tokens - 1) // seq_len) * seq_len
     expected = stream.tokens[1 : 1 + whole_windows]
-    if not document_mask:
-        assert seen[0].tolist() == sorted(expected.tolist())
+    assert seen[0].tolist() == sorted(expected.tolist())
 
 
 def test_which_documents_made_a_step():
