@@ -42,8 +42,10 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precisio
         param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
     )
     fsdp_mesh = mesh if replicas > 1 else mesh["dp_shard"]
+    # GPUs free each block's weights until its backward pass; where memory is cheap, gathering twice is not.
+    reshard = mesh.device_type == "cuda"
     for block in model.blocks:
-        fully_shard(block, mesh=fsdp_mesh, mp_policy=policy)
+        fully_shard(block, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=reshard)
     # The embedding, the head and the last norm are gathered together, once.
     fully_shard(model, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():

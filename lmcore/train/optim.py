@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from lmcore.config import OptimizerConfig
 from lmcore.model.transformer import Role, Transformer, parameter_role
-from lmcore.parallel.apply import local, whole
+from lmcore.parallel.apply import local
 
 DECAYED: tuple[Role, ...] = ("matrix", "embedding", "head")
 
@@ -153,50 +153,89 @@ class Muon(torch.optim.Optimizer):
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = orthogonalize([self._update(p, group["momentum"]) for p in parameters], self.dtype)
+            updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
+            updates = orthogonalize(_gather(updates, parameters), self.dtype)
             for parameter, update in zip(parameters, updates, strict=True):
                 rows, columns = parameter.shape
                 # Tall matrices move further, so that each output changes as much.
                 rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                mine = local(parameter)
                 if group["weight_decay"]:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                local(parameter).add_(_shard_like(update, parameter), alpha=-rate)
+                    mine.mul_(1 - group["lr"] * group["weight_decay"])
+                mine.add_(_own_rows(update, parameter), alpha=-rate)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Move the average of ``parameter``; return the update of this process's part, with a look ahead."""
         state = self.state[parameter]
         if not state:
             state.update(_empty_state(self, parameter))
-        gradient: Any = parameter.grad
-        average = state["momentum_buffer"]
+        gradient, average = local(cast("Tensor", parameter.grad)), local(state["momentum_buffer"])
         average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
 
 
-def _shard_like(update: Tensor, parameter: Tensor) -> Tensor:
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(
-            update, parameter.device_mesh, parameter.placements, src_data_rank=None
-        ).to_local()
-    return update
-
-
 def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Replace each matrix by the nearest orthogonal one, roughly; every process gets all of them."""
-    full = [whole(matrix) for matrix in matrices]
+    """Replace each matrix by the nearest orthogonal one, roughly; processes share the work.
+
+    Args:
+        matrices: Whole, and the same on every process.
+        dtype: Type of the products.
+    """
     size = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if size > 1 else 0
     # Round robin over shapes: neighbours in the list cost about the same.
-    by_shape = sorted(range(len(full)), key=lambda i: (tuple(full[i].shape), i))
-    mine = by_shape[rank::size]
-    results = dict(zip(mine, (newton_schulz(full[i].to(dtype)).to(full[i].dtype) for i in mine), strict=True))
+    by_shape = sorted(range(len(matrices)), key=lambda i: (tuple(matrices[i].shape), i))
+    results = [m if size == 1 else torch.zeros_like(m) for m in matrices]
+    for i in by_shape[rank::size]:
+        results[i] = newton_schulz(matrices[i].to(dtype)).to(matrices[i].dtype)
     if size == 1:
-        return [results[i] for i in range(len(full))]
-    flat = torch.cat(
-        [(results[i] if i in results else torch.zeros_like(m)).flatten() for i, m in enumerate(full)]
-    )
-    dist.all_reduce(flat)  # each number comes from one process and zeros: exact
-    parts = flat.split([m.numel() for m in full])
-    return [part.view_as(m) for part, m in zip(parts, full, strict=True)]
+        return results
+    flat = torch.cat([result.flatten() for result in results])
+    dist.all_reduce(flat)  # each number comes from one process, and zeros: exact
+    parts = flat.split([m.numel() for m in matrices])
+    return [part.view_as(m) for part, m in zip(parts, matrices, strict=True)]
+
+
+def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """Return the whole matrices of which each process has the rows that it has of ``parameters``.
+
+    In one collective: one for each matrix costs more than the bytes.
+    """
+    shards = _shards(parameters[0]) if parameters else None
+    if shards is None:
+        return parts
+    group, size, _ = shards
+    rows = [-(-parameter.shape[0] // size) for parameter in parameters]  # of a shard, the last padded
+    padded = [
+        torch.nn.functional.pad(part, (0, 0, 0, count - part.shape[0]))
+        for part, count in zip(parts, rows, strict=True)
+    ]
+    flat = torch.cat([part.flatten() for part in padded])
+    gathered = flat.new_empty(size, flat.numel())
+    dist.all_gather(list(gathered.unbind()), flat, group=group)
+    columns = gathered.split([part.numel() for part in padded], dim=1)
+    return [
+        column.reshape(-1, parameter.shape[1])[: parameter.shape[0]]
+        for column, parameter in zip(columns, parameters, strict=True)
+    ]
+
+
+def _own_rows(matrix: Tensor, parameter: Tensor) -> Tensor:
+    shards = _shards(parameter)
+    if shards is None:
+        return matrix
+    _, size, rank = shards
+    rows = -(-parameter.shape[0] // size)
+    return matrix[rank * rows : (rank + 1) * rows]
+
+
+def _shards(parameter: Tensor) -> tuple[dist.ProcessGroup, int, int] | None:
+    """Group, size and own place of the processes over which FSDP divides the rows of ``parameter``."""
+    if not isinstance(parameter, DTensor):
+        return None
+    mesh = parameter.device_mesh
+    dim = mesh.ndim - 1  # the last: before it come replicas
+    return mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim)
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ STYLES = {
     "llama": {
         "optimizer": {"name": "muon", "weight_decay": 0.1},
         "document_mask": True,
-        "model": {"zero_init_projections": False, "num_kv_heads": 1},
+        "model": {"zero_init_projections": False, "num_kv_heads": 1, "intermediate_size": 33},
     },
     "gpt2": {
         "optimizer": {"name": "adamw", "weight_decay": 0.1},
