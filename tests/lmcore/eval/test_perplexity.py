@@ -112,3 +112,18 @@ def test_the_first_token_is_predicted_from_the_end_of_a_document(stream):
 def test_tokens_the_model_does_not_have_are_refused(corpus, stream):
     with pytest.raises(DataError, match="not of this model's tokenizer"):
         score(corpus.make_model(vocab_size=100), stream)
+
+
+def test_under_the_document_mask_each_document_is_scored_as_if_alone(corpus, stream):
+    seq_len = int(np.diff(stream.document_offsets).max())
+    model = corpus.make_model(max_seq_len=seq_len)
+    expected = 0.0
+    with torch.no_grad():
+        for index in range(stream.num_documents):
+            begin, end = stream.document_offsets[index : index + 2]
+            document = torch.from_numpy(stream.slice(int(begin), int(end)).astype(np.int64))
+            inputs = torch.cat([torch.tensor([stream.eos_id]), document[:-1]])
+            expected += F.cross_entropy(model(inputs[None])[0], document, reduction="sum").item()
+    scored = score(model, stream, seq_len=seq_len, stride=1, document_mask=True)
+    assert scored == pytest.approx(expected, rel=1e-5)
+    assert score(model, stream, seq_len=seq_len, stride=1) != pytest.approx(expected, rel=1e-5)
