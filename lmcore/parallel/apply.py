@@ -94,6 +94,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of ``tensor``; where it is sharded, every process must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Return all weights on the CPU, by name, where ``keep`` is set; every process must ask."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.data
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        if keep:
+            state[name] = tensor.cpu()
+    return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -16,22 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmcore.data.loader import TrainLoader, Windows, validation_batches
-from lmcore.data.tokens import TokenDataset
-from lmcore.errors import ConfigError, DataError, TrainingDiverged
+from lmcore.errors import TrainingDiverged
 from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
-from lmcore.parallel.apply import parallelize, reduce_gradients, whole
+from lmcore.parallel.apply import parallelize, reduce_gradients, whole_state
 from lmcore.parallel.mesh import World, make_mesh
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
 from lmcore.train.loss import token_loss_sum
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.precision import LossScale, autocast
 from lmcore.train.schedule import learning_rate_factor
-from lmcore.units import bits_per_byte
+from lmcore.train.validation import validate
 
 Outcome = Literal["completed", "preempted"]
 
@@ -55,10 +53,8 @@ class Trainer:
     ) -> None:
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
         self.stop_requested = stop_requested
-        self._check_lengths()
         self.mesh = make_mesh(self.config.parallel, world)
-        self.vocab_size = _vocab_size(Path(job.tokenizer))
-        self._open_data()
+        self.inputs = open_inputs(job, world)
         self._build_model()
         self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints)
         self.events = EventLog(run_dir, enabled=world.is_main)
@@ -71,38 +67,9 @@ class Trainer:
 
     # --- preparation ---
 
-    def _check_lengths(self) -> None:
-        if self.config.seq_len > self.job.model.max_seq_len:
-            raise ConfigError(
-                "train.seq_len is longer than the model is made for",
-                expected=f"at most {self.job.model.max_seq_len} tokens (model.max_seq_len)",
-                found=f"{self.config.seq_len}",
-                remedy="Shorten one or lengthen the other.",
-            )
-
-    def _open_data(self) -> None:
-        config, tokens = self.config, Path(self.job.tokens)
-        train, self.held_out = TokenDataset(tokens / "train"), TokenDataset(tokens / "validation")
-        for dataset in (train, self.held_out):
-            if dataset.vocab_size and dataset.vocab_size > self.vocab_size:
-                raise DataError(
-                    "the tokens were not made by this tokenizer",
-                    expected=f"ids below {self.vocab_size}",
-                    found=f"a vocabulary of {dataset.vocab_size}",
-                    remedy="Tokenize again.",
-                )
-        self.loader = TrainLoader(
-            Windows(train, config.seq_len, document_mask=config.document_mask),
-            global_batch_size=config.global_batch_size,
-            micro_batch_size=config.micro_batch_size,
-            seed=config.seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-
     def _build_model(self) -> None:
         # Every process draws the same whole weights; sharding comes after.
-        self.model = Transformer(self.job.model, self.vocab_size)
+        self.model = Transformer(self.job.model, self.inputs.vocab_size)
         self.model.init_weights(self.config.seed)
         self.model.to(self.world.device)
         self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
@@ -135,25 +102,21 @@ class Trainer:
         return self._result(outcome, started)
 
     def _train(self) -> Outcome:
-        saved_at = self.step
         while self.step < self.config.steps:
             stop = self._train_step()
             last = self.step == self.config.steps
             if stop or last or _is_due(self.step, self.config.checkpoint_every):
                 self._save_checkpoint()
-                saved_at = self.step
             if stop and not last:
                 return "preempted"
             if not last and _is_due(self.step, self.config.validate_every):
                 self._validate()
-        if saved_at != self.step:
-            self._save_checkpoint()
         return "completed"
 
     def _train_step(self) -> bool:
         """Do one optimizer step; return whether a process was asked to stop."""
         start = time.perf_counter()
-        num_targets = self.loader.num_targets(self.step)
+        num_targets = self.inputs.loader.num_targets(self.step)
         loss_sum = self._forward_backward(num_targets)
         squares = self.optimizers.sum_of_squares() / self.config.parallel.dp_replicate
         loss_sum, squares, stops = self.world.add_up([loss_sum, squares, float(self.stop_requested())])
@@ -175,7 +138,7 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.world.device, dtype=torch.float64)
         weight = self.loss_scale.scale / max(1, num_targets)
         last = self.config.grad_accum_steps - 1
-        for index, batch in enumerate(self.loader.micro_batches(self.step)):
+        for index, batch in enumerate(self.inputs.loader.micro_batches(self.step)):
             batch = batch.to(self.world.device)
             self._seed_dropout(index)
             with reduce_gradients(self.wrapped, now=index == last):
@@ -231,34 +194,9 @@ class Trainer:
         self.events.write("step", self.step, tokens=tokens, values=values)
         self.progress.show(self.step, values)
 
-    # --- validation ---
-
-    @torch.no_grad()
     def _validate(self) -> None:
-        config = self.config
-        windows = Windows(self.held_out, config.seq_len, document_mask=config.document_mask)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        self.wrapped.eval()
-        for batch in validation_batches(
-            windows,
-            max_tokens=config.validation_tokens,
-            batch_size=config.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        ):
-            batch = batch.to(self.world.device)
-            with autocast(self.wrapped, config.precision, self.world.device):
-                logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
-            totals[0] += token_loss_sum(logits, batch.targets)
-            totals[1] += (batch.targets >= 0).sum()
-        self.wrapped.train()
-        loss_sum, num_targets = self.world.add_up(totals.tolist())
-        self.validation = {"eval/loss": loss_sum / max(1.0, num_targets)}
-        if self.held_out.num_bytes:
-            # The part that was read is taken to be as many bytes a token as the whole split.
-            num_bytes = num_targets * self.held_out.num_bytes / self.held_out.num_tokens
-            self.validation["eval/bits_per_byte"] = bits_per_byte(loss_sum, num_bytes)
-        tokens = self.step * config.global_batch_tokens
+        self.validation = validate(self.wrapped, self.inputs.held_out, self.config, self.world)
+        tokens = self.step * self.config.global_batch_tokens
         self.events.write("validation", self.step, tokens=tokens, values=self.validation)
         self.progress.say(f"validation at step {self.step}: " + _listed(self.validation))
 
@@ -272,7 +210,7 @@ class Trainer:
         config = self.config
         return {
             "model": self.job.model.model_dump(mode="json"),
-            "vocab_size": self.vocab_size,
+            "vocab_size": self.inputs.vocab_size,
             "tokens": self.job.tokens_digest,
             "seed": config.seed,
             "seq_len": config.seq_len,
@@ -306,14 +244,10 @@ class Trainer:
         self.progress.say(f"going on from step {self.step}")
 
     def _save_model(self) -> None:
-        state = {}
-        for name, parameter in self.model.named_parameters():
-            tensor = whole(parameter.data)
-            if self.world.is_main:
-                state[name] = tensor.cpu()
+        state = whole_state(self.model, keep=self.world.is_main)
         if self.world.is_main:
             build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
-            save_model(build, state, self.job.model, self.vocab_size, Path(self.job.tokenizer))
+            save_model(build, state, self.job.model, self.inputs.vocab_size, Path(self.job.tokenizer))
             shutil.rmtree(self.run_dir / "model", ignore_errors=True)
             build.rename(self.run_dir / "model")
         self.world.barrier()
@@ -349,18 +283,3 @@ def _listed(values: dict[str, float]) -> str:
     return ", ".join(
         f"{name.partition('/')[2].replace('_', ' ')} {value:.4f}" for name, value in values.items()
     )
-
-
-def _vocab_size(tokenizer: Path) -> int:
-    """Return the number of entries of a tokenizer, special ones included."""
-    try:
-        description = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-        added = {entry["id"] for entry in description.get("added_tokens", [])}
-        return max(added | set(description["model"]["vocab"].values())) + 1
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"the tokenizer at {tokenizer} cannot be read",
-            expected="a tokenizer.json of the tokenizers library",
-            found=" ".join(str(error).split())[:200],
-            remedy="Run `gristmill prepare`.",
-        ) from None

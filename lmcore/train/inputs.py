@@ -1,0 +1,86 @@
+"""What a training run reads: the size of the vocabulary, the batches, the held-out tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcore.data.loader import TrainLoader, Windows
+from lmcore.data.tokens import TokenDataset
+from lmcore.errors import ConfigError, DataError
+from lmcore.parallel.mesh import World
+from lmcore.train.job import TrainJob
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened inputs of a run.
+
+    Attributes:
+        vocab_size: Entries of the tokenizer.
+        loader: Batches of each step, for this rank.
+        held_out: The validation split.
+    """
+
+    vocab_size: int
+    loader: TrainLoader
+    held_out: TokenDataset
+
+
+def open_inputs(job: TrainJob, world: World) -> Inputs:
+    """Open the tokens and check that they fit the tokenizer, the model and the batch.
+
+    Raises:
+        ConfigError: sequences are longer than the model is made for.
+        DataError: the tokens or the tokenizer are missing, damaged or too few.
+    """
+    _check_lengths(job)
+    vocab_size = read_vocab_size(Path(job.tokenizer))
+    train, held_out = (TokenDataset(Path(job.tokens) / split) for split in ("train", "validation"))
+    for dataset in (train, held_out):
+        if dataset.vocab_size > vocab_size:
+            raise DataError(
+                "the tokens were not made by this tokenizer",
+                expected=f"ids below {vocab_size}",
+                found=f"a vocabulary of {dataset.vocab_size}",
+                remedy="Tokenize again.",
+            )
+    loader = TrainLoader(
+        Windows(train, job.train.seq_len, document_mask=job.train.document_mask),
+        global_batch_size=job.train.global_batch_size,
+        micro_batch_size=job.train.micro_batch_size,
+        seed=job.train.seed,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return Inputs(vocab_size, loader, held_out)
+
+
+def read_vocab_size(tokenizer: Path) -> int:
+    """Return the number of entries of the tokenizer in a directory, special ones included.
+
+    Raises:
+        DataError: there is no ``tokenizer.json`` that can be read.
+    """
+    try:
+        description = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {entry["id"] for entry in description.get("added_tokens", [])}
+        return max(added | set(description["model"]["vocab"].values())) + 1
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the tokenizer at {tokenizer} cannot be read",
+            expected="a tokenizer.json of the tokenizers library",
+            found=" ".join(str(error).split())[:200],
+            remedy="Run `gristmill prepare`.",
+        ) from None
+
+
+def _check_lengths(job: TrainJob) -> None:
+    if job.train.seq_len > job.model.max_seq_len:
+        raise ConfigError(
+            "train.seq_len is longer than the model is made for",
+            expected=f"at most {job.model.max_seq_len} tokens (model.max_seq_len)",
+            found=f"{job.train.seq_len}",
+            remedy="Shorten one or lengthen the other.",
+        )
