@@ -172,9 +172,9 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """A decoder-only Transformer by composition."""
 
-    num_layers: int = setting(4, "Transformer blocks", unit="layers", ge=1)
-    hidden_size: int = setting(256, "Width of the residual stream", unit="dimensions", ge=1)
-    num_heads: int = setting(4, "Query heads", unit="heads", ge=1)
+    num_layers: int = setting(2, "Transformer blocks", unit="layers", ge=1)
+    hidden_size: int = setting(192, "Width of the residual stream", unit="dimensions", ge=1)
+    num_heads: int = setting(3, "Query heads", unit="heads", ge=1)
     num_kv_heads: int | None = setting(
         None, "Key and value heads; empty: as many as query heads", unit="heads", ge=1
     )
@@ -184,7 +184,7 @@ class ModelConfig(Config):
     intermediate_size: int | None = setting(
         None, "Width of the MLP; empty: 4 x hidden_size, or 8/3 for SwiGLU", unit="dimensions", ge=1
     )
-    max_seq_len: int = setting(512, "Longest sequence the model is made for", unit="tokens", ge=2)
+    max_seq_len: int = setting(128, "Longest sequence the model is made for", unit="tokens", ge=2)
     position: Literal["rope", "learned"] = setting("rope", "Rotary or learned positions")
     rope_theta: float = setting(10_000.0, "Base of the rotary frequencies", gt=1)
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
@@ -192,7 +192,7 @@ class ModelConfig(Config):
     activation: Literal["swiglu", "relu2", "gelu"] = setting("relu2", "Activation of the MLP")
     qk_norm: bool = setting(True, "Normalise queries and keys of each head")
     bias: bool = setting(False, "Biases in linear layers")
-    tie_embeddings: bool = setting(False, "Share the input embedding with the output head")
+    tie_embeddings: bool = setting(True, "Share the input embedding with the output head")
     dropout: float = setting(0.0, "Dropout", unit="share", ge=0, lt=1)
     init_std: float = setting(0.02, "Standard deviation of initial weights", gt=0)
     zero_init_projections: bool = setting(
@@ -236,11 +236,11 @@ class OptimizerConfig(Config):
     """AdamW for everything, or Muon for matrices and AdamW for the rest."""
 
     name: Literal["adamw", "muon"] = setting("muon", "Optimizer of the matrices inside the blocks")
-    learning_rate: float = setting(0.003, "Peak learning rate of AdamW", gt=0)
+    learning_rate: float = setting(0.008, "Peak learning rate of AdamW", gt=0)
     embedding_learning_rate_ratio: float = setting(
         1.0, "Learning rate of the input embedding over `learning_rate`", unit="ratio", gt=0
     )
-    muon_learning_rate: float = setting(0.02, "Peak learning rate of Muon", gt=0)
+    muon_learning_rate: float = setting(0.03, "Peak learning rate of Muon", gt=0)
     muon_momentum: float = setting(0.95, "Momentum of Muon", ge=0, lt=1)
     beta1: float = setting(0.9, "Decay of AdamW's first moment", ge=0, lt=1)
     beta2: float = setting(0.95, "Decay of AdamW's second moment", ge=0, lt=1)
@@ -255,7 +255,7 @@ class ScheduleConfig(Config):
     name: Literal["cosine", "wsd"] = setting("wsd", "Cosine, or warmup-stable-decay")
     warmup_steps: int = setting(10, "Linear warmup", unit="steps", ge=0)
     decay_fraction: float = setting(
-        0.6, "Share of the steps spent in the final linear decay (wsd)", unit="share", ge=0, le=1
+        0.7, "Share of the steps spent in the final linear decay (wsd)", unit="share", ge=0, le=1
     )
     min_ratio: float = setting(0.0, "Factor at the last step", unit="ratio", ge=0, le=1)
 
@@ -264,14 +264,14 @@ class ParallelConfig(Config):
     """How the work is divided over processes. The result does not depend on it."""
 
     dp_replicate: int = setting(
-        1,
+        2,
         "Replicas that each hold all weights (DDP; with dp_shard: HSDP)",
         unit="processes",
         ge=1,
         identity=False,
     )
     dp_shard: int = setting(
-        2, "Processes that share one copy of the weights (FSDP2)", unit="processes", ge=1, identity=False
+        1, "Processes that share one copy of the weights (FSDP2)", unit="processes", ge=1, identity=False
     )
 
     @property
@@ -301,13 +301,13 @@ class LaunchConfig(Config):
 class TrainConfig(Config):
     """One training run."""
 
-    steps: int = setting(400, "Optimizer steps", unit="steps", ge=1)
-    seq_len: int = setting(512, "Tokens of a sequence", unit="tokens", ge=2)
+    steps: int = setting(480, "Optimizer steps", unit="steps", ge=1)
+    seq_len: int = setting(128, "Tokens of a sequence", unit="tokens", ge=2)
     global_batch_tokens: int = setting(
-        8_192, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
+        4_096, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
     )
     micro_batch_size: int = setting(
-        8, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
+        16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Type of the computation; weights and reductions stay fp32"
@@ -397,7 +397,7 @@ class EvaluationConfig(Config):
     """How a model is measured."""
 
     stride_tokens: int = setting(
-        256, "New tokens of each window of seq_len, at most all; the rest is context", unit="tokens", ge=1
+        64, "New tokens of each window of seq_len, at most all; the rest is context", unit="tokens", ge=1
     )
     max_bytes: int = setting(0, "Validation text to score; 0: all", unit="bytes", ge=0)
     prompts: tuple[str, ...] = setting(
@@ -412,7 +412,7 @@ class EvaluationConfig(Config):
     sampling: SamplingConfig = setting(SamplingConfig(), "How the continuations are drawn")
     gate: GateConfig = setting(GateConfig(), "When the model becomes champion", identity=False)
     micro_batch_size: int = setting(
-        16, "Windows that one process computes at a time", unit="sequences", ge=1, identity=False
+        64, "Windows that one process computes at a time", unit="sequences", ge=1, identity=False
     )
 
 

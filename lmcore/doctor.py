@@ -61,7 +61,7 @@ def check_packages() -> Check:
 def check_cores() -> Check:
     """Processors that this process may use."""
     cores = len(os.sched_getaffinity(0))
-    remedy = "" if cores > 1 else "With one core set train.parallel.dp_shard=1."
+    remedy = "" if cores > 1 else "With one core set train.parallel.dp_replicate=1."
     return Check("cores", "ok" if cores > 1 else "warning", str(cores), remedy)
 
 

@@ -59,7 +59,7 @@ def test_a_changed_rate_reuses_data_and_is_named(changed):
     assert all(found[name] == "reused" for name in STAGES[:4])
     assert found["train"] == found["evaluate"] == "built"
     reason = next(s["reason"] for s in changed["stages"] if s["stage"] == "train")
-    assert reason == "train.optimizer.learning_rate went from 0.003 to 0.001"
+    assert reason == "train.optimizer.learning_rate went from 0.008 to 0.001"
     assert changed["model_version"] == "2"
     assert changed["gate"]
 

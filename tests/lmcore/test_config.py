@@ -59,9 +59,9 @@ def test_quickstart_is_the_defaults_written_out():
         ("data.sources=[]", "data.sources"),
         ("train.global_batch_tokens=5000", "use 4864 or 5120"),
         ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
-        ("train.parallel.dp_shard=3", "not divisible by 3 processes"),
+        ("train.parallel.dp_shard=3", "not divisible by 6 processes"),
         ("model.num_heads=7", "not divisible by num_heads 7"),
-        ("model.max_seq_len=128", "longer than model.max_seq_len"),
+        ("model.max_seq_len=64", "longer than model.max_seq_len"),
         ("train.steps.more=1", "train.steps"),
         ("nonsense", "a.b=value"),
         ("tracking.uri=https://me:secret@host", "MLFLOW_TRACKING_PASSWORD"),
@@ -108,7 +108,7 @@ def test_settings_cannot_be_changed_in_place():
 def test_identity_leaves_out_defaults_and_what_does_not_decide():
     base = identify(train=TrainConfig())
     assert base.chosen == {}
-    other_layout = parse(TrainConfig, {"parallel": {"dp_shard": 1}, "checkpoint_every": 7}, where="test")
+    other_layout = parse(TrainConfig, {"parallel": {"dp_replicate": 1}, "checkpoint_every": 7}, where="test")
     assert identify(train=other_layout) == base
     changed = parse(TrainConfig, {"optimizer": {"learning_rate": 0.5}}, where="test")
     assert identify(train=changed).chosen == {"train.optimizer.learning_rate": 0.5}
@@ -134,7 +134,7 @@ def test_batch_arithmetic_closes():
             "seq_len": 64,
             "global_batch_tokens": 64 * 16,
             "micro_batch_size": micro,
-            "parallel": {"dp_shard": ranks},
+            "parallel": {"dp_replicate": ranks},
         }
         train = parse(TrainConfig, values, where="test")
         assert train.grad_accum_steps * micro * ranks * train.seq_len == train.global_batch_tokens
