@@ -301,7 +301,7 @@ class LaunchConfig(Config):
 class TrainConfig(Config):
     """One training run."""
 
-    steps: int = setting(480, "Optimizer steps", unit="steps", ge=1)
+    steps: int = setting(400, "Optimizer steps", unit="steps", ge=1)
     seq_len: int = setting(128, "Tokens of a sequence", unit="tokens", ge=2)
     global_batch_tokens: int = setting(
         4_096, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
