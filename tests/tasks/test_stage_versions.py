@@ -1,0 +1,39 @@
+"""A changed default must raise its stage's version: keys leave defaults out, so old work would seem new.
+
+When this fails because a default was changed on purpose: raise the stage's version, then record the new pair
+that the message shows.
+"""
+
+import pytest
+
+from lmcore.config import Recipe, identify
+from lmcore.data import prepare
+from lmcore.store import sha256_json
+from tasks.evaluate import EVALUATE_VERSION
+from tasks.train import TRAIN_VERSION
+
+RECIPE = Recipe()
+STAGES = {
+    "documents": (prepare.DOCUMENTS_VERSION, identify(*prepare.DOCUMENTS_SETTINGS, data=RECIPE.data)),
+    "splits": (prepare.SPLITS_VERSION, identify(*prepare.SPLITS_SETTINGS, data=RECIPE.data)),
+    "tokenizer": (prepare.TOKENIZER_VERSION, identify(*prepare.TOKENIZER_SETTINGS, data=RECIPE.data)),
+    "tokens": (prepare.TOKENS_VERSION, identify(*prepare.TOKENS_SETTINGS, data=RECIPE.data)),
+    "train": (TRAIN_VERSION, identify(model=RECIPE.model, train=RECIPE.train)),
+    "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
+}
+RECORDED = {
+    "documents": (1, "a5c2654510200268"),
+    "splits": (1, "db77795a2d3f1f3d"),
+    "tokenizer": (1, "ce8d4601c1a204cd"),
+    "tokens": (1, "ce8d4601c1a204cd"),
+    "train": (1, "52f1b7b58b8fa1c3"),
+    "evaluate": (1, "fcf5f6a264f83206"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_and_version_change_together(stage):
+    version, identity = STAGES[stage]
+    assert identity.chosen == {}
+    found = (version, sha256_json(identity.values)[:16])
+    assert found == RECORDED[stage], f"record {stage!r}: {found} after raising the version"
