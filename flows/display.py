@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from lmcore.store import Artifact
 from tasks.report import Summary
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
+SAMPLES_SHOWN = 2
 
 
 class Display:
@@ -72,6 +75,10 @@ class Display:
 def show_summary(console: Console, summary: Summary) -> None:
     """Print what came out of a run."""
     console.print()
+    for sample in summary.samples[:SAMPLES_SHOWN]:
+        text = Text(sample["prompt"], style="bold")
+        text.append(sample["text"], style="not bold")
+        console.print(Panel(text, title="the model continues", title_align="left", border_style="dim"))
     if summary.val_bits_per_byte is not None:
         console.print(
             f"[bold]{summary.val_bits_per_byte:.4f}[/bold] bits per byte on held-out text "

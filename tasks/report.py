@@ -32,11 +32,15 @@ class StageSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """A run in numbers. Units: bits per byte, tokens a second, seconds."""
+    """A run in numbers. Units: bits per byte, tokens a second, seconds.
+
+    ``dataset_tokens`` are those of the training split, ``train_tokens`` those that were trained on.
+    """
 
     recipe: str
     stages: list[StageSummary]
     documents: int | None = None
+    dataset_tokens: int | None = None
     train_tokens: int | None = None
     val_bits_per_byte: float | None = None
     zstd_bits_per_byte: float | None = None
@@ -49,6 +53,7 @@ class Summary(BaseModel):
     aliases: list[str] = []
     gate: str | None = None
     model_path: str | None = None
+    samples: list[dict[str, str]] = []
     wall_seconds: float | None = None
 
 
@@ -134,8 +139,7 @@ def report(
     draw_funnel(prepared.splits.summary["funnel"], figures["documents.png"])
     draw_loss(trained.path / "events.jsonl", figures["loss.png"])
     summary = _summarize(recipe, run, prepared, trained, evaluated, registered)
-    samples = evaluated.summary["samples"] if evaluated else ()
-    page = markdown(summary, figures, samples)
+    page = markdown(summary, figures)
     _publish_stages("stages", summary.stages)
     create_markdown_artifact(page, key="summary", description=recipe.name)
     if summary.mlflow_url:
@@ -150,6 +154,7 @@ def summarize_data(recipe: Recipe, prepared: Prepared) -> Summary:
         recipe=recipe.name,
         stages=stage_summaries(prepared.artifacts),
         documents=prepared.splits.summary["documents"],
+        dataset_tokens=prepared.tokens.summary["train_tokens"],
     )
 
 
@@ -175,6 +180,7 @@ def _summarize(
         recipe=recipe.name,
         stages=stage_summaries(artifacts),
         documents=prepared.splits.summary["documents"],
+        dataset_tokens=prepared.tokens.summary["train_tokens"],
         train_tokens=trained.summary["train_tokens"],
         val_bits_per_byte=measured.get("bits_per_byte"),
         zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
@@ -187,6 +193,7 @@ def _summarize(
         aliases=registered.aliases if registered else [],
         gate=registered.reason if registered else None,
         model_path=str(trained.path / "model"),
+        samples=measured.get("samples", []),
         wall_seconds=round(time.monotonic() - run.started, 2),
     )
 
@@ -210,7 +217,7 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
     )
 
 
-def markdown(summary: Summary, figures: Mapping[str, Path], samples: Iterable[Mapping[str, str]] = ()) -> str:
+def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
     """The summary as a page."""
     lines = [f"# {summary.recipe}", ""]
     if summary.val_bits_per_byte is not None:
@@ -236,16 +243,21 @@ def markdown(summary: Summary, figures: Mapping[str, Path], samples: Iterable[Ma
     for name, path in figures.items():
         picture = base64.b64encode(path.read_bytes()).decode()
         lines += ["", f"![{name}](data:image/png;base64,{picture})"]
-    for sample in samples:
+    for sample in summary.samples:
         lines += [
             "",
             f"### Sample: {sample['prompt']!r}",
             "",
             "```",
-            sample["text"].replace("```", "'''"),
+            sample_text(sample).replace("```", "'''"),
             "```",
         ]
     return "\n".join(lines)
+
+
+def sample_text(sample: Mapping[str, str]) -> str:
+    """A prompt and what the model made of it."""
+    return sample["prompt"] + sample["text"]
 
 
 def _baseline(name: str, value: float | None) -> list[str]:
