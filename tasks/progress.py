@@ -63,7 +63,8 @@ def say(message: str) -> None:
         listener.said(message)
 
 
-def reporter(stage: str) -> Progress:
+@contextlib.contextmanager
+def reporter(stage: str) -> Iterator[Progress]:
     """A progress callback for ``stage`` that tells the listeners, and Prefect every few seconds."""
     bar = _PrefectBar(stage)
 
@@ -72,7 +73,8 @@ def reporter(stage: str) -> Progress:
             listener.advanced(stage, label, done, total, unit)
         bar.show(label, done, total, unit)
 
-    return report
+    yield report
+    bar.finish()
 
 
 class _PrefectBar:
@@ -81,15 +83,21 @@ class _PrefectBar:
     def __init__(self, stage: str) -> None:
         self._key = f"progress-{stage}"
         self._artifact = None
+        self._text = ""
         self._next = time.monotonic() + PREFECT_EVERY_SECONDS
 
     def show(self, label: str, done: float, total: float, unit: str) -> None:
+        self._text = f"{label}: {done:,.0f} of {total:,.0f} {unit}"
         if time.monotonic() < self._next or TaskRunContext.get() is None:
             return
         percent = 100.0 * min(done / total, 1.0) if total else 0.0
-        text = f"{label}: {done:,.0f} of {total:,.0f} {unit}"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, key=self._key, description=text)
+            self._artifact = create_progress_artifact(percent, key=self._key, description=self._text)
         else:
-            update_progress_artifact(self._artifact, percent, description=text)
+            update_progress_artifact(self._artifact, percent, description=self._text)
         self._next = time.monotonic() + PREFECT_EVERY_SECONDS
+
+    def finish(self) -> None:
+        """Show the last that was heard, as finished."""
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, 100.0, description=self._text)

@@ -27,9 +27,9 @@ def ensure(stage: Stage, build: BuildWithProgress) -> Artifact:
     logger = get_run_logger()
     progress.started(stage.name)
     try:
-        artifact = Store(Home.here().store).ensure(
-            stage, lambda directory: build(directory, progress.reporter(stage.name))
-        )
+        with progress.reporter(stage.name) as report:
+            store = Store(Home.here().store)
+            artifact = store.ensure(stage, lambda directory: build(directory, report))
     except GristmillError as error:
         logger.error("%s failed: %s", stage.name, error)
         raise

@@ -76,6 +76,12 @@ class Servers:
                 continue
         return found
 
+    def runs_begun(self) -> list[dict]:
+        """Runs of deployments that are past being scheduled."""
+        begun = {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED"]}
+        runs = call(f"{self.prefect}/api/flow_runs/filter", {"flow_runs": {"state": {"type": begun}}})
+        return [run for run in runs if run["deployment_id"]]
+
     def wait_for_run(self, run_id: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while True:
@@ -146,7 +152,7 @@ def open_form(page: Page, servers: Servers) -> None:
     page.goto(f"{servers.prefect}/deployments")
     page.get_by_role("link", name="pipeline", exact=True).first.click()
     page.wait_for_url("**/deployments/deployment/**")
-    page.get_by_role("button", name="Run").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     expect(page.get_by_text("From raw files to tokens").first).to_be_visible()
 
@@ -163,19 +169,17 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
     for label, value in SHORT.items():
         fill(page, label, value)
     page.screenshot(path=pictures / "form.png", full_page=True)
-    before = {run["id"] for run in call(f"{servers.prefect}/api/flow_runs/filter", {})}
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     deadline = time.monotonic() + 30
-    while not (
-        started := [r for r in call(f"{servers.prefect}/api/flow_runs/filter", {}) if is_new(r, before)]
-    ):
+    while not (started := [r for r in servers.runs_begun() if not r["auto_scheduled"]]):
         assert time.monotonic() < deadline, "the form started nothing"
         time.sleep(0.2)
     run = started[0]
     assert run["parameters"]["train"]["steps"] == 8
     servers.wait_for_run(run["id"])
-    page.goto(f"{servers.prefect}/runs/flow-run/{run['id']}?tab=Artifacts")
-    expect(page.get_by_text("stages").first).to_be_visible()
+    page.goto(f"{servers.prefect}/runs/flow-run/{run['id']}")
+    page.get_by_role("listitem").filter(has_text="Artifacts").click()
+    expect(page.get_by_text("What was built or reused, and why").first).to_be_visible()
     page.screenshot(path=pictures / "run.png")
     artifacts = call(
         f"{servers.prefect}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
@@ -198,10 +202,6 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
     page.screenshot(path=pictures / "mlflow.png")
 
 
-def is_new(run: dict, before: set[str]) -> bool:
-    return run["id"] not in before and run["deployment_id"] is not None and not run["auto_scheduled"]
-
-
 def test_a_run_by_the_schedule_reaches_mlflow(servers):
     deployment = call(f"{servers.prefect}/api/deployments/name/pipeline/pipeline")
     assert [s["schedule"]["cron"] for s in deployment["schedules"]] == ["0 2 * * *"]
@@ -221,17 +221,13 @@ def test_a_run_by_the_schedule_reaches_mlflow(servers):
     }
     call(f"{servers.prefect}/api/deployments/{deployment['id']}/schedules", [schedule])
     deadline = time.monotonic() + 120
-    while not (due := [r for r in call(f"{servers.prefect}/api/flow_runs/filter", {}) if is_due(r)]):
+    while not (due := [r for r in servers.runs_begun() if r["auto_scheduled"]]):
         assert time.monotonic() < deadline, "the schedule started nothing"
         time.sleep(1)
     servers.wait_for_run(due[0]["id"])
     parent, children = servers.mlflow_family(due[0]["id"])
     assert parent["info"]["status"] == "FINISHED"
     assert children == ["evaluate", "train"]
-
-
-def is_due(run: dict) -> bool:
-    return run["auto_scheduled"] and run["state"]["type"] != "SCHEDULED"
 
 
 def test_up_twice_starts_nothing_new(servers):
