@@ -86,7 +86,9 @@ def show_summary(console: Console, summary: Summary) -> None:
             f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
             highlight=False,
         )
-    if summary.gate:
+    if summary.gate and not summary.model_version:
+        console.print(f"not registered: {summary.gate}", highlight=False)
+    elif summary.gate:
         aliases = ", ".join(summary.aliases) or "no alias"
         console.print(
             f"{summary.model_name} version {summary.model_version} ({aliases}): {summary.gate}",

@@ -105,8 +105,11 @@ class Tracker:
         Raises:
             ServiceError: MLflow cannot be reached or refuses; nothing is lost, call again later.
         """
+        record = RunRecord.read(run_dir)
+        parent = Path(record.parent)
+        if record.parent and (parent / RECORD).exists() and not self.run_id(parent):
+            self.sync(parent)
         with _exclusive(run_dir), _service_errors(self.uri):
-            record = RunRecord.read(run_dir)
             mark = self._watermark(run_dir)
             if not mark.run_id:
                 mark.run_id = self._find_or_create(record)

@@ -87,9 +87,7 @@ def run_job(
     status: runs.RunStatus = "killed"
     try:
         with (
-            Follower(
-                run.tracker, [run.directory, run_dir], logger.warning, recipe.tracking.patience_seconds
-            ) as follower,
+            Follower(run.tracker, [run.directory, run_dir], logger.warning, patience_seconds=0) as follower,
             EventTail(run_dir / "events.jsonl", progress, total_steps),
         ):
             try:
