@@ -12,7 +12,7 @@ from lmcore.data.prepare import take_inventory
 from lmcore.errors import StorageError
 from lmcore.home import Home
 from lmcore.store import Artifact, Stage, Store
-from tasks.evaluate import evaluate_stage, model_digest
+from tasks.evaluate import evaluate_stage, trained_subject
 from tasks.prepare import Prepared, documents_stage, splits_stage, tokenizer_stage, tokens_stage
 from tasks.train import train_stage
 
@@ -74,7 +74,7 @@ def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
             return tokens_stage(recipe.data, *(found[n] for n in ("documents", "splits", "tokenizer")))
         if name == "train":
             return train_stage(recipe, Prepared(*(found[n] for n in STAGES[:4])))
-        return evaluate_stage(recipe, model_digest(found["train"]), found["tokens"])
+        return evaluate_stage(recipe, trained_subject(recipe, found["train"]), found["tokens"])
 
     for name in STAGES:
         stage = next_stage(name)

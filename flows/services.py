@@ -6,6 +6,7 @@ Each service is a process in a session of its own with its output in a log file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -28,7 +29,7 @@ from lmcore.store import write_atomically
 HOST = "127.0.0.1"
 POOL = "gristmill"
 START_SECONDS = 120.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than its grace
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -76,6 +77,7 @@ def client_environment(home: Home) -> dict[str, str]:
         found["PREFECT_API_URL"] = f"{services['prefect'].url}/api"
     if "mlflow" in services:
         found["MLFLOW_TRACKING_URI"] = services["mlflow"].url
+        found["GRISTMILL_MLFLOW_SERVER"] = services["mlflow"].url
     return found
 
 
@@ -86,17 +88,17 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
         ServiceError: a port is taken by another program, or a service does not start.
     """
     home.services.mkdir(parents=True, exist_ok=True)
-    found = running(home)
+    found, started = running(home), dict[str, Service]()
     for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
         if name not in found:
             _require_free(port, name)
     try:
         if "prefect" not in found:
             say(f"starting Prefect on port {prefect_port}")
-            found["prefect"] = _start_prefect(home, prefect_port)
+            found["prefect"] = started["prefect"] = _start_prefect(home, prefect_port)
         if "mlflow" not in found:
             say(f"starting MLflow on port {mlflow_port}")
-            found["mlflow"] = _start_mlflow(home, mlflow_port)
+            found["mlflow"] = started["mlflow"] = _start_mlflow(home, mlflow_port)
         _wait(found["prefect"], "/api/health")
         _wait(found["mlflow"], "/health")
         environment = {**_environment(home), **client_environment(home)}
@@ -104,9 +106,10 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
         _deploy(environment)
         if "worker" not in found:
             say("starting a worker")
-            found["worker"] = _start_worker(home, environment)
+            found["worker"] = started["worker"] = _start_worker(home, environment)
     except BaseException:
-        down(home, lambda _: None)
+        for service in started.values():  # what ran before goes on
+            _stop(service)
         raise
     return found
 
@@ -250,7 +253,9 @@ def _stop(service: Service) -> None:
         return
     # Flow runs of the worker, and what they started, live in sessions of their own.
     family = [process, *process.children(recursive=True)]
-    process.terminate()
+    for member in (process, *process.children()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
     _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
     for member in alive:
         member.kill()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
-from lmcore.config import DataConfig, Recipe, identify
+from lmcore.config import DataConfig, Identity, Json, Recipe, identify
 from lmcore.data import prepare
 from lmcore.errors import StorageError
 from lmcore.eval.gate import Measured
@@ -28,13 +29,34 @@ from tasks.train import run_job
 EVALUATE_VERSION = 1
 
 
-def evaluate_stage(recipe: Recipe, model_digest: str, tokens: Artifact) -> Stage:
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured, and how it reads: each model as it was trained, whoever it is compared with."""
+
+    path: Path
+    digest: str
+    seq_len: int
+    document_mask: bool
+
+
+def trained_subject(recipe: Recipe, trained: Artifact) -> Subject:
+    """The model that ``recipe`` trained."""
+    train = recipe.train
+    return Subject(trained.path / "model", model_digest(trained), train.seq_len, train.document_mask)
+
+
+def evaluate_stage(recipe: Recipe, subject: Subject, tokens: Artifact) -> Stage:
     """The stage that measures a model on the validation split."""
+    settings = identify(evaluation=recipe.evaluation)
+    reading: dict[str, Json] = {
+        "train.seq_len": subject.seq_len,
+        "train.document_mask": subject.document_mask,
+    }
     return Stage(
         "evaluate",
         EVALUATE_VERSION,
-        identify(evaluation=recipe.evaluation),
-        {"model": model_digest, "tokens": tokens.digest},
+        Identity(settings.values | reading, settings.chosen | reading),
+        {"model": subject.digest, "tokens": tokens.digest},
         deciding=("torch",),
     )
 
@@ -47,7 +69,7 @@ def evaluation_run_directory(key: str) -> Path:
 @task(name="evaluate", task_run_name="evaluate the model", **STAGE_OPTIONS)
 def evaluate_model(recipe: Recipe, prepared: Prepared, trained: Artifact, run: FlowRun) -> Artifact:
     """Measure bits per byte beside the baselines, and draw samples."""
-    return _evaluate(recipe, trained.path / "model", model_digest(trained), prepared.tokens, run)
+    return _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
 
 
 @task(name="evaluate champion", task_run_name="evaluate the champion on the same data", **STAGE_OPTIONS)
@@ -66,8 +88,11 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
     tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
-    measured = _evaluate(recipe, model, champion.model_digest, tokens, run)
-    return Measured(bits_per_byte=measured.summary["bits_per_byte"], data_digest=validation_digest(prepared))
+    subject = Subject(model, champion.model_digest, champion.seq_len, champion.document_mask)
+    measured = _evaluate(recipe, subject, tokens, run)
+    return Measured(
+        bits_per_byte=measured.summary["bits_per_byte"], data_digest=protocol_digest(recipe, prepared)
+    )
 
 
 def model_digest(trained: Artifact) -> str:
@@ -75,9 +100,12 @@ def model_digest(trained: Artifact) -> str:
     return sha256_json(hash_files(trained.path / "model"))
 
 
-def validation_digest(prepared: Prepared) -> str:
-    """Digest of the held-out documents: two models measured on it can be compared."""
-    return prepared.splits.summary["validation_digest"]
+def protocol_digest(recipe: Recipe, prepared: Prepared) -> str:
+    """Digest of the held-out documents and of how they are scored: equal ones can be compared."""
+    evaluation = recipe.evaluation
+    return sha256_json(
+        [prepared.splits.summary["validation_digest"], evaluation.stride_tokens, evaluation.max_bytes]
+    )
 
 
 def _encode_for(config: DataConfig, model: Path, documents: Artifact, splits: Artifact) -> Artifact:
@@ -89,31 +117,28 @@ def _encode_for(config: DataConfig, model: Path, documents: Artifact, splits: Ar
     )
 
 
-def _evaluate(recipe: Recipe, model: Path, digest: str, tokens: Artifact, run: FlowRun) -> Artifact:
-    stage = evaluate_stage(recipe, digest, tokens)
+def _evaluate(recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun) -> Artifact:
+    stage = evaluate_stage(recipe, subject, tokens)
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         run_dir = evaluation_run_directory(stage.key)
         EvaluationJob(
             evaluation=recipe.evaluation.model_copy(
-                update={"stride_tokens": min(recipe.evaluation.stride_tokens, recipe.train.seq_len)}
+                update={"stride_tokens": min(recipe.evaluation.stride_tokens, subject.seq_len)}
             ),
             launch=recipe.train.launch,
-            model=str(model),
+            model=str(subject.path),
             tokens=str(tokens.path),
-            tokenizer=str(model),
-            document_mask=recipe.train.document_mask,
-            seq_len=recipe.train.seq_len,
+            tokenizer=str(subject.path),
+            document_mask=subject.document_mask,
+            seq_len=subject.seq_len,
         ).write(run_dir)
         _record_run(run_dir, recipe, stage, tokens, run)
-        result = run_job("lmcore.eval", run_dir, recipe, run, progress)
+        result = run_job("lmcore.eval", run_dir, recipe, run, progress, metrics_of=evaluation_metrics)
         shutil.copy2(run_dir / "samples.json", out / "samples.json")
         return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
 
-    artifact = ensure(stage, build)
-    if artifact.status == "built":
-        _record_results(evaluation_run_directory(stage.key), artifact)
-    return artifact
+    return ensure(stage, build)
 
 
 def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, run: FlowRun) -> None:
@@ -123,6 +148,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         name=f"evaluate {recipe.name}",
         kind="evaluate",
         experiment=recipe.tracking.experiment,
+        place=run.tracker.place,
         parent=str(run.directory),
         tags={
             **runs.standard_tags(),
@@ -149,10 +175,6 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
             name: str(run_dir / name) for name in ("config.json", "log.txt", "samples.json", "result.json")
         },
     )
-
-
-def _record_results(run_dir: Path, artifact: Artifact) -> None:
-    runs.update_run(run_dir, metrics=evaluation_metrics(artifact.summary))
 
 
 def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 from lmcore.config import Recipe
-from lmcore.errors import ServiceError
+from lmcore.errors import GristmillError, ServiceError
 from lmcore.eval import gate
 from lmcore.eval.gate import Measured
 from lmcore.store import Artifact
@@ -21,7 +21,7 @@ from tasks.evaluate import (
     evaluation_metrics,
     evaluation_run_directory,
     model_digest,
-    validation_digest,
+    protocol_digest,
 )
 from tasks.prepare import Prepared
 from tasks.tracked import FlowRun
@@ -53,7 +53,7 @@ def register_model(
         registered = _register(
             Registry(run.tracker),
             recipe,
-            _candidate(name, prepared, trained, evaluated),
+            _candidate(recipe, prepared, trained, evaluated),
             _linked_run(evaluated, run),
             lambda champion: _measure(recipe, prepared, champion, run),
         )
@@ -64,13 +64,15 @@ def register_model(
     return registered
 
 
-def _candidate(name: str, prepared: Prepared, trained: Artifact, evaluated: Artifact) -> Candidate:
+def _candidate(recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated: Artifact) -> Candidate:
     return Candidate(
-        name=name,
+        name=recipe.tracking.model_name or recipe.name,
         model_path=str(trained.path / "model"),
         model_digest=model_digest(trained),
         bits_per_byte=evaluated.summary["bits_per_byte"],
-        data_digest=validation_digest(prepared),
+        data_digest=protocol_digest(recipe, prepared),
+        seq_len=recipe.train.seq_len,
+        document_mask=recipe.train.document_mask,
         metrics=evaluation_metrics(evaluated.summary),
         tags={"gristmill.stage.train": trained.key, "gristmill.stage.evaluate": evaluated.key},
     )
@@ -83,7 +85,7 @@ def _linked_run(evaluated: Artifact, run: FlowRun) -> Path:
 
 
 def _measure(recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun) -> Measured:
-    if champion.data_digest == validation_digest(prepared):
+    if champion.data_digest == protocol_digest(recipe, prepared):
         return Measured(bits_per_byte=champion.bits_per_byte, data_digest=champion.data_digest)
     return evaluate_champion(recipe, prepared, champion, run)
 
@@ -101,9 +103,12 @@ def _register(
         reason = f"version {version.version} is the champion already"
         return _outcome(registry, version, promoted=False, reason=reason)
     registry.challenge(version)
-    rival = measure_champion(champion) if champion else None
     challenger = Measured(bits_per_byte=candidate.bits_per_byte, data_digest=candidate.data_digest)
-    decision = gate.decide(challenger, rival, recipe.evaluation.gate)
+    try:
+        rival = measure_champion(champion) if champion else None
+        decision = gate.decide(challenger, rival, recipe.evaluation.gate)
+    except GristmillError as error:  # without the champion's figure there is nothing to win against
+        decision = gate.Decision(passed=False, reason=str(error))
     registry.note(version, {"gristmill.gate": decision.reason})
     if decision.passed:
         registry.crown(version)

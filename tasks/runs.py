@@ -35,14 +35,16 @@ class Dataset(BaseModel):
 class RunRecord(BaseModel):
     """What the MLflow run of a run directory should look like; kept as its ``tracking.json``.
 
-    ``parent`` is the run directory of the parent run; ``files`` maps a name below the run's artifacts to a
-    local file; ``metrics`` are final values, logged once at step ``metrics_step``.
+    ``place`` is the MLflow it belongs to (its URI; empty: the home's own) and ``parent`` the run directory of
+    the parent run. ``files`` maps a name below the run's artifacts to a local file; ``metrics`` are final
+    values, logged once at step ``metrics_step``.
     """
 
     id: str
     name: str
     kind: str
     experiment: str
+    place: str = ""
     parent: str = ""
     status: RunStatus = "running"
     started: float

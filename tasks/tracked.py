@@ -51,18 +51,19 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         name=f"{kind} {recipe.name}",
         kind=kind,
         experiment=recipe.tracking.experiment,
+        place=tracker.place,
         tags={**runs.standard_tags(), "gristmill.recipe": recipe.name, "gristmill.run_dir": str(directory)},
         params={"recipe": recipe.name},
         files={"recipe.yaml": str(directory / "recipe.yaml")},
     )
     logger = get_run_logger()
-    status: runs.RunStatus = "failed"
+    status: runs.RunStatus = "killed"
     with Follower(tracker, [directory], logger.warning, recipe.tracking.patience_seconds) as follower:
         try:
             yield FlowRun(directory, tracker, time.monotonic())
             status = "finished"
-        except (KeyboardInterrupt, SystemExit):
-            status = "killed"
+        except Exception:
+            status = "failed"
             raise
         finally:
             runs.close_run(directory, status)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lmcore.errors import GristmillError, ServiceError
+from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
@@ -29,6 +29,8 @@ from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 MAX_METRICS_A_BATCH = 1_000
 MAX_PARAM_CHARS = 6_000
 SYNC_EVERY_SECONDS = 5.0
+HOME_SERVER = "GRISTMILL_MLFLOW_SERVER"
+GROWING = ("log.txt",)
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -38,6 +40,7 @@ class Watermark(BaseModel):
     run_id: str = ""
     offset_bytes: int = 0
     last_step: dict[str, int] = {}
+    params: list[str] = []
     uploaded: dict[str, str] = {}
     described: str = ""
     ended: str = ""
@@ -56,8 +59,15 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        if "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "the MLflow tracking URI holds a user name or password",
+                remedy="Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+            )
         self.home = home
         self.embedded = not uri
+        # The server that `gristmill up` puts before the home's own database is the same place.
+        self.place = "" if uri in ("", os.environ.get(HOME_SERVER)) else uri
         self.uri = uri or f"sqlite:///{home.mlflow_database}"
         self._client: Any = None
         self._experiments: dict[str, str] = {}
@@ -70,6 +80,7 @@ class Tracker:
 
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say it once ourselves
             from mlflow import MlflowClient
 
             self.home.root.mkdir(parents=True, exist_ok=True)
@@ -98,6 +109,11 @@ class Tracker:
             return ""
         experiment = self.experiment_id(RunRecord.read(run_dir).experiment)
         return f"{self.uri}/#/experiments/{experiment}/runs/{run_id}"
+
+    def is_told(self, run_dir: Path) -> bool:
+        """Whether all that the record of an ended run says has been sent."""
+        record, mark = RunRecord.read(run_dir), self._watermark(run_dir)
+        return mark.ended == record.outcome and mark.described == self._description(record)[0]
 
     def sync(self, run_dir: Path) -> str:
         """Bring the MLflow run of ``run_dir`` up to date; return its id.
@@ -137,18 +153,15 @@ class Tracker:
     def _describe(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        tags = dict(record.tags)
-        if record.parent and (parent := self.run_id(Path(record.parent))):
-            tags["mlflow.parentRunId"] = parent
-        described = sha256_json(
-            [tags, record.params, record.metrics, [d.model_dump() for d in record.datasets]]
-        )
+        described, tags = self._description(record)
         if described == mark.described:
             return
         ended = int((record.ended or time.time()) * 1000)
+        # MLflow's parameters cannot change: those of the first attempt stay.
+        fresh = [key for key in record.params if key not in mark.params]
         self.client.log_batch(
             mark.run_id,
-            params=[Param(key, value[:MAX_PARAM_CHARS]) for key, value in record.params.items()],
+            params=[Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh],
             tags=[RunTag(key, value) for key, value in tags.items()],
             metrics=[Metric(key, value, ended, record.metrics_step) for key, value in record.metrics.items()],
         )
@@ -156,7 +169,15 @@ class Tracker:
             inputs = [_dataset_input(dataset) for dataset in record.datasets]
             self.client.log_inputs(mark.run_id, inputs)
         mark.described = described
+        mark.params += fresh
         self._save(run_dir, mark)
+
+    def _description(self, record: RunRecord) -> tuple[str, dict[str, str]]:
+        tags = dict(record.tags)
+        if record.parent and (parent := self.run_id(Path(record.parent))):
+            tags["mlflow.parentRunId"] = parent
+        datasets = [dataset.model_dump() for dataset in record.datasets]
+        return sha256_json([tags, record.params, record.metrics, datasets]), tags
 
     def _send_events(self, run_dir: Path, mark: Watermark) -> None:
         from mlflow.entities import Metric
@@ -180,7 +201,8 @@ class Tracker:
     def _upload(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
         for name, file in record.files.items():
             path = Path(file)
-            if not path.is_file():
+            # A file that still grows is sent once, at the end.
+            if not path.is_file() or (record.outcome == "running" and name in GROWING):
                 continue
             digest = sha256_file(path)
             if mark.uploaded.get(name) == digest:
@@ -244,11 +266,12 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _service_errors(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
-        first_line = str(error).splitlines()[0][:200]
+    except (MlflowException, RequestException, OSError, ImportError) as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ServiceError(
             f"MLflow at {uri} did not take what was sent",
             found=first_line,
@@ -296,10 +319,10 @@ class Follower:
         try:
             for run_dir in self._run_dirs:
                 self._tracker.sync(run_dir)
-        except ServiceError as error:
+        except Exception as error:  # whatever is wrong with tracking, the work goes on
             if not self.behind:
                 self._warn(f"{error}")
-            self.behind = str(error)
+            self.behind = str(error) or type(error).__name__
             return False
         if self.behind:
             self._warn("MLflow is back and has been caught up with.")
@@ -308,7 +331,7 @@ class Follower:
 
 
 def sync_all(tracker: Tracker) -> list[Path]:
-    """Sync every run directory of the home that MLflow has not been told all about; parents first.
+    """Sync every run directory that belongs to this MLflow and has not been told all about; parents first.
 
     Raises:
         ServiceError: MLflow cannot be reached.
@@ -316,12 +339,19 @@ def sync_all(tracker: Tracker) -> list[Path]:
     pending = []
     for path in sorted(tracker.home.runs.glob(f"*/{RECORD}")):
         record = RunRecord.read(path.parent)
-        mark = tracker._watermark(path.parent)
-        if record.outcome not in ("running", mark.ended):
+        mine = record.place == tracker.place
+        if mine and record.outcome != "running" and not tracker.is_told(path.parent):
             pending.append((bool(record.parent), record.started, path.parent))
+    failures, done = [], []
     for _, _, run_dir in sorted(pending):
-        tracker.sync(run_dir)
-    return [run_dir for _, _, run_dir in sorted(pending)]
+        try:
+            tracker.sync(run_dir)
+            done.append(run_dir)
+        except ServiceError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return done
 
 
 # --- the registry ----------------------------------------------------------------------------------
@@ -337,6 +367,8 @@ class ModelVersion(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    seq_len: int
+    document_mask: bool
 
 
 class Candidate(BaseModel):
@@ -347,6 +379,8 @@ class Candidate(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    seq_len: int
+    document_mask: bool
     metrics: dict[str, float]
     tags: dict[str, str]
 
@@ -418,6 +452,8 @@ class Registry:
                 model_digest=v.tags["gristmill.model_digest"],
                 bits_per_byte=float(v.tags["gristmill.bits_per_byte"]),
                 data_digest=v.tags["gristmill.data_digest"],
+                seq_len=int(v.tags["gristmill.seq_len"]),
+                document_mask=v.tags["gristmill.document_mask"] == "true",
             )
             for v in found
             if "gristmill.model_digest" in v.tags
@@ -437,6 +473,8 @@ class Registry:
             "gristmill.model_digest": candidate.model_digest,
             "gristmill.bits_per_byte": repr(candidate.bits_per_byte),
             "gristmill.data_digest": candidate.data_digest,
+            "gristmill.seq_len": str(candidate.seq_len),
+            "gristmill.document_mask": str(candidate.document_mask).lower(),
             **candidate.tags,
         }
         logged = client.create_logged_model(

@@ -77,6 +77,7 @@ def run_job(
     progress: Progress,
     *,
     total_steps: int = 0,
+    metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = lambda result: {},
 ) -> dict[str, Any]:
     """Run ``module`` on ``run_dir`` in its processes; follow it into MLflow, the log and the progress bar.
 
@@ -98,7 +99,9 @@ def run_job(
                     recipe.train.launch,
                     on_line=rate_limited(logger.info, LOG_LINE_EVERY_SECONDS),
                 )
-                status = "finished" if result["status"] == "completed" else "killed"
+                if result["status"] == "completed":
+                    runs.update_run(run_dir, metrics=metrics_of(result))
+                    status = "finished"
             except Exception:
                 status = "failed"
                 raise
@@ -154,6 +157,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         name=f"train {recipe.name}",
         kind="train",
         experiment=recipe.tracking.experiment,
+        place=run.tracker.place,
         parent=str(run.directory),
         tags={**runs.standard_tags(), "gristmill.stage.train": stage.key, "gristmill.run_dir": str(run_dir)},
         params={name: str(value) for name, value in params.items()},

@@ -105,7 +105,7 @@ def score_text(
         for batch in windows.batches(batch_size, rank, world_size):
             tokens, scored = read_windows(stream, batch, model.vocab_size)
             tokens = tokens.to(device)
-            documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else ()
+            documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else (None, None)
             total += _loss_sum(model, tokens, scored.to(device), documents)
             if on_scored(int(scored.sum())):
                 break
@@ -132,7 +132,9 @@ def read_windows(stream: TokenDataset, batch: list[Window], vocab_size: int) -> 
     return torch.from_numpy(tokens), torch.from_numpy(scored)
 
 
-def _loss_sum(model: Transformer, tokens: Tensor, scored: Tensor, documents: tuple[Tensor, ...]) -> float:
+def _loss_sum(
+    model: Transformer, tokens: Tensor, scored: Tensor, documents: tuple[Tensor | None, Tensor | None]
+) -> float:
     # The head is the dearest product of a small model: what is only context does not go through it.
     hidden = model.hidden(tokens[:, :-1], *documents)[scored]  # [N, D]
     targets = tokens[:, 1:][scored]  # [N]

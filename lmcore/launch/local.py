@@ -23,6 +23,7 @@ RESULT = "result.json"
 LOG = "log.txt"
 LAST_LINES = 15
 LOCK_SPARE_SECONDS = 5.0
+POLL_SECONDS = 0.1
 
 
 def run(
@@ -44,14 +45,13 @@ def run(
     job = Job.local(module, run_dir, num_processes, launch)
     run_dir.mkdir(parents=True, exist_ok=True)
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
-    with (
-        _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock,
-        (run_dir / LOG).open("a", encoding="utf-8") as log,
-    ):
+    with _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock:
         for stale in (RESULT, "error.json"):
             (run_dir / stale).unlink(missing_ok=True)
-        with _supervised(job, lock, log) as process:
-            for line in _lines(process, log):
+        log = run_dir / LOG
+        begin = log.stat().st_size if log.exists() else 0
+        with _supervised(job, lock) as process:
+            for line in _lines(process, log, begin):
                 last_lines.append(line)
                 on_line(line)
     return _read_result(job, process.returncode, last_lines)
@@ -86,37 +86,45 @@ def _try_lock(lock: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _supervised(job: Job, lock: IO[str], log: IO[str]) -> Iterator[subprocess.Popen[str]]:
+def _supervised(job: Job, lock: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
     supervisor = [sys.executable, "-m", "lmcore.launch.supervisor", str(job.grace_seconds)]
-    process = subprocess.Popen(
-        [*supervisor, *job.command()],
-        env={**os.environ, **job.environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # Its own session: a signal to our group must not reach it before we say so.
-        start_new_session=True,
-        # The run directory stays locked until the last of its processes is gone, even if we are killed.
-        pass_fds=[lock.fileno()],
-    )
+    # The processes write to the file itself: through a pipe of ours they could not say a word, nor save,
+    # once we are gone.
+    with (job.run_dir / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [*supervisor, *job.command()],
+            env={**os.environ, **job.environment},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Its own session: a signal to our group must not reach it before we say so.
+            start_new_session=True,
+            # The run directory stays locked until the last of its processes is gone, even if we are killed.
+            pass_fds=[lock.fileno()],
+        )
     try:
         yield process
     finally:
         # Closing the pipe is the request to stop; it means nothing to one that has ended.
         if process.stdin:
             process.stdin.close()
-        for _ in _lines(process, log):
-            pass
         process.wait()
 
 
-def _lines(process: subprocess.Popen[str], log: IO[str]) -> Iterator[str]:
-    for line in process.stdout or ():
-        log.write(line)
-        log.flush()
-        yield line.rstrip("\n")
+def _lines(process: subprocess.Popen[bytes], path: Path, begin: int) -> Iterator[str]:
+    """Yield the lines behind byte ``begin`` of the log, as they come, until ``process`` has ended."""
+    with path.open("rb") as log:
+        log.seek(begin)
+        rest = b""
+        ended = False
+        while not ended:
+            ended = process.poll() is not None  # asked before reading: what came until then is read
+            *whole, rest = (rest + log.read()).split(b"\n")
+            yield from (line.decode(errors="replace") for line in whole)
+            if not ended:
+                time.sleep(POLL_SECONDS)
+        if rest:
+            yield rest.decode(errors="replace")
 
 
 def _read_result(job: Job, code: int, last_lines: deque[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def main() -> int:
         reap_orphans(process.pid)
     if process.poll() is None:
         stop_in_order(process, grace_seconds)
-    kill_descendants()
+    kill_descendants(process)
     code = process.wait()
     return code if code >= 0 else 128 - code
 
@@ -88,17 +88,18 @@ def stop_in_order(process: subprocess.Popen[bytes], grace_seconds: float) -> Non
         time.sleep(POLL_SECONDS)
 
 
-def kill_descendants() -> None:
-    """Kill all that is left below this process, until nothing is."""
+def kill_descendants(process: subprocess.Popen[bytes]) -> None:
+    """Kill all that is left below this process, until nothing is; the exit code of ``process`` is kept."""
     while family := list(descendants(os.getpid())):
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        reap_orphans()
+        process.poll()
+        reap_orphans(process.pid)
         time.sleep(0.01)
 
 
-def reap_orphans(keep: int = 0) -> None:
+def reap_orphans(keep: int) -> None:
     """Take the exit codes of children that have ended, but not that of ``keep``."""
     for pid in children(os.getpid()):
         if pid != keep:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -206,25 +205,24 @@ def test_a_run_by_the_schedule_reaches_mlflow(servers):
     deployment = call(f"{servers.prefect}/api/deployments/name/pipeline/pipeline")
     assert [s["schedule"]["cron"] for s in deployment["schedules"]] == ["0 2 * * *"]
     assert deployment["global_concurrency_limit"]["limit"] == 1
-    # The scheduler looks once a minute: what is due before it looks would wait for the next day.
-    soon = (datetime.now(UTC) + timedelta(seconds=75)).isoformat()
-    schedule = {
-        "active": True,
-        "schedule": {"interval": 86_400, "anchor_date": soon},
-        "parameters": {
-            "name": "by-the-schedule",
-            "data": {
-                "sources": [{"name": "python-stdlib", "max_bytes": 600_000}],
-                "tokenizer": {"vocab_size": 512},
-            },
-            "train": {"steps": 9},
+    # Its own nightly schedule, told to come every minute, until it has come once.
+    address = (
+        f"{servers.prefect}/api/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    )
+    parameters = {
+        "name": "by-the-schedule",
+        "data": {
+            "sources": [{"name": "python-stdlib", "max_bytes": 600_000}],
+            "tokenizer": {"vocab_size": 512},
         },
+        "train": {"steps": 9},
     }
-    call(f"{servers.prefect}/api/deployments/{deployment['id']}/schedules", [schedule])
+    call(address, {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters}, "PATCH")
     deadline = time.monotonic() + 180
     while not (due := [r for r in servers.runs_begun() if r["auto_scheduled"]]):
         assert time.monotonic() < deadline, "the schedule started nothing"
         time.sleep(1)
+    call(address, {"active": False}, "PATCH")
     servers.wait_for_run(due[0]["id"])
     parent, children = servers.mlflow_family(due[0]["id"])
     assert parent["info"]["status"] == "FINISHED"

@@ -116,6 +116,8 @@ def candidate(run_dir, digest, bits, data="data-1"):
         model_digest=digest,
         bits_per_byte=bits,
         data_digest=data,
+        seq_len=64,
+        document_mask=False,
         metrics={"eval/bits_per_byte": bits},
         tags={"gristmill.stage.train": digest},
     )
@@ -192,7 +194,7 @@ def stop_server(server):
 def test_a_server_that_is_away_is_caught_up_with(home, tmp_path):
     port = free_port()
     tracker = Tracker(f"http://127.0.0.1:{port}", home)
-    run_dir = start_run(home)
+    run_dir = start_run(home, place=tracker.place)
     append_steps(run_dir, 1, 5)
     with pytest.raises(ServiceError, match="Nothing is lost"):
         tracker.sync(run_dir)

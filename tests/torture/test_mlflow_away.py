@@ -73,6 +73,6 @@ def test_a_run_without_mlflow_carries_on_and_is_caught_up_with(make_mill, start_
         statuses = database.execute("select distinct status from runs").fetchall()
         assert statuses == [("FINISHED",)]
         linked = database.execute(
-            "select count(*) from tags where key = 'mlflow.parentRunId' and value in (select run_uuid from runs)"
+            "select count(*) from tags join runs on value = runs.run_uuid where key = 'mlflow.parentRunId'"
         ).fetchone()
         assert linked == (2,)
