@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.environment import set_environment
@@ -127,7 +128,7 @@ def explain(
         for heading in ("stage", "would be", "key", "why"):
             table.add_column(heading)
         for row in rows:
-            table.add_row(row.stage, row.status, row.key[:12], row.reason)
+            table.add_row(row.stage, row.status, row.key[:12], escape(row.reason))
         Console().print(table)
         _write_json(json_file, [row.model_dump() for row in rows])
 
@@ -179,10 +180,10 @@ def doctor(json_file: JsonFile = None) -> None:
         for check in checks:
             color = colors[check.state]
             console.print(
-                f"[{color}]{check.state:<8}[/{color}] {check.name:<10} {check.found}", highlight=False
+                f"[{color}]{check.state:<8}[/{color}] {check.name:<10} {escape(check.found)}", highlight=False
             )
             if check.remedy:
-                console.print(f"{'':<20}{check.remedy}", highlight=False)
+                console.print(f"{'':<20}{check.remedy}", highlight=False, markup=False)
         _write_json(json_file, [vars(check) for check in checks])
         if any(check.state == "failed" for check in checks):
             raise typer.Exit(1)
@@ -272,8 +273,9 @@ def _errors() -> Iterator[None]:
     except (typer.Exit, SystemExit):
         raise
     except Exception as error:
-        trace = Path(tempfile.gettempdir()) / f"gristmill-error-{os.getpid()}.txt"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        handle, trace = tempfile.mkstemp(prefix="gristmill-error-", suffix=".txt", text=True)
+        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+            file.write(traceback.format_exc())
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         typer.echo(f"error: this should not happen: {problem}\nThe details are in {trace}.", err=True)
         raise typer.Exit(70) from None

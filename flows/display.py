@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -48,7 +49,7 @@ class Display:
 
     def advanced(self, stage: str, label: str, done: float, total: float, unit: str) -> None:
         """Move the bar; without a terminal, print a line now and then."""
-        detail = f"{done:,.0f}/{total:,.0f} {unit}  {label}"
+        detail = escape(f"{done:,.0f}/{total:,.0f} {unit}  {label}")
         if stage in self._current:
             self._bars.update(self._current[stage], completed=done, total=total or None, detail=detail)
         if not self._console.is_terminal and time.monotonic() >= self._next_line:
@@ -60,7 +61,8 @@ class Display:
         if artifact.stage in self._current:
             self._bars.remove_task(self._current.pop(artifact.stage))
         color = "green" if artifact.status == "reused" else "cyan"
-        why = f"  [dim]{artifact.reason}[/dim]" if artifact.reason else ""
+        # A reason may hold anything, a folder named [old] too.
+        why = f"  [dim]{escape(artifact.reason)}[/dim]" if artifact.reason else ""
         self._console.print(
             f"[{color}]{artifact.status:<6}[/{color}] {artifact.stage:<10} {artifact.key[:12]} "
             f"{artifact.seconds:7.1f} s{why}",
@@ -69,7 +71,7 @@ class Display:
 
     def said(self, message: str) -> None:
         """Print a line."""
-        self._console.print(message, highlight=False)
+        self._console.print(message, highlight=False, markup=False)
 
 
 def show_summary(console: Console, summary: Summary) -> None:
@@ -87,18 +89,19 @@ def show_summary(console: Console, summary: Summary) -> None:
             highlight=False,
         )
     if summary.gate and not summary.model_version:
-        console.print(f"not registered: {summary.gate}", highlight=False)
+        console.print(f"not registered: {summary.gate}", highlight=False, markup=False)
     elif summary.gate:
         aliases = ", ".join(summary.aliases) or "no alias"
         console.print(
             f"{summary.model_name} version {summary.model_version} ({aliases}): {summary.gate}",
             highlight=False,
+            markup=False,
         )
     where = summary.mlflow_url or summary.mlflow_run_id
     if where:
-        console.print(f"MLflow run {where}", highlight=False, soft_wrap=True)
+        console.print(f"MLflow run {where}", highlight=False, markup=False, soft_wrap=True)
     if summary.model_path:
-        console.print(f"model {summary.model_path}", highlight=False, soft_wrap=True)
+        console.print(f"model {summary.model_path}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{summary.wall_seconds:.1f} s in all", highlight=False)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
-import urllib.error
 import urllib.request
 
 from flows.services import running
+from lmcore.config import userinfo
 from lmcore.doctor import Check, machine_checks
 from lmcore.home import Home
 
@@ -31,12 +32,19 @@ def check_services(home: Home) -> Check:
 def check_tracking() -> Check:
     """The MLflow server named in the environment answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if userinfo(uri):
+        return Check(
+            "mlflow",
+            "failed",
+            "MLFLOW_TRACKING_URI holds a user name or password",
+            "Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+        )
     if not uri.startswith("http"):
         return Check("mlflow", "ok", uri or "no server set: mlflow.db in GRISTMILL_HOME")
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=5):  # noqa: S310 - the user's own setting
             return Check("mlflow", "ok", f"{uri} answers")
-    except (urllib.error.URLError, OSError) as error:
+    except (ValueError, OSError, http.client.HTTPException) as error:
         return Check(
             "mlflow",
             "warning",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from lmcore.home import VARIABLE, Home
+
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def set_environment(home: Home, *, quiet: bool) -> None:
@@ -18,8 +21,16 @@ def set_environment(home: Home, *, quiet: bool) -> None:
     home.prefect.mkdir(parents=True, exist_ok=True)  # its embedded server does not make it
     for name, value in variables(home).items():
         os.environ.setdefault(name, value)
+    os.environ.update(no_proxy(os.environ))
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def no_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """What keeps requests to this machine's own servers away from a proxy that ``environment`` names."""
+    hosts = [host for host in environment.get("NO_PROXY", "").split(",") if host]
+    wanted = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+    return {"NO_PROXY": wanted, "no_proxy": wanted}
 
 
 def variables(home: Home) -> dict[str, str]:

@@ -21,16 +21,15 @@ from pathlib import Path
 
 import psutil
 
-from flows.environment import variables
-from lmcore.errors import ServiceError
+from flows.deployments import POOL, deploy, release_runs
+from flows.environment import no_proxy, set_environment, variables
+from lmcore.errors import ConfigError, ServiceError
 from lmcore.home import VARIABLE, Home
 from lmcore.store import write_atomically
 
 HOST = "127.0.0.1"
-POOL = "gristmill"
 START_SECONDS = 120.0
 STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than its grace
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,14 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
     Raises:
         ServiceError: a port is taken by another program, or a service does not start.
     """
+    if prefect_port == mlflow_port:
+        raise ConfigError(
+            "Prefect and MLflow cannot share a port",
+            found=f"{mlflow_port} for both",
+            remedy="Choose another.",
+        )
     home.services.mkdir(parents=True, exist_ok=True)
+    set_environment(home, quiet=True)
     found, started = running(home), dict[str, Service]()
     for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
         if name not in found:
@@ -103,8 +109,9 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
         _wait(found["mlflow"], "/health")
         environment = {**_environment(home), **client_environment(home)}
         say("deploying the flows")
-        _deploy(environment)
+        deploy(found["prefect"].url, environment)
         if "worker" not in found:
+            release_runs(found["prefect"].url)  # of one that was killed
             say("starting a worker")
             found["worker"] = started["worker"] = _start_worker(home, environment)
     except BaseException:
@@ -116,6 +123,7 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
 
 def down(home: Home, say: Callable[[str], object]) -> list[str]:
     """Stop the services and everything they started; return the names of those that ran."""
+    set_environment(home, quiet=True)
     stopped = []
     services = running(home)
     for name in ("worker", "mlflow", "prefect"):  # the worker first: its runs still report to Prefect
@@ -123,6 +131,9 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             say(f"stopping {name}")
             _stop(services[name])
             stopped.append(name)
+        if name == "worker" and "prefect" in services:
+            for run in release_runs(services["prefect"].url):
+                say(f"run {run} was stopped; the same run again goes on from what was finished")
         (home.services / f"{name}.json").unlink(missing_ok=True)
     return stopped
 
@@ -138,6 +149,9 @@ def _start_prefect(home: Home, port: int) -> Service:
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
         # Without this the pages in the browser would call port 4200 whatever port is served.
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        # Any page in the same browser could start runs otherwise.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     return _spawn(home, "prefect", port, command, environment)
@@ -164,25 +178,9 @@ def _start_worker(home: Home, environment: Mapping[str, str]) -> Service:
     return service
 
 
-def _deploy(environment: Mapping[str, str]) -> None:
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    for arguments in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["deploy", "--all", "--prefect-file", str(CHECKOUT / "infra" / "prefect.yaml")],
-    ):
-        done = subprocess.run(
-            [*prefect, *arguments], env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ServiceError(
-                f"prefect {arguments[0]} failed",
-                found=(done.stdout + done.stderr).strip()[-800:],
-                remedy="Mend infra/prefect.yaml if it is at fault, then `gristmill up` again.",
-            )
-
-
 def _environment(home: Home) -> dict[str, str]:
-    own = {**os.environ, **variables(home), VARIABLE: str(home.root), "PYTHONUNBUFFERED": "1"}
+    own = {**variables(home), **os.environ, VARIABLE: str(home.root), "PYTHONUNBUFFERED": "1"}
+    own |= no_proxy(own)
     own.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)
     own.pop("PREFECT_API_URL", None)
     return own
@@ -221,9 +219,10 @@ def _require_free(port: int, name: str) -> None:
 
 def _wait(service: Service, path: str) -> None:
     deadline = time.monotonic() + START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            with urllib.request.urlopen(service.url + path, timeout=5) as answer:  # noqa: S310 - loopback
+            with direct.open(service.url + path, timeout=5) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
@@ -252,8 +251,11 @@ def _stop(service: Service) -> None:
     if process is None:
         return
     # Flow runs of the worker, and what they started, live in sessions of their own.
-    family = [process, *process.children(recursive=True)]
-    for member in (process, *process.children()):
+    family, first = [process], [process]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first += process.children()
+        family += process.children(recursive=True)
+    for member in first:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()
     _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)

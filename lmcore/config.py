@@ -42,6 +42,11 @@ def setting(
     return Field(default, description=text, json_schema_extra=extra, **constraints)
 
 
+def userinfo(address: str) -> str:
+    """The part of a URL that names a user, and perhaps a password."""
+    return address.partition("://")[2].partition("/")[0].rpartition("@")[0]
+
+
 def _order_the_form(schema: dict[str, Any]) -> None:
     # Prefect's forms sort by "position"; the order of declaration is the order of reading.
     for position, field in enumerate(schema.get("properties", {}).values()):
@@ -83,6 +88,11 @@ class SourceConfig(Config):
             raise ValueError(
                 f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
                 f"found kind {self.kind!r} with path {self.path!r}"
+            )
+        if ":" in userinfo(self.path):
+            raise ValueError(
+                f"source {self.name!r}: path holds a password; "
+                "leave it out and give it as the file system's own environment variables"
             )
         return self
 
@@ -261,7 +271,7 @@ class ScheduleConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How the work is divided over processes. The result does not depend on it."""
+    """How the work is divided over processes. But for dropout, the result does not depend on it."""
 
     dp_replicate: int = setting(
         2,
@@ -312,7 +322,7 @@ class TrainConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Type of the computation; weights and reductions stay fp32"
     )
-    initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1, identity=False)
+    initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
     document_mask: bool = setting(
         False, "Attention sees only its own document, and positions restart at its start"
     )
@@ -420,8 +430,18 @@ class TrackingConfig(Config):
     """Where runs and models are recorded."""
 
     uri: str = setting("", "MLflow tracking server; empty: mlflow.db in GRISTMILL_HOME", identity=False)
-    experiment: str = setting("gristmill", "MLflow experiment, one for each project", identity=False)
-    model_name: str = setting("", "Name of the registered model; empty: the recipe's name", identity=False)
+    experiment: str = setting(
+        "gristmill",
+        "MLflow experiment, one for each project",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$",
+        identity=False,
+    )
+    model_name: str = setting(
+        "",
+        "Name of the registered model; empty: the recipe's name",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$",
+        identity=False,
+    )
     patience_seconds: float = setting(
         30.0,
         "How long the end of a run waits for a server that is away",
@@ -432,7 +452,7 @@ class TrackingConfig(Config):
 
     @model_validator(mode="after")
     def _no_secret_in_the_address(self) -> TrackingConfig:
-        if "@" in self.uri.partition("://")[2].partition("/")[0]:
+        if userinfo(self.uri):
             raise ValueError(
                 "uri holds a user name or password; "
                 "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -497,7 +517,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: the file is missing or not YAML, or a key or value is wrong.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read", found=str(error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -511,6 +531,20 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply(values, override)
     return parse(Recipe, values, where=f"recipe {path.name}")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} comes twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -612,28 +646,39 @@ def identify(*paths: str, **sections: Config) -> Identity:
     values: dict[str, Json] = {}
     chosen: dict[str, Json] = {}
     for name, section in sections.items():
-        for path, value, default in _leaves(section, type(section)(), name):
+        for path, value, default in _leaves(section, name):
             if not paths or any(path == p or path.startswith(p + ".") for p in paths):
-                values[path] = value
-                if value != default:
-                    chosen[path] = value
+                values[path] = _plain(value)
+                if values[path] != _plain(default):
+                    chosen[path] = _sparse(value)
     return Identity(values, chosen)
 
 
-def _leaves(section: Config, default: Config, prefix: str) -> Iterable[tuple[str, Json, Json]]:
+def _leaves(section: Config, prefix: str) -> Iterable[tuple[str, Any, Any]]:
+    """Path, value and default of each field that decides the result, through nested sections."""
     for name, field in type(section).model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("identity") is False:
             continue
-        value, base = getattr(section, name), getattr(default, name)
+        value = getattr(section, name)
+        path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, Config):
-            yield from _leaves(value, base, f"{prefix}.{name}")
+            yield from _leaves(value, path)
         else:
-            yield f"{prefix}.{name}", _plain(value), _plain(base)
+            yield path, value, field.get_default()
 
 
 def _plain(value: Any) -> Json:
     if isinstance(value, Config):
-        return {path.removeprefix("."): leaf for path, leaf, _ in _leaves(value, value, "")}
+        return {path: _plain(leaf) for path, leaf, _ in _leaves(value, "")}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
+    return value
+
+
+def _sparse(value: Any) -> Json:
+    # In the items of a list too, a new field with a default must not throw old work away.
+    if isinstance(value, Config):
+        return {path: _sparse(leaf) for path, leaf, base in _leaves(value, "") if leaf != base}
+    if isinstance(value, (tuple, list)):
+        return [_sparse(item) for item in value]
     return value

@@ -5,7 +5,8 @@ GristmillError
 ├── DataError           the input is missing, broken, or the books do not balance
 ├── StorageError        an artifact is damaged, or the disk is full or read-only
 ├── CheckpointError     a checkpoint is missing, incomplete or of another model
-├── LaunchError         processes could not be started, or died
+├── LaunchError         processes could not be started, or were stopped
+│   └── ProcessDied     they died; another try may help
 ├── TrainingDiverged    the loss is no longer a number worth training on
 └── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
 """
@@ -64,7 +65,11 @@ class CheckpointError(GristmillError):
 
 
 class LaunchError(GristmillError):
-    """Processes could not be started, or died."""
+    """Processes could not be started, or were stopped."""
+
+
+class ProcessDied(LaunchError):  # noqa: N818 - what happened, as TrainingDiverged
+    """Processes died; another try may help."""
 
 
 class TrainingDiverged(GristmillError):  # noqa: N818 - the field says "diverged"

@@ -35,6 +35,7 @@ from lmcore.config import Identity, Json
 from lmcore.errors import StorageError
 
 MANIFEST = "manifest.json"
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
 
 Status = Literal["built", "reused"]
@@ -117,6 +118,7 @@ class Stage:
     def differences(self, manifest: Mapping[str, Any]) -> list[str]:
         """Say how this differs from that of an earlier artifact, most telling first."""
         texts = _changes(manifest["settings"], self.identity.values)
+        texts += _comings_and_goings(manifest, self.identity)
         for name in sorted(self.inputs.keys() | manifest["inputs"].keys()):
             if self.inputs.get(name) != manifest["inputs"].get(name):
                 texts.append(f"input {name} changed")
@@ -131,10 +133,12 @@ class Store:
 
     Args:
         root: Created if missing.
+        on_wait: Called once when another process builds what is asked for, before waiting for it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, on_wait: Callable[[], object] = lambda: None) -> None:
         self.root = Path(root)
+        self._on_wait = on_wait
 
     def ensure(self, stage: Stage, build: Build) -> Artifact:
         """Return the artifact of ``stage``; build and commit it if it is not there.
@@ -148,9 +152,9 @@ class Store:
         """
         start = time.monotonic()
         target = self.root / stage.name / stage.key
-        with _storage_errors(target):
+        with _storage_errors(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target.parent / f".lock-{stage.key}"):
+            with _lock(target.parent / f".lock-{stage.key}", self._on_wait):
                 manifest, damage = self._look(target)
                 if manifest is not None:
                     return _artifact(target, manifest, "reused", "", start)
@@ -221,6 +225,8 @@ class Store:
                 "build_seconds": round(time.time() - started, 3),
             }
             manifest["digest"] = _digest_of_files(manifest["files"])
+            manifest = json.loads(json.dumps(manifest))  # as it will be read
+            manifest["sha256"] = sha256_json(manifest)
             _write_synced(work / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
             _sync_tree(work)
             try:
@@ -260,6 +266,20 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in sorted(old.keys() & new.keys())
         if old[name] != new[name]
     ]
+
+
+def _comings_and_goings(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
+    # A field that came or went with the code matters only where it is not at its default.
+    old, new = manifest["settings"], identity.values
+    came = [
+        f"{name}, not a setting then, is {_short(identity.chosen[name])}"
+        for name in sorted(identity.chosen.keys() - old.keys())
+    ]
+    went = [
+        f"{name}, no setting any more, was {_short(manifest['chosen'][name])}"
+        for name in sorted(manifest["chosen"].keys() - new.keys())
+    ]
+    return came + went
 
 
 def _short(value: Json) -> str:
@@ -318,8 +338,8 @@ def git_commit() -> str:
 
 
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:
-    """Size (bytes) and SHA-256 of every file below ``root`` but the manifest, by relative path."""
-    paths = sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Size (bytes) and SHA-256 of every file below ``root`` but its manifest, by relative path."""
+    paths = sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST)
     # hashlib releases the GIL, so threads use all cores.
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_file, paths))
@@ -338,14 +358,18 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    if not isinstance(manifest, dict):
+        return None
+    # It vouches for the other files, so it must vouch for itself.
+    vouched = manifest.pop("sha256", None) == sha256_json(manifest)
+    return manifest if vouched and manifest["key"] == path.name else None
 
 
 def _verify(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the manifest of a whole artifact, or None and what is wrong with it."""
     manifest = _read_manifest(path)
     if manifest is None:
-        return None, f"the artifact at {path.name[:12]} has no readable manifest"
+        return None, f"the artifact at {path.name[:12]} was damaged: its manifest is not what was written"
     found = hash_files(path)
     for name in sorted(manifest["files"].keys() | found.keys()):
         if manifest["files"].get(name) != found.get(name):
@@ -386,29 +410,29 @@ def _sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
-def _storage_errors(target: Path) -> Iterator[None]:
+def _storage_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EEXIST,
-            errno.ENOTDIR,
-        ):
+        # A build reads other folders too: what goes wrong there is not the store's to explain.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        ours = error.filename is not None and Path(str(error.filename)).is_relative_to(_existing(root))
+        if not full and not (ours and error.errno in _NOT_WRITABLE):
             raise
-        free = shutil.disk_usage(_existing(target)).free
+        free = shutil.disk_usage(_existing(root)).free
         raise StorageError(
-            f"cannot write below {_existing(target)}",
+            f"cannot write below {_existing(root)}",
             expected="room and permission to write",
             found=f"{error.strerror or error} ({free / 1e9:.1f} GB free)",
             remedy="Free room there, or set GRISTMILL_HOME to another disk; what was finished is kept.",

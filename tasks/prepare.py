@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from prefect import task
 
 from lmcore.config import DataConfig, identify
 from lmcore.data import prepare
 from lmcore.home import Home
+from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
+
+SPACE_RATIO = 4  # documents, tokens and what is in the making, over the size of the files
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,8 @@ def take_inventory(config: DataConfig) -> prepare.Inventory:
 
     Raises:
         DataError: a source matches nothing.
-        StorageError: the disk has no room for what will be made of them.
     """
-    inventory = prepare.take_inventory(config)
-    require_space(Home.here().root, needed_bytes=4 * inventory.total_bytes)
-    return inventory
+    return prepare.take_inventory(config)
 
 
 def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
@@ -70,11 +73,17 @@ def tokens_stage(config: DataConfig, documents: Artifact, splits: Artifact, toke
 
 @task(name="documents", task_run_name="clean and filter documents", **STAGE_OPTIONS)
 def clean_documents(config: DataConfig, inventory: prepare.Inventory) -> Artifact:
-    """Parse, normalise and filter; set broken records aside."""
-    return ensure(
-        documents_stage(config, inventory),
-        lambda out, progress: prepare.build_documents(config, inventory, out, progress),
-    )
+    """Parse, normalise and filter; set broken records aside.
+
+    Raises:
+        StorageError: the disk has no room for what all stages will make of the files.
+    """
+
+    def build(out: Path, progress: Progress) -> Mapping[str, Any]:
+        require_space(Home.here().root, needed_bytes=SPACE_RATIO * inventory.total_bytes)
+        return prepare.build_documents(config, inventory, out, progress)
+
+    return ensure(documents_stage(config, inventory), build)
 
 
 @task(name="splits", task_run_name="drop duplicates and split", **STAGE_OPTIONS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from logging import Logger, LoggerAdapter
+from typing import Any, Protocol
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -42,25 +44,33 @@ def listen(listener: Listener) -> Iterator[None]:
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        if listener in _listeners:
+            _listeners.remove(listener)
 
 
 def started(stage: str) -> None:
     """Tell that ``stage`` begins."""
-    for listener in _listeners:
-        listener.stage_started(stage)
+    _tell(lambda listener: listener.stage_started(stage))
 
 
 def finished(artifact: Artifact) -> None:
     """Tell that a stage has its artifact."""
-    for listener in _listeners:
-        listener.stage_finished(artifact)
+    _tell(lambda listener: listener.stage_finished(artifact))
 
 
-def say(message: str) -> None:
-    """Tell a person one line."""
-    for listener in _listeners:
-        listener.said(message)
+def note(logger: Logger | LoggerAdapter[Any], message: str) -> None:
+    """Tell one line to the run's log, and to a person at the terminal."""
+    logger.warning("%s", message)
+    _tell(lambda listener: listener.said(message))
+
+
+def _tell(what: Callable[[Listener], object]) -> None:
+    for listener in tuple(_listeners):
+        try:
+            what(listener)
+        except Exception:  # a picture that cannot be drawn must not stop the work
+            _listeners.remove(listener)
+            logging.getLogger(__name__).exception("a listener failed and hears no more")
 
 
 @contextlib.contextmanager
@@ -69,8 +79,7 @@ def reporter(stage: str) -> Iterator[Progress]:
     bar = _PrefectBar(stage)
 
     def report(label: str, done: float, total: float, unit: str) -> None:
-        for listener in _listeners:
-            listener.advanced(stage, label, done, total, unit)
+        _tell(lambda listener: listener.advanced(stage, label, done, total, unit))
         bar.show(label, done, total, unit)
 
     yield report
@@ -90,14 +99,19 @@ class _PrefectBar:
         self._text = f"{label}: {done:,.0f} of {total:,.0f} {unit}"
         if time.monotonic() < self._next or TaskRunContext.get() is None:
             return
-        percent = 100.0 * min(done / total, 1.0) if total else 0.0
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, key=self._key, description=self._text)
-        else:
-            update_progress_artifact(self._artifact, percent, description=self._text)
+        self._publish(100.0 * min(done / total, 1.0) if total else 0.0)
         self._next = time.monotonic() + PREFECT_EVERY_SECONDS
 
     def finish(self) -> None:
         """Show the last that was heard, as finished."""
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, 100.0, description=self._text)
+            self._publish(100.0)
+
+    def _publish(self, percent: float) -> None:
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, key=self._key, description=self._text)
+            else:
+                update_progress_artifact(self._artifact, percent, description=self._text)
+        except Exception as error:  # a server that hiccups must not stop the work; the next one may arrive
+            logging.getLogger(__name__).warning("progress of %s was not shown: %s", self._key, error)

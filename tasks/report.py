@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
+from tasks import runs
 from tasks.prepare import Prepared
 from tasks.registry import Registered
 from tasks.tracked import FlowRun
@@ -70,9 +70,8 @@ def stage_summaries(artifacts: Iterable[Artifact]) -> list[StageSummary]:
 
 def draw_loss(events: Path, target: Path) -> None:
     """Draw training and validation loss (nats a token) over tokens, from a training run's events."""
-    rows = [
-        json.loads(line) for line in events.read_text(encoding="utf-8").splitlines() if line.endswith("}")
-    ]
+    rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
+    # Of steps that were replayed after a resume, the last row counts.
     by_step = {(row["kind"], row.get("step")): row for row in rows if row.get("values")}
     figure, axes = _axes("Loss", "tokens", "nats per token")
     for kind, metric, style in (("step", "train/loss", "-"), ("validation", "eval/loss", "o--")):
@@ -186,7 +185,7 @@ def _summarize(
         zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         tokens_per_second=trained.summary["tokens_per_second"],
-        mlflow_run_id=run.tracker.run_id(run.directory) or None,
+        mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
         model_name=registered.model_name if registered else None,
         model_version=registered.model_version if registered else None,

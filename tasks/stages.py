@@ -9,7 +9,7 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from lmcore.errors import GristmillError, LaunchError
+from lmcore.errors import GristmillError, ProcessDied
 from lmcore.home import Home
 from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage, Store
@@ -28,7 +28,8 @@ def ensure(stage: Stage, build: BuildWithProgress) -> Artifact:
     progress.started(stage.name)
     try:
         with progress.reporter(stage.name) as report:
-            store = Store(Home.here().store)
+            waiting = f"{stage.name} is being built by another run: waiting for it"
+            store = Store(Home.here().store, on_wait=lambda: progress.note(logger, waiting))
             artifact = store.ensure(stage, lambda directory: build(directory, report))
     except GristmillError as error:
         logger.error("%s failed: %s", stage.name, error)
@@ -48,7 +49,7 @@ def is_transient(task: Any, run: Any, state: Any) -> bool:
     """Whether another try may help: a died process or a failed read, not a wrong setting or bad data."""
     try:
         state.result()
-    except LaunchError:
+    except ProcessDied:
         return True
     except GristmillError:
         return False

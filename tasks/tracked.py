@@ -18,21 +18,29 @@ from lmcore.config import Recipe
 from lmcore.errors import ServiceError
 from lmcore.home import Home
 from lmcore.store import write_atomically
-from tasks import runs
+from tasks import progress, runs
 from tasks.tracking import Follower, Tracker, sync_all
 
 
 @dataclass(frozen=True)
 class FlowRun:
-    """The run directory of a flow run, and the MLflow that it is recorded in."""
+    """The run directory of a flow run, the MLflow that it is recorded in, and who keeps that in step."""
 
     directory: Path
     tracker: Tracker
+    follower: Follower
     started: float
 
     def record(self, **changes: Any) -> None:
         """Change the flow's MLflow run: tags, params, metrics, files."""
         runs.update_run(self.directory, **changes)
+
+    def mlflow_id(self) -> str | None:
+        """MLflow's id of this run, told now if it was not yet; None while MLflow is away."""
+        if not self.tracker.run_id(self.directory) and not self.follower.behind:
+            with contextlib.suppress(ServiceError):
+                self.tracker.sync(self.directory)
+        return self.tracker.run_id(self.directory) or None
 
 
 @contextlib.contextmanager
@@ -58,16 +66,19 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     )
     logger = get_run_logger()
     status: runs.RunStatus = "killed"
-    with Follower(tracker, [directory], logger.warning, recipe.tracking.patience_seconds) as follower:
+    patience = recipe.tracking.patience_seconds
+    with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
         try:
-            yield FlowRun(directory, tracker, time.monotonic())
+            yield FlowRun(directory, tracker, follower, time.monotonic())
             status = "finished"
         except Exception:
             status = "failed"
             raise
         finally:
             runs.close_run(directory, status)
-    if not follower.behind:
+    if follower.behind:
+        progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
+    else:
         _catch_up(tracker)
 
 

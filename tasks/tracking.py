@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lmcore.config import userinfo
 from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
@@ -29,6 +30,7 @@ from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 MAX_METRICS_A_BATCH = 1_000
 MAX_PARAM_CHARS = 6_000
 SYNC_EVERY_SECONDS = 5.0
+RETRY_SECONDS = 2.0
 HOME_SERVER = "GRISTMILL_MLFLOW_SERVER"
 GROWING = ("log.txt",)
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -59,7 +61,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        if "@" in uri.partition("://")[2].partition("/")[0]:
+        if userinfo(uri):
             raise ConfigError(
                 "the MLflow tracking URI holds a user name or password",
                 remedy="Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
@@ -285,14 +287,21 @@ def _service_errors(uri: str) -> Iterator[None]:
 class Follower:
     """Keeps MLflow in step with run directories from a thread; a server that is away delays nothing.
 
-    Use as a context manager; leaving it waits at most ``patience_seconds`` for a last sync.
+    Use as a context manager. Leaving it waits until everything is told; while the server does not answer, at
+    most ``patience_seconds`` (and the time-out of the request that is under way then).
+
+    Args:
+        tracker: Where runs are recorded.
+        run_dirs: Followed from the start; parents before their children.
+        warn: Told once when the server goes away, and once when it is back.
+        patience_seconds: How long the end waits for a server that is away.
     """
 
     def __init__(
         self, tracker: Tracker, run_dirs: list[Path], warn: Callable[[str], object], patience_seconds: float
     ) -> None:
         self._tracker = tracker
-        self._run_dirs = run_dirs
+        self._run_dirs = list(run_dirs)
         self._warn = warn
         self._patience = patience_seconds
         self._stop = threading.Event()
@@ -306,19 +315,33 @@ class Follower:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
-        deadline = time.monotonic() + self._patience
-        while not self._sync() and time.monotonic() < deadline:
-            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+
+    def add(self, run_dir: Path) -> None:
+        """Follow ``run_dir`` too, until it has ended and all of it is told."""
+        if run_dir not in self._run_dirs:
+            self._run_dirs.append(run_dir)
 
     def _follow(self) -> None:
-        while not self._stop.is_set():
-            self._sync()
-            self._stop.wait(SYNC_EVERY_SECONDS)
+        deadline = float("inf")
+        while True:
+            ending = self._stop.is_set()
+            if ending and deadline == float("inf"):
+                deadline = time.monotonic() + self._patience
+            done = self._sync()
+            if ending and (done or time.monotonic() >= deadline):
+                return
+            left = deadline - time.monotonic()
+            if ending:
+                time.sleep(max(0.0, min(RETRY_SECONDS, left)))
+            else:
+                self._stop.wait(SYNC_EVERY_SECONDS)
 
     def _sync(self) -> bool:
         try:
-            for run_dir in self._run_dirs:
+            for run_dir in tuple(self._run_dirs):
                 self._tracker.sync(run_dir)
+                if RunRecord.read(run_dir).outcome != "running" and self._tracker.is_told(run_dir):
+                    self._run_dirs.remove(run_dir)
         except Exception as error:  # whatever is wrong with tracking, the work goes on
             if not self.behind:
                 self._warn(f"{error}")

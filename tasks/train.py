@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from lmcore.config import Recipe, identify
+from lmcore.config import Identity, Json, Recipe, identify
 from lmcore.errors import LaunchError
 from lmcore.home import Home
 from lmcore.launch import local
@@ -23,18 +24,25 @@ from tasks.events import EventTail
 from tasks.prepare import Prepared
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
-from tasks.tracking import Follower
 
 TRAIN_VERSION = 1
 LOG_LINE_EVERY_SECONDS = 2.0
+MAX_URGENT_LINES = 200
 
 
 def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
+    identity = identify(model=recipe.model, train=recipe.train)
+    if recipe.model.dropout:  # which units drop depends on how a batch is cut
+        layout: dict[str, Json] = {
+            "train.parallel.num_processes": recipe.train.parallel.num_processes,
+            "train.micro_batch_size": recipe.train.micro_batch_size,
+        }
+        identity = Identity(identity.values | layout, identity.chosen | layout)
     return Stage(
         "train",
         TRAIN_VERSION,
-        identify(model=recipe.model, train=recipe.train),
+        identity,
         {"tokenizer": prepared.tokenizer.digest, "tokens": prepared.tokens.digest},
         deciding=("torch",),
     )
@@ -64,7 +72,7 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
         result = run_job("lmcore.train", run_dir, recipe, run, progress, total_steps=recipe.train.steps)
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
-        return result
+        return {**result, **figures_of_steps(out / "events.jsonl", recipe.train.global_batch_tokens)}
 
     return ensure(stage, build)
 
@@ -84,32 +92,25 @@ def run_job(
     Raises:
         LaunchError: it died, or was asked to stop before its end.
     """
-    logger = get_run_logger()
     status: runs.RunStatus = "killed"
+    run.follower.add(run_dir)
     try:
-        with (
-            Follower(run.tracker, [run.directory, run_dir], logger.warning, patience_seconds=0) as follower,
-            EventTail(run_dir / "events.jsonl", progress, total_steps),
-        ):
-            try:
-                result = local.run(
-                    module,
-                    run_dir,
-                    recipe.train.parallel.num_processes,
-                    recipe.train.launch,
-                    on_line=rate_limited(logger.info, LOG_LINE_EVERY_SECONDS),
-                )
-                if result["status"] == "completed":
-                    runs.update_run(run_dir, metrics=metrics_of(result))
-                    status = "finished"
-            except Exception:
-                status = "failed"
-                raise
-            finally:
-                runs.close_run(run_dir, status)
+        with EventTail(run_dir / "events.jsonl", progress, total_steps):
+            result = local.run(
+                module,
+                run_dir,
+                recipe.train.parallel.num_processes,
+                recipe.train.launch,
+                on_line=rate_limited(get_run_logger().info, LOG_LINE_EVERY_SECONDS),
+            )
+        if result["status"] == "completed":
+            runs.update_run(run_dir, metrics=metrics_of(result))
+            status = "finished"
+    except Exception:
+        status = "failed"
+        raise
     finally:
-        if follower.behind:
-            logger.warning("MLflow is still away; `gristmill sync` catches up once it is back.")
+        runs.close_run(run_dir, status)
     if result["status"] != "completed":
         raise LaunchError(
             f"{module} was stopped at step {result.get('step', 0)}",
@@ -118,19 +119,33 @@ def run_job(
     return result
 
 
+def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float]:
+    """Speed (tokens a second, by the median step) and last loss over all attempts at a run.
+
+    The last attempt alone may not have done a step: it may only have written the model.
+    """
+    rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
+    steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
+    seconds = statistics.median(values["perf/step_seconds"] for values in steps.values())
+    return {"tokens_per_second": tokens_per_step / seconds, "train_loss": steps[max(steps)]["train/loss"]}
+
+
 def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable[[str], None]:
-    """Pass on at most one line in ``every_seconds``; lines that tell of errors always pass.
+    """Pass on at most one line in ``every_seconds``; the first lines that tell of errors always pass.
 
     The whole output is in the run directory's ``log.txt``.
     """
     last = -every_seconds
+    urgent_left = MAX_URGENT_LINES
 
     def pass_on(line: str) -> None:
-        nonlocal last
+        nonlocal last, urgent_left
         now = time.monotonic()
-        if now - last >= every_seconds or "error" in line.lower() or "warning" in line.lower():
+        urgent = urgent_left > 0 and ("error" in line.lower() or "warning" in line.lower())
+        if now - last >= every_seconds or urgent:
             log(line.rstrip())
             last = now
+            urgent_left -= urgent
 
     return pass_on
 

@@ -3,10 +3,16 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+import uuid
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -95,6 +101,112 @@ class Mill:
         done = self.call("run", str(self.recipe), "--json", str(summary), *arguments, **extra)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(summary.read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Servers:
+    """`gristmill up` on a home and ports of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = root / "home"
+        ports = free_port(), free_port()
+        self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in ports)
+        self.ports = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        self._csrf: dict[str, str] = {}
+
+    def gristmill(self, *arguments: str) -> str:
+        own = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=own | {"GRISTMILL_HOME": str(self.home)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def call(self, url: str, body: Any = None, method: str | None = None) -> Any:
+        """Request JSON of Prefect or MLflow, with the token that Prefect wants for a change."""
+        if body is not None and url.startswith(self.prefect) and not self._csrf:
+            client = uuid.uuid4().hex
+            token = self.call(f"{self.prefect}/api/csrf-token?client={client}")["token"]
+            self._csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client}
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **(self._csrf if url.startswith(self.prefect) else {})}
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers, method=method), timeout=30
+        ) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def processes(self) -> list[str]:
+        """Command lines of all processes that belong to this home."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("GRISTMILL_HOME") == str(self.home) and process.pid != os.getpid():
+                    found.append(" ".join(process.cmdline())[:120])
+            except psutil.Error:
+                continue
+        return found
+
+    def runs_begun(self) -> list[dict]:
+        """Runs of deployments that are past being scheduled."""
+        begun = {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED"]}
+        runs = self.call(f"{self.prefect}/api/flow_runs/filter", {"flow_runs": {"state": {"type": begun}}})
+        return [run for run in runs if run["deployment_id"]]
+
+    def wait_for_run(self, run_id: str, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            state = self.call(f"{self.prefect}/api/flow_runs/{run_id}")["state"]
+            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                assert state["type"] == "COMPLETED", f"{state}\n{self.log(run_id)}"
+                return
+            assert time.monotonic() < deadline, f"the run is still {state['name']}"
+            time.sleep(1)
+
+    def log(self, run_id: str) -> str:
+        logs = self.call(f"{self.prefect}/api/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return "\n".join(entry["message"] for entry in logs)
+
+    def mlflow_family(self, flow_run_id: str) -> tuple[dict, list[str]]:
+        """The MLflow run of a Prefect flow run, and the kinds of its children."""
+        search = f"{self.mlflow}/api/2.0/mlflow/runs/search"
+        experiments = self.call(f"{self.mlflow}/api/2.0/mlflow/experiments/search?max_results=10")[
+            "experiments"
+        ]
+        ids = [experiment["experiment_id"] for experiment in experiments]
+
+        def tags(run: dict) -> dict:
+            return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+
+        runs = self.call(search, {"experiment_ids": ids, "max_results": 100})["runs"]
+        parent = next(
+            run
+            for run in runs
+            if tags(run).get("prefect.flow_run_id") == flow_run_id
+            and tags(run)["gristmill.kind"] == "pipeline"
+        )
+        parent_id = parent["info"]["run_id"]
+        children = [
+            tags(run)["gristmill.kind"] for run in runs if tags(run).get("mlflow.parentRunId") == parent_id
+        ]
+        return parent, sorted(children)
+
+
+@pytest.fixture(scope="session")
+def make_servers(tmp_path_factory):
+    return lambda name: Servers(tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="session")

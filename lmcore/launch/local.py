@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from lmcore import errors
 from lmcore.config import LaunchConfig
-from lmcore.errors import GristmillError, LaunchError
+from lmcore.errors import GristmillError, LaunchError, ProcessDied
 from lmcore.launch.job import Job
 
 RESULT = "result.json"
@@ -39,7 +39,8 @@ def run(
     ends, the processes are stopped.
 
     Raises:
-        LaunchError: the run directory is in use, or the processes died without a word.
+        LaunchError: the run directory is in use.
+        ProcessDied: the processes died without a word, or of an error that is none of ours.
         GristmillError: the kind that the job failed with.
     """
     job = Job.local(module, run_dir, num_processes, launch)
@@ -131,7 +132,7 @@ def _read_result(job: Job, code: int, last_lines: deque[str]) -> dict[str, Any]:
     try:
         result = json.loads((job.run_dir / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise LaunchError(
+        raise ProcessDied(
             f"{job.module} died (exit code {code}) without a result",
             found=_root_cause(job.run_dir) or " / ".join(list(last_lines)[-3:]) or "no output",
             remedy=f"The same command goes on from the last checkpoint; its output is {job.run_dir / LOG}.",
@@ -146,7 +147,7 @@ def _failure(job: Job, result: dict[str, Any]) -> GristmillError:
     kind = getattr(errors, str(result.get("kind")), None)
     if isinstance(kind, type) and issubclass(kind, GristmillError):
         return kind(message)
-    return LaunchError(
+    return ProcessDied(
         f"{job.module} failed", found=message, remedy=f"The whole output is in {job.run_dir / LOG}."
     )
 

@@ -4,17 +4,11 @@ Needs Chromium (`make browser` installs it). Pictures of what was seen go to ``G
 the test's own folder.
 """
 
-import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -26,98 +20,6 @@ CHROMIUM_ARGUMENTS = [
 SHORT = {"name": "from-the-form", "Max Bytes": "600000", "Vocab Size": "512", "Steps": "8"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def call(url: str, body: dict | None = None, method: str | None = None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
-
-
-class Servers:
-    """`gristmill up` on a home and ports of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.home = root / "home"
-        ports = free_port(), free_port()
-        self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in ports)
-        self.ports = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-
-    def gristmill(self, *arguments: str) -> str:
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            env=own | {"GRISTMILL_HOME": str(self.home)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def processes(self) -> list[str]:
-        """Command lines of all processes that belong to this home."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("GRISTMILL_HOME") == str(self.home) and process.pid != os.getpid():
-                    found.append(" ".join(process.cmdline())[:120])
-            except psutil.Error:
-                continue
-        return found
-
-    def runs_begun(self) -> list[dict]:
-        """Runs of deployments that are past being scheduled."""
-        begun = {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED"]}
-        runs = call(f"{self.prefect}/api/flow_runs/filter", {"flow_runs": {"state": {"type": begun}}})
-        return [run for run in runs if run["deployment_id"]]
-
-    def wait_for_run(self, run_id: str, seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            state = call(f"{self.prefect}/api/flow_runs/{run_id}")["state"]
-            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                assert state["type"] == "COMPLETED", f"{state}\n{self.log(run_id)}"
-                return
-            assert time.monotonic() < deadline, f"the run is still {state['name']}"
-            time.sleep(1)
-
-    def log(self, run_id: str) -> str:
-        logs = call(f"{self.prefect}/api/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
-        return "\n".join(entry["message"] for entry in logs)
-
-    def mlflow_family(self, flow_run_id: str) -> tuple[dict, list[str]]:
-        """The MLflow run of a Prefect flow run, and the kinds of its children."""
-        search = f"{self.mlflow}/api/2.0/mlflow/runs/search"
-        experiments = call(f"{self.mlflow}/api/2.0/mlflow/experiments/search?max_results=10")["experiments"]
-        ids = [experiment["experiment_id"] for experiment in experiments]
-
-        def tags(run: dict) -> dict:
-            return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-
-        runs = call(search, {"experiment_ids": ids, "max_results": 100})["runs"]
-        parent = next(
-            run
-            for run in runs
-            if tags(run).get("prefect.flow_run_id") == flow_run_id
-            and tags(run)["gristmill.kind"] == "pipeline"
-        )
-        parent_id = parent["info"]["run_id"]
-        children = [
-            tags(run)["gristmill.kind"] for run in runs if tags(run).get("mlflow.parentRunId") == parent_id
-        ]
-        return parent, sorted(children)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = Path(os.environ.get("GRISTMILL_PICTURES") or tmp_path_factory.mktemp("pictures"))
@@ -126,8 +28,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    servers = Servers(tmp_path_factory.mktemp("servers"))
+def servers(make_servers):
+    servers = make_servers("browser")
     told = servers.gristmill("up", *servers.ports)
     try:
         assert servers.prefect in told
@@ -147,7 +49,7 @@ def page():
         browser.close()
 
 
-def open_form(page: Page, servers: Servers) -> None:
+def open_form(page: Page, servers) -> None:
     page.goto(f"{servers.prefect}/deployments")
     page.get_by_role("link", name="pipeline", exact=True).first.click()
     page.wait_for_url("**/deployments/deployment/**")
@@ -180,7 +82,7 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
     page.get_by_role("listitem").filter(has_text="Artifacts").click()
     expect(page.get_by_text("What was built or reused, and why").first).to_be_visible()
     page.screenshot(path=pictures / "run.png")
-    artifacts = call(
+    artifacts = servers.call(
         f"{servers.prefect}/api/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
     )
     kinds = {artifact["key"]: artifact["type"] for artifact in artifacts}
@@ -202,7 +104,7 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
 
 
 def test_a_run_by_the_schedule_reaches_mlflow(servers):
-    deployment = call(f"{servers.prefect}/api/deployments/name/pipeline/pipeline")
+    deployment = servers.call(f"{servers.prefect}/api/deployments/name/pipeline/pipeline")
     assert [s["schedule"]["cron"] for s in deployment["schedules"]] == ["0 2 * * *"]
     assert deployment["global_concurrency_limit"]["limit"] == 1
     # Its own nightly schedule, told to come every minute, until it has come once.
@@ -217,12 +119,14 @@ def test_a_run_by_the_schedule_reaches_mlflow(servers):
         },
         "train": {"steps": 9},
     }
-    call(address, {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters}, "PATCH")
+    servers.call(
+        address, {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters}, "PATCH"
+    )
     deadline = time.monotonic() + 180
     while not (due := [r for r in servers.runs_begun() if r["auto_scheduled"]]):
         assert time.monotonic() < deadline, "the schedule started nothing"
         time.sleep(1)
-    call(address, {"active": False}, "PATCH")
+    servers.call(address, {"active": False}, "PATCH")
     servers.wait_for_run(due[0]["id"])
     parent, children = servers.mlflow_family(due[0]["id"])
     assert parent["info"]["status"] == "FINISHED"

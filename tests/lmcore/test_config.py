@@ -128,6 +128,30 @@ def test_where_a_source_lies_is_not_its_identity():
     assert identify(data=source("/one/*.txt")) == identify(data=source("/two/*.txt"))
 
 
+def test_a_source_is_identified_by_what_it_chooses():
+    def source(**fields) -> DataConfig:
+        values = {"sources": [{"name": "a", "kind": "files", "path": "/a/*.txt", **fields}]}
+        return parse(DataConfig, values, where="test")
+
+    assert identify(data=source(text_field="text")) == identify(data=source())
+    assert identify(data=source()).chosen == {"data.sources": [{"name": "a", "kind": "files"}]}
+    assert identify(data=source(text_field="body")) != identify(data=source())
+
+
+@pytest.mark.parametrize("path", ["s3://key:secret@host/a/*.txt", "ftp://me:pass@there/x"])
+def test_a_password_in_a_path_is_refused(path):
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        parse(DataConfig, {"sources": [{"name": "a", "kind": "files", "path": path}]}, where="test")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: r\ntrain:\n  steps: 3\n  seq_len: 16\n  steps: 30\n")
+    with pytest.raises(ConfigError, match=r"'steps' comes twice.*line 5"):
+        load_recipe(recipe)
+
+
 def test_batch_arithmetic_closes():
     for ranks, micro in itertools.product((1, 2, 4), (1, 2)):
         values = {

@@ -69,9 +69,13 @@ def test_a_new_field_with_a_default_keeps_old_work(tmp_path):
     old = store.ensure(make_stage(), build)
     grown = Stage("demo", 1, Identity({"train.steps": 10, "train.new": 1}, {}), {"data": "d1"})
     assert store.ensure(grown, never).key == old.key
+    chosen = Stage("demo", 1, Identity({"train.steps": 10, "train.new": 2}, {"train.new": 2}), {"data": "d1"})
+    assert store.explain(chosen) == (None, "train.new, not a setting then, is 2")
+    store.ensure(chosen, build)
+    assert store.explain(make_stage(20))[1] == "train.steps went from 10 to 20"
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add", "manifest", "summary", "inner"])
 def test_damage_is_noticed_set_aside_and_mended(tmp_path, damage):
     store = Store(tmp_path)
     first = store.ensure(make_stage(), build)
@@ -86,6 +90,11 @@ def test_damage_is_noticed_set_aside_and_mended(tmp_path, damage):
         victim.unlink()
     elif damage == "add":
         (first.path / "extra").write_text("x")
+    elif damage == "summary":  # a manifest that reads well and says something else
+        manifest = first.path / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"rows": 3', '"rows": 4'))
+    elif damage == "inner":  # a file that is only named like a manifest
+        (first.path / "sub" / "manifest.json").write_text("{}")
     else:
         (first.path / "manifest.json").write_text("{")
     with pytest.raises(StorageError, match="damaged"):
@@ -158,6 +167,10 @@ def test_two_processes_build_once(tmp_path):
     first = start_slow_build(tmp_path / "store", tmp_path / "mark1", 0.5)
     wait_for(tmp_path / "mark1")
     second = start_slow_build(tmp_path / "store", tmp_path / "mark2", 0.5)
+    waits = []
+    stage = Stage("demo", 1, Identity({}, {}), {})
+    third = Store(tmp_path / "store", on_wait=lambda: waits.append("waited")).ensure(stage, never)
+    assert (third.status, waits) == ("reused", ["waited"])
     outcomes = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
     assert outcomes == ["built", "reused"]
 
@@ -182,6 +195,14 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
     blocked.write_text("not a folder")
     with pytest.raises(StorageError, match="cannot write"):
         Store(blocked).ensure(make_stage(), build)
+
+
+def test_a_folder_that_a_build_cannot_read_is_not_the_stores_fault(tmp_path):
+    def build_from_elsewhere(directory):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "elsewhere" / "raw.txt"))
+
+    with pytest.raises(PermissionError, match=r"raw\.txt"):
+        Store(tmp_path / "store").ensure(make_stage(), build_from_elsewhere)
 
 
 def test_atomic_writes_replace_whole_files(tmp_path):
