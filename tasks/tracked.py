@@ -15,7 +15,7 @@ import yaml
 from prefect.logging import get_run_logger
 
 from lmcore.config import Recipe
-from lmcore.errors import ServiceError
+from lmcore.errors import GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import write_atomically
 from tasks import progress, runs
@@ -84,5 +84,5 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
 
 def _catch_up(tracker: Tracker) -> None:
     # Runs of a time when MLflow was away, or whose process was killed.
-    with contextlib.suppress(ServiceError):
+    with contextlib.suppress(GristmillError):
         sync_all(tracker)

@@ -31,6 +31,7 @@ MAX_METRICS_A_BATCH = 1_000
 MAX_PARAM_CHARS = 6_000
 SYNC_EVERY_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+MAX_FAILURES = 3
 HOME_SERVER = "GRISTMILL_MLFLOW_SERVER"
 GROWING = ("log.txt",)
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -357,7 +358,8 @@ def sync_all(tracker: Tracker) -> list[Path]:
     """Sync every run directory that belongs to this MLflow and has not been told all about; parents first.
 
     Raises:
-        ServiceError: MLflow cannot be reached.
+        GristmillError: the first of what went wrong; the other runs were told all the same, unless the first
+            few failed alike.
     """
     pending = []
     for path in sorted(tracker.home.runs.glob(f"*/{RECORD}")):
@@ -370,8 +372,10 @@ def sync_all(tracker: Tracker) -> list[Path]:
         try:
             tracker.sync(run_dir)
             done.append(run_dir)
-        except ServiceError as error:
+        except GristmillError as error:
             failures.append(error)
+            if not done and len(failures) == MAX_FAILURES:
+                break
     if failures:
         raise failures[0]
     return done

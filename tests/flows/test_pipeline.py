@@ -51,6 +51,7 @@ def test_again_reuses_everything(first, again):
     assert set(statuses(again).values()) == {"reused"}
     for name in ("val_bits_per_byte", "model_version", "aliases", "train_tokens", "documents"):
         assert again[name] == first[name]
+    assert again["mlflow_run_id"]
     assert again["mlflow_run_id"] != first["mlflow_run_id"]
 
 

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from lmcore.errors import ServiceError
+from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
 from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
@@ -107,6 +107,65 @@ def test_runs_of_dead_processes_are_closed(home, tracker):
     assert sync_all(tracker) == [run_dir]
     assert tracker.client.get_run(tracker.run_id(run_dir)).info.status == "KILLED"
     assert sync_all(tracker) == []
+
+
+def test_a_second_attempt_with_other_settings_is_the_same_run(home, tracker):
+    run_dir = start_run(home, params={"parallel.dp_replicate": "2"})
+    append_steps(run_dir, 1, 3)
+    runs.close_run(run_dir, "failed")
+    run_id = tracker.sync(run_dir)
+    start_run(home, params={"parallel.dp_replicate": "1", "parallel.dp_shard": "1"})  # MLflow's cannot change
+    append_steps(run_dir, 4, 6)
+    runs.close_run(run_dir, "finished")
+    assert tracker.sync(run_dir) == run_id
+    run = tracker.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"parallel.dp_replicate": "2", "parallel.dp_shard": "1"}
+    assert [step for step, _ in history(tracker, run_id)] == list(range(1, 7))
+
+
+def test_what_one_run_lacks_does_not_keep_the_others_waiting(home, tracker, tmp_path):
+    wrong = tmp_path / "b.txt"
+    wrong.write_text("x")
+    first = start_run(home, "train-a", files={"other-name.txt": str(wrong)})
+    second = start_run(home, "train-b")
+    for run_dir in (first, second):
+        runs.close_run(run_dir, "finished")
+    with pytest.raises(GristmillError, match=r"other-name\.txt"):
+        sync_all(tracker)
+    assert tracker.is_told(second)
+
+
+def test_a_run_is_told_to_the_mlflow_it_belongs_to(home, tracker):
+    elsewhere = Tracker("http://127.0.0.1:1", home)
+    runs.close_run(start_run(home, "train-a", place=elsewhere.place), "finished")
+    ours = start_run(home, "train-b", place=tracker.place)
+    runs.close_run(ours, "finished")
+    assert sync_all(tracker) == [ours]
+
+
+def test_a_password_in_the_address_is_refused(home):
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        Tracker("https://me:secret@mlflow.example/", home)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_follower_takes_on_runs_and_leaves_those_that_ended(home, tracker):
+    flow, job = start_run(home, "pipeline-a"), start_run(home, "train-a", parent="")
+    runs.update_run(job, parent=str(flow))
+    with Follower(tracker, [flow], print, patience_seconds=0) as follower:
+        append_steps(job, 1, 4)
+        follower.add(job)
+        runs.close_run(job, "finished")
+        start_run(home, "train-a", parent=str(flow))  # a retry of the task opens it again
+        follower.add(job)
+        append_steps(job, 5, 8)
+        runs.close_run(job, "finished")
+        runs.close_run(flow, "finished")
+    assert not follower.behind
+    assert [step for step, _ in history(tracker, tracker.run_id(job))] == list(range(1, 9))
+    assert tracker.client.get_run(tracker.run_id(job)).data.tags["mlflow.parentRunId"] == tracker.run_id(flow)
+    assert tracker.is_told(flow)
 
 
 def candidate(run_dir, digest, bits, data="data-1"):

@@ -1,0 +1,48 @@
+"""What decides a training, and what is told of it."""
+
+import json
+
+from lmcore.config import Recipe, parse
+from lmcore.store import Artifact
+from tasks.prepare import Prepared
+from tasks.train import MAX_URGENT_LINES, figures_of_steps, rate_limited, train_stage
+
+
+def key(tmp_path, **changes):
+    data = Artifact("data", "0" * 64, tmp_path, "built", "", 0.0, digest="d")
+    recipe = parse(Recipe, changes, where="test")
+    return train_stage(recipe, Prepared(data, data, data, data)).key
+
+
+def test_the_layout_decides_only_with_dropout(tmp_path):
+    alone = {"parallel": {"dp_replicate": 1}, "micro_batch_size": 8}
+    assert key(tmp_path, train=alone) == key(tmp_path)
+    dropout = {"dropout": 0.1}
+    assert key(tmp_path, model=dropout, train=alone) != key(tmp_path, model=dropout)
+
+
+def test_a_first_loss_scale_decides_what_fp16_makes(tmp_path):
+    fp16 = {"precision": "fp16"}
+    assert key(tmp_path, train=fp16) != key(tmp_path, train={**fp16, "initial_loss_scale": 1024.0})
+
+
+def test_figures_are_of_all_attempts(tmp_path):
+    events = tmp_path / "events.jsonl"
+    steps = [(1, 9.0, 0.5), (2, 8.0, 0.1), (2, 7.0, 0.2), (3, 6.0, 0.3)]
+    rows = [
+        {"kind": "step", "step": n, "values": {"train/loss": loss, "perf/step_seconds": seconds}}
+        for n, loss, seconds in steps
+    ]
+    rows += [{"kind": "resume", "step": 3}, {"kind": "end", "step": 3}]
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert figures_of_steps(events, 30) == {"tokens_per_second": 100.0, "train_loss": 6.0}
+
+
+def test_a_flood_of_errors_does_not_flood_the_log():
+    told = []
+    pass_on = rate_limited(told.append, every_seconds=3600)
+    for number in range(10_000):
+        pass_on(f"line {number}")
+        pass_on(f"ERROR {number}")
+    assert told[:2] == ["line 0", "ERROR 0"]
+    assert len(told) == MAX_URGENT_LINES + 1
