@@ -159,6 +159,11 @@ class Servers:
                 continue
         return found
 
+    def services(self) -> dict[str, int]:
+        """Process ids of the services that run, by name."""
+        told = [json.loads(path.read_text()) for path in (self.home / "services").glob("*.json")]
+        return {service["name"]: service["pid"] for service in told if psutil.pid_exists(service["pid"])}
+
     def runs_begun(self) -> list[dict]:
         """Runs of deployments that are past being scheduled."""
         begun = {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CRASHED"]}
