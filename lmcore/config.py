@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError
 
+_NUMBERS = (int, float, int | None, float | None)
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -59,6 +60,15 @@ class Config(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_order_the_form
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, values: Any) -> Any:
+        # YAML reads `yes` and `on` as true, which would pass for 1.
+        for name in values.keys() & cls.model_fields.keys() if isinstance(values, dict) else ():
+            if isinstance(values[name], bool) and cls.model_fields[name].annotation in _NUMBERS:
+                raise ValueError(f"{name} must be a number; found {str(values[name]).lower()}")
+        return values
 
 
 class SourceConfig(Config):
@@ -267,7 +277,13 @@ class ScheduleConfig(Config):
     decay_fraction: float = setting(
         0.7, "Share of the steps spent in the final linear decay (wsd)", unit="share", ge=0, le=1
     )
-    min_ratio: float = setting(0.0, "Factor at the last step", unit="ratio", ge=0, le=1)
+    min_ratio: float = setting(
+        0.0,
+        "What the factor falls towards; it would get there one step after the last",
+        unit="ratio",
+        ge=0,
+        le=1,
+    )
 
 
 class ParallelConfig(Config):

@@ -25,17 +25,24 @@ def run_process(module: str, work: Callable[[Path], object]) -> int:
     try:
         work(run_dir)
     except GristmillError as error:
-        write_result(run_dir, {"status": "failed", "error": str(error), "kind": type(error).__name__})
+        _write_failure(run_dir, str(error), type(error).__name__)
         sys.stderr.write(f"error: {error}\n")
         return 1
     except Exception as error:
         traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         # A peer that failed first has the better story: keep it.
         if not (run_dir / RESULT_FILE).exists():
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            write_result(run_dir, {"status": "failed", "error": text, "kind": type(error).__name__})
+            _write_failure(run_dir, text, type(error).__name__)
         return 1
     return 0
+
+
+def _write_failure(run_dir: Path, text: str, kind: str) -> None:
+    try:
+        write_result(run_dir, {"status": "failed", "error": text, "kind": kind})
+    except OSError as error:  # a full disk: whoever started us sees by the exit code that we failed
+        sys.stderr.write(f"{run_dir / RESULT_FILE} could not be written: {error}\n")
 
 
 class StopRequest:

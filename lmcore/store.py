@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from lmcore.errors import StorageError
 
 MANIFEST = "manifest.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+UNICODE = "unicode"
 DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
 
 Status = Literal["built", "reused"]
@@ -76,7 +78,7 @@ class Stage:
         version: Raised by hand when the stage's code changes what it makes.
         identity: Settings that decide the result.
         inputs: Digest of each input, by name.
-        deciding: Distributions whose versions decide the bytes.
+        deciding: Distributions whose versions decide the bytes; ``UNICODE`` is the tables of Python itself.
     """
 
     name: str
@@ -378,6 +380,8 @@ def _verify(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _installed(distribution: str) -> str:
+    if distribution == UNICODE:
+        return unicodedata.unidata_version
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

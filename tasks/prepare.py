@@ -13,7 +13,7 @@ from lmcore.config import DataConfig, identify
 from lmcore.data import prepare
 from lmcore.home import Home
 from lmcore.progress import Progress
-from lmcore.store import Artifact, Stage
+from lmcore.store import UNICODE, Artifact, Stage
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
 
@@ -48,20 +48,22 @@ def take_inventory(config: DataConfig) -> prepare.Inventory:
 def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
     """The stage that parses, normalises and filters."""
     identity = identify(*prepare.DOCUMENTS_SETTINGS, data=config)
-    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, {"files": inventory.digest})
+    inputs = {"files": inventory.digest}
+    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding=("pyarrow", UNICODE))
 
 
 def splits_stage(config: DataConfig, documents: Artifact) -> Stage:
     """The stage that drops duplicates and holds out a validation split."""
     identity = identify(*prepare.SPLITS_SETTINGS, data=config)
-    return Stage("splits", prepare.SPLITS_VERSION, identity, {"documents": documents.digest})
+    inputs = {"documents": documents.digest}
+    return Stage("splits", prepare.SPLITS_VERSION, identity, inputs, deciding=("pyarrow",))
 
 
 def tokenizer_stage(config: DataConfig, documents: Artifact, splits: Artifact) -> Stage:
     """The stage that trains the tokenizer."""
     identity = identify(*prepare.TOKENIZER_SETTINGS, data=config)
     inputs = {"documents": documents.digest, "splits": splits.digest}
-    return Stage("tokenizer", prepare.TOKENIZER_VERSION, identity, inputs)
+    return Stage("tokenizer", prepare.TOKENIZER_VERSION, identity, inputs, deciding=("tokenizers",))
 
 
 def tokens_stage(config: DataConfig, documents: Artifact, splits: Artifact, tokenizer: Artifact) -> Stage:

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 from lmcore.config import Recipe
-from lmcore.errors import GristmillError, ServiceError
+from lmcore.errors import DataError, GristmillError, ServiceError
 from lmcore.eval import gate
 from lmcore.eval.gate import Measured
 from lmcore.store import Artifact
@@ -73,6 +73,8 @@ def _candidate(recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated:
         data_digest=protocol_digest(recipe, prepared),
         seq_len=recipe.train.seq_len,
         document_mask=recipe.train.document_mask,
+        split_seed=recipe.data.split_seed,
+        validation_fraction=recipe.data.validation_fraction,
         metrics=evaluation_metrics(evaluated.summary),
         tags={"gristmill.stage.train": trained.key, "gristmill.stage.evaluate": evaluated.key},
     )
@@ -87,7 +89,22 @@ def _linked_run(evaluated: Artifact, run: FlowRun) -> Path:
 def _measure(recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun) -> Measured:
     if champion.data_digest == protocol_digest(recipe, prepared):
         return Measured(bits_per_byte=champion.bits_per_byte, data_digest=champion.data_digest)
+    _require_unseen(recipe, champion)
     return evaluate_champion(recipe, prepared, champion, run)
+
+
+def _require_unseen(recipe: Recipe, champion: ModelVersion) -> None:
+    """Check that what is held out now was held out too when the champion was trained."""
+    data = recipe.data
+    if data.split_seed == champion.split_seed and data.validation_fraction <= champion.validation_fraction:
+        return
+    raise DataError(
+        f"version {champion.version}, the champion, may have been trained on text that is held out now",
+        expected=f"split_seed {champion.split_seed} and a validation_fraction of at most "
+        f"{champion.validation_fraction:g}",
+        found=f"{data.split_seed} and {data.validation_fraction:g}",
+        remedy="Compare on the champion's split, or move the alias in MLflow by hand",
+    )
 
 
 def _register(

@@ -396,6 +396,8 @@ class ModelVersion(BaseModel):
     data_digest: str
     seq_len: int
     document_mask: bool
+    split_seed: int
+    validation_fraction: float
 
 
 class Candidate(BaseModel):
@@ -408,6 +410,8 @@ class Candidate(BaseModel):
     data_digest: str
     seq_len: int
     document_mask: bool
+    split_seed: int
+    validation_fraction: float
     metrics: dict[str, float]
     tags: dict[str, str]
 
@@ -481,6 +485,8 @@ class Registry:
                 data_digest=v.tags["gristmill.data_digest"],
                 seq_len=int(v.tags["gristmill.seq_len"]),
                 document_mask=v.tags["gristmill.document_mask"] == "true",
+                split_seed=int(v.tags["gristmill.split_seed"]),
+                validation_fraction=float(v.tags["gristmill.validation_fraction"]),
             )
             for v in found
             if "gristmill.model_digest" in v.tags
@@ -502,6 +508,8 @@ class Registry:
             "gristmill.data_digest": candidate.data_digest,
             "gristmill.seq_len": str(candidate.seq_len),
             "gristmill.document_mask": str(candidate.document_mask).lower(),
+            "gristmill.split_seed": str(candidate.split_seed),
+            "gristmill.validation_fraction": repr(candidate.validation_fraction),
             **candidate.tags,
         }
         logged = client.create_logged_model(

@@ -106,7 +106,7 @@ def build_documents(
     books = Books.total(result.books for result in results)
     _check_quarantine(config, books, [e for result in results for e in result.examples])
     if not books.passed:
-        raise _empty(books)
+        raise _empty(books, [e for result in results for e in result.examples])
     (out / "books.json").write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
     by_source: dict[str, Books] = {}
     for source in config.sources:
@@ -180,8 +180,15 @@ def _records(
     config: DataConfig, shard: Shard, paced: Paced | None
 ) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
-        for record in read_records(file, shard.source, config.limits):
-            yield file, record
+        try:
+            for record in read_records(file, shard.source, config.limits):
+                yield file, record
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise DataError(
+                f"file {file.name} of source {file.source!r} cannot be read any more",
+                found=str(error),
+                remedy="Run again when nothing moves or removes it.",
+            ) from error
         if paced:
             paced.advance(file.num_bytes)
 
@@ -256,14 +263,17 @@ def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> 
         )
 
 
-def _empty(books: Books) -> DataError:
+def _empty(books: Books, examples: list[str]) -> DataError:
     lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
-    lost += [f"{books.quarantined} quarantined"] if books.quarantined else []
+    if books.quarantined:
+        lost.append(f"{books.quarantined} quarantined, for example " + "; ".join(examples[:1]))
     return DataError(
         "no document is left",
         expected="at least one that passes data.quality",
         found=f"{books.documents_in} read" + "".join(f", {text}" for text in lost),
         remedy="Loosen the rules named, or choose another data.quality.profile."
         if books.dropped
-        else "Look at the sources: their files are empty or cannot be read.",
+        else "Mend what is named, or raise the limit that is."
+        if books.quarantined
+        else "Look at the sources: their files are empty.",
     )

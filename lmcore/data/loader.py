@@ -84,19 +84,27 @@ class Windows:
         stream: The tokens.
         seq_len: Inputs of a window.
         document_mask: Whether batches carry documents and positions.
+        vocab_size: Ids must be below it; 0: not checked.
     """
 
-    def __init__(self, stream: TokenStream, seq_len: int, *, document_mask: bool) -> None:
+    def __init__(
+        self, stream: TokenStream, seq_len: int, *, document_mask: bool, vocab_size: int = 0
+    ) -> None:
         self.stream = stream
         self.seq_len = seq_len
         self.document_mask = document_mask
+        self.vocab_size = vocab_size
 
     def __len__(self) -> int:
         """Whole windows."""
         return max(0, self.stream.num_tokens - 1) // self.seq_len
 
     def batch(self, samples: Indices) -> Batch:
-        """Read the windows of ``samples`` [B]; one past the end is padded with targets that do not count."""
+        """Read the windows of ``samples`` [B]; one past the end is padded with targets that do not count.
+
+        Raises:
+            DataError: an id is not in the vocabulary.
+        """
         length = self.seq_len
         rows = np.zeros((len(samples), length + 1), dtype=np.int64)
         targets = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
@@ -105,6 +113,13 @@ class Windows:
             tokens = self.stream.slice(start, min(start + length + 1, self.stream.num_tokens))
             rows[row, : len(tokens)] = tokens
             targets[row, : max(0, len(tokens) - 1)] = tokens[1:]
+        if self.vocab_size and not 0 <= rows.min() <= rows.max() < self.vocab_size:
+            raise DataError(
+                "the tokens are not of the model's tokenizer",
+                expected=f"ids in [0, {self.vocab_size})",
+                found=f"ids from {rows.min()} to {rows.max()}",
+                remedy="Tokenize again.",
+            )
         inputs = torch.from_numpy(rows)[:, :-1].contiguous()
         if not self.document_mask:
             return Batch(inputs, torch.from_numpy(targets))

@@ -34,7 +34,7 @@ def _code(text: str, config: QualityConfig) -> str | None:
         return "max_line_chars"
     if (len(text) - len(lines) + 1) / len(lines) > config.max_mean_line_chars:
         return "max_mean_line_chars"
-    if _count_alphanumeric(text) < config.min_alphanumeric * len(text):
+    if text and _count_alphanumeric(text) / len(text) < config.min_alphanumeric:
         return "min_alphanumeric"
     return None
 
@@ -53,7 +53,7 @@ def _prose(text: str, config: QualityConfig) -> str | None:
     if mean > config.max_mean_word_chars:
         return "max_mean_word_chars"
     alphabetic = sum(any(map(str.isalpha, word)) for word in words)
-    if alphabetic < config.min_alphabetic_words * len(words):
+    if alphabetic / len(words) < config.min_alphabetic_words:
         return "min_alphabetic_words"
     return None
 

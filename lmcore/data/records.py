@@ -25,6 +25,8 @@ from lmcore.errors import DataError
 RAW_BYTES_KEPT = 4_096
 
 _ROWS_AT_A_TIME = 64
+_DIGEST_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _read_lines(
         try:
             for offset, raw, num_bytes in lines:
                 after = offset + num_bytes + 1
+                if offset == 0:
+                    raw = raw.removeprefix(_BYTE_ORDER_MARK)
                 if num_bytes <= limits.max_record_bytes and not raw.strip():
                     continue
                 yield _record(index, offset, raw, num_bytes, source, limits)
@@ -127,18 +131,43 @@ def _record(
 
 
 def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
+    """Yield the uncompressed bytes; the stored ones are compared with the inventory on the way."""
+    stored = _Digesting(stream)
     compressed = file.suffix != ".jsonl"
-    digest, total, most = hashlib.sha256(), 0, int(limits.max_expansion * file.num_bytes)
-    for chunk in chunks(stream, file.suffix):
-        if compressed and total + len(chunk) > most:
-            yield chunk[: most - total]
-            raise BrokenStreamError(_expands(limits))
-        total += len(chunk)
-        if not compressed:
-            digest.update(chunk)
-        yield chunk
-    if not compressed and digest.hexdigest() != file.sha256:
+    total, most = 0, int(limits.max_expansion * file.num_bytes)
+    broken = None
+    try:
+        for chunk in chunks(stored, file.suffix):
+            if compressed and total + len(chunk) > most:
+                yield chunk[: most - total]
+                raise BrokenStreamError(_expands(limits))
+            yield chunk
+            total += len(chunk)
+    except BrokenStreamError as error:
+        broken = error
+    if stored.whole() != file.sha256:
         raise _changed(file)
+    if broken:
+        raise broken
+
+
+class _Digesting:
+    """A stream that digests what is read from it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        return data
+
+    def whole(self) -> str:
+        """SHA-256 of the whole stream, what was not read before included."""
+        while self.read(_DIGEST_BYTES):
+            pass
+        return self._digest.hexdigest()
 
 
 def _lines(pieces: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes, int]]:
@@ -219,6 +248,9 @@ def _read_parquet(
                 yield Quarantined(index, None, _expands(limits), num_bytes=file.num_bytes)
         except (OSError, pa.ArrowException) as error:
             yield Quarantined(index, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes)
+    with file.open() as stream:  # its parts were read in no order that could be digested on the way
+        if _Digesting(stream).whole() != file.sha256:
+            raise _changed(file)
 
 
 def _small_groups(parquet: pq.ParquetFile, most: float) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,14 +181,15 @@ def _summary(
 def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[Document]:
     """Yield the documents of ``split`` by content hash, so that files of one source are mixed.
 
-    Each pass over the shards gathers a range of hashes that holds about ``PASS_TEXT_BYTES`` of text.
+    Each pass over the shards gathers a range of hashes that holds about ``PASS_TEXT_BYTES`` of its text.
 
     Raises:
         DataError: the decisions are of other documents.
     """
     shards = _shards(documents_dir)
     text_bytes = sum(entry["bytes"] for entry in json.loads((documents_dir / "books.json").read_text()))
-    passes = -(-text_bytes // PASS_TEXT_BYTES) or 1
+    share = split_size(splits_dir, split) / max(1, sum(pq.read_metadata(s).num_rows for s in shards))
+    passes = max(1, math.ceil(text_bytes * share / PASS_TEXT_BYTES))
     edges = [round(i * 2**16 / passes) for i in range(passes + 1)]
     for low, high in itertools.pairwise(edges):
         table = pa.concat_tables([_gather(shard, splits_dir, split, low, high) for shard in shards])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import zstandard
 
@@ -20,11 +20,19 @@ _ZSTD_INPUT_BYTES = 1 << 10
 _GZIP_FORMAT = 31
 
 
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most ``size`` bytes; none at the end."""
+        ...
+
+
 class BrokenStreamError(Exception):
     """The rest of a stream cannot be read; the message is the reason."""
 
 
-def chunks(stream: BinaryIO, suffix: str) -> Iterator[bytes]:
+def chunks(stream: Readable, suffix: str) -> Iterator[bytes]:
     """Yield the uncompressed bytes of ``stream``: by ``suffix`` gzip, zstd or as is.
 
     Raises:
@@ -37,7 +45,14 @@ def chunks(stream: BinaryIO, suffix: str) -> Iterator[bytes]:
     return iter(lambda: stream.read(_CHUNK_BYTES), b"")
 
 
-def _frames(stream: BinaryIO, kind: str, new_frame: Callable[[], Any], input_bytes: int) -> Iterator[bytes]:
+def _after_zeros(stream: Readable, input_bytes: int) -> bytes:
+    while data := stream.read(input_bytes):
+        if rest := data.lstrip(b"\0"):
+            return rest
+    return b""
+
+
+def _frames(stream: Readable, kind: str, new_frame: Callable[[], Any], input_bytes: int) -> Iterator[bytes]:
     frame, fed, waiting = new_frame(), False, b""
     while True:
         data = waiting or stream.read(input_bytes)
@@ -54,7 +69,10 @@ def _frames(stream: BinaryIO, kind: str, new_frame: Callable[[], Any], input_byt
         if output:
             yield output
         if frame.eof:
-            # Both formats allow several frames one after another.
-            frame, fed, waiting = new_frame(), False, frame.unused_data
+            # Both formats allow several frames one after another, and tapes pad a gzip file with zeros.
+            rest = frame.unused_data
+            if kind == "gzip":
+                rest = rest.lstrip(b"\0") or _after_zeros(stream, input_bytes)
+            frame, fed, waiting = new_frame(), False, rest
     if fed:
         raise BrokenStreamError(f"truncated {kind}")

@@ -20,7 +20,7 @@ from lmcore.data.tokenizer import load_tokenizer
 from lmcore.errors import CheckpointError, DataError, GristmillError
 from lmcore.eval.sampling import draw
 from lmcore.model.attention import KVCache
-from lmcore.model.io import load_model
+from lmcore.model.io import load_model, trained_seq_len
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import choose_device
 
@@ -31,13 +31,15 @@ class Generator:
     Args:
         model: Ready to evaluate.
         tokenizer_dir: Of its tokenizer.
+        max_tokens: Longest text that it reads at once: the length it was trained on.
 
     Raises:
         CheckpointError: the tokenizer has more entries than the model.
     """
 
-    def __init__(self, model: Transformer, tokenizer_dir: Path) -> None:
+    def __init__(self, model: Transformer, tokenizer_dir: Path, max_tokens: int) -> None:
         self.model = model
+        self.max_tokens = max_tokens
         self.tokenizer = load_tokenizer(tokenizer_dir)
         self.decoder = Decoder(tokenizer_dir)
         if self.decoder.vocab_size > model.vocab_size:
@@ -55,7 +57,7 @@ class Generator:
             CheckpointError: the model is missing or damaged.
             DataError: its tokenizer is.
         """
-        return cls(load_model(directory, device), directory)
+        return cls(load_model(directory, device), directory, trained_seq_len(directory))
 
     def text(self, prompt: str, sampling: SamplingConfig) -> str:
         """Return the continuation of ``prompt``, the prompt left out."""
@@ -78,7 +80,7 @@ class Generator:
         """Yield tokens after ``prompt`` until EOS, which is not yielded, or ``max_new_tokens``.
 
         The prompt is read as the beginning of a document. A text that outgrows the model slides on: the
-        last half of ``max_seq_len`` tokens is read again, and what was before is forgotten.
+        last half of ``max_tokens`` tokens is read again, and what was before is forgotten.
         """
         generator = torch.Generator().manual_seed(sampling.seed % (1 << 63))
         text, unread, cache = [self.decoder.eos_id, *prompt], 0, None
@@ -104,7 +106,7 @@ class Generator:
 
     def _new_cache(self) -> KVCache:
         weight = self.model.embedding.weight
-        return KVCache(self.model.config, 1, self.model.config.max_seq_len, weight.device, weight.dtype)
+        return KVCache(self.model.config, 1, self.max_tokens, weight.device, weight.dtype)
 
     def _encode(self, prompt: str) -> list[int]:
         try:

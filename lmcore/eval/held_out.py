@@ -36,7 +36,7 @@ class HeldOut:
         self.decoder = decoder
         if self.stream.eos_id != decoder.eos_id:
             raise self._other_tokenizer(f"EOS {self.stream.eos_id}", f"EOS {decoder.eos_id}")
-        ends = np.cumsum(self._document_bytes())
+        self._ends = ends = np.cumsum(self._document_bytes())
         if self.stream.num_bytes and ends[-1] != self.stream.num_bytes:
             raise self._other_tokenizer(f"{self.stream.num_bytes} bytes of text", f"{ends[-1]}")
         fitting = int(np.searchsorted(ends, max_bytes, "right")) if max_bytes else len(ends)
@@ -46,25 +46,37 @@ class HeldOut:
         if self.num_bytes == 0:
             raise DataError(f"there is no text in {directory}", expected="at least a byte to score")
 
-    def documents(self) -> list[bytes]:
-        """Text of each document, in UTF-8.
+    def documents(self, max_bytes: int = 0) -> list[bytes]:
+        """Text of the first documents, in UTF-8: all, or whole ones up to ``max_bytes``, at least one.
 
         Raises:
-            DataError: it is not ``num_bytes`` of UTF-8 in ``num_documents`` documents.
+            DataError: it is not UTF-8 in documents that end with EOS, or not as many bytes as counted.
         """
-        tokens = self.stream.slice(0, self.num_tokens)
-        symbols = self.decoder.symbols(tokens)
+        ends = self._ends[: self.num_documents]
+        count = max(1, int(np.searchsorted(ends, max_bytes, "right"))) if max_bytes else len(ends)
+        offsets = self.stream.document_offsets
+        documents, first = [], 0
+        while first < count:  # in blocks of whole documents: a symbol takes 20 times the memory of its byte
+            last = int(np.searchsorted(offsets, offsets[first] + _BLOCK_TOKENS, "right")) - 1
+            last = min(max(last, first + 1), count)
+            documents += self._decode(first, last)
+            first = last
+        return documents
+
+    def _decode(self, first: int, last: int) -> list[bytes]:
+        """Text of documents [first, last)."""
+        offsets = self.stream.document_offsets
+        symbols = self.decoder.symbols(self.stream.slice(int(offsets[first]), int(offsets[last])))
         ends = np.flatnonzero(symbols == END)
         starts = np.concatenate(([0], ends + 1))
         data = symbols.astype(np.uint8).tobytes()
         documents = [data[start:end] for start, end in zip(starts, ends, strict=False)]
-        if starts[-1] != len(data) or len(documents) != self.num_documents:
-            raise self._other_tokenizer(
-                f"{self.num_documents} documents that end with EOS", f"{len(documents)}"
-            )
-        if sum(map(len, documents)) != self.num_bytes:
-            raise self._other_tokenizer(f"{self.num_bytes} bytes", f"{sum(map(len, documents))}")
-        for number, document in enumerate(documents):
+        if starts[-1] != len(data) or len(documents) != last - first:
+            raise self._other_tokenizer(f"{last - first} documents that end with EOS", f"{len(documents)}")
+        expected = int(self._ends[last - 1] - (self._ends[first - 1] if first else 0))
+        if sum(map(len, documents)) != expected:
+            raise self._other_tokenizer(f"{expected} bytes", f"{sum(map(len, documents))}")
+        for number, document in enumerate(documents, first):
             try:
                 document.decode("utf-8")
             except UnicodeDecodeError as error:

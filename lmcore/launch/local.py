@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 from lmcore import errors
 from lmcore.config import LaunchConfig
-from lmcore.errors import GristmillError, LaunchError, ProcessDied
+from lmcore.errors import GristmillError, LaunchError, ProcessDied, StorageError
 from lmcore.launch.job import Job
 
 RESULT = "result.json"
@@ -24,6 +25,7 @@ LOG = "log.txt"
 LAST_LINES = 15
 LOCK_SPARE_SECONDS = 5.0
 POLL_SECONDS = 0.1
+FULL_BYTES = 1_000_000
 
 
 def run(
@@ -41,6 +43,7 @@ def run(
     Raises:
         LaunchError: the run directory is in use.
         ProcessDied: the processes died without a word, or of an error that is none of ours.
+        StorageError: they could not even write their result, and the disk is full.
         GristmillError: the kind that the job failed with.
     """
     job = Job.local(module, run_dir, num_processes, launch)
@@ -132,6 +135,14 @@ def _read_result(job: Job, code: int, last_lines: deque[str]) -> dict[str, Any]:
     try:
         result = json.loads((job.run_dir / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        free = shutil.disk_usage(job.run_dir).free
+        if free < FULL_BYTES:
+            raise StorageError(
+                f"the disk of {job.run_dir} is full",
+                expected="room for checkpoints and results",
+                found=f"{free / 1e6:.1f} MB free",
+                remedy="Free room there; the same command goes on from the last checkpoint.",
+            ) from None
         raise ProcessDied(
             f"{job.module} died (exit code {code}) without a result",
             found=_root_cause(job.run_dir) or " / ".join(list(last_lines)[-3:]) or "no output",

@@ -28,6 +28,7 @@ def save_model(
     config: ModelConfig,
     vocab_size: int,
     tokenizer_dir: Path | None = None,
+    trained_seq_len: int | None = None,
 ) -> None:
     """Write a model directory; a tied head is written once, as the embedding.
 
@@ -37,18 +38,35 @@ def save_model(
         config: Its shape.
         vocab_size: Rows of its embedding.
         tokenizer_dir: Its tokenizer's files are copied from here.
+        trained_seq_len: Longest sequence it was trained on, in tokens; None: all it is made for.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     tied = {"head.weight"} if config.tie_embeddings else set()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in tied}
     directory.mkdir(parents=True, exist_ok=True)
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    description = {"model": config.model_dump(mode="json"), "vocab_size": vocab_size}
+    description = {
+        "model": config.model_dump(mode="json"),
+        "vocab_size": vocab_size,
+        "trained_seq_len": trained_seq_len or config.max_seq_len,
+    }
     write_atomically(directory / CONFIG, json.dumps(description, indent=1) + "\n")
     if tokenizer_dir is not None:
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).exists():
                 shutil.copyfile(tokenizer_dir / name, directory / name)
+
+
+def trained_seq_len(directory: Path) -> int:
+    """Return the longest sequence that the model in ``directory`` was trained on, in tokens.
+
+    Raises:
+        CheckpointError: there is no model.
+    """
+    try:
+        return int(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["trained_seq_len"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory} does not hold a whole model", found=repr(error)) from None
 
 
 def load_model(

@@ -58,7 +58,8 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precisio
 
 
 def _replicate(model: Transformer) -> DistributedDataParallel:
-    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # The only buffers are tables of positions, the same on every process.
+    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.

@@ -60,7 +60,7 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
     gloo on CPU, nccl on CUDA; a collective that takes longer than ``launch.stall_seconds`` is an error.
 
     Raises:
-        LaunchError: CUDA was asked for and is not there.
+        LaunchError: CUDA was asked for and there are not enough GPUs.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = choose_device(launch)
@@ -95,18 +95,29 @@ def keep_freed_memory() -> None:
 def choose_device(launch: LaunchConfig) -> torch.device:
     """Return the device of this process; on CUDA the one of its local rank.
 
+    ``auto`` is CUDA where each process of this machine has a GPU of its own, and else the CPU.
+
     Raises:
-        LaunchError: CUDA was asked for and is not there.
+        LaunchError: CUDA was asked for and there are not enough GPUs.
     """
-    available = torch.cuda.is_available()
-    if launch.device == "cuda" and not available:
-        raise LaunchError(
-            "train.launch.device is cuda",
-            expected="a GPU that torch can use",
-            found="none",
-            remedy="Set train.launch.device=auto, or install a torch built for this machine's GPU.",
-        )
-    if launch.device == "cpu" or not available:
+    if launch.device == "cpu":
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpus < processes:
+        if launch.device == "cuda":
+            raise LaunchError(
+                "train.launch.device is cuda",
+                expected=f"a GPU for each process of this machine: {processes}",
+                found=f"{gpus} that torch can use",
+                remedy="Set train.parallel.dp_replicate and dp_shard to fit, or train.launch.device=auto, "
+                "or install a torch built for this machine's GPU.",
+            )
+        if gpus and os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(
+                f"warning: {processes} processes and {gpus} GPU(s): computing on the CPU; for the GPU set "
+                "train.parallel.dp_replicate=1\n"
+            )
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

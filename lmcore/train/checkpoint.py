@@ -1,6 +1,7 @@
 """Checkpoints that are whole or are not there.
 
     checkpoints/.build-<random>/   being written, or what a killed process left
+    checkpoints/.damaged-step-.../ passed over on resuming; gone after the next commit
     checkpoints/step-00000030/     committed:
         *.distcp, .metadata          weights and optimizer state, each process its part (torch DCP)
         state.json                   everything else
@@ -26,17 +27,20 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lmcore.errors import CheckpointError
+from lmcore.errors import CheckpointError, StorageError
+from lmcore.parallel.apply import local
 from lmcore.parallel.mesh import World
 from lmcore.store import MANIFEST, hash_files, sha256_file
 
 STATE = "state.json"
 COMMIT = "COMMIT"
 PREFIX = "step-"
+SPARE_BYTES = 16_000_000  # for the log, the events and the manifest
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,31 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, tensors: dict[str, Tensor], state: TrainingState) -> Path:
-        """Write a checkpoint into a fresh folder and commit it; drop the oldest beyond ``keep``."""
+        """Write a checkpoint into a fresh folder and commit it; drop the oldest beyond ``keep``.
+
+        Raises:
+            StorageError: the disk has no room for it; the checkpoints before are kept.
+        """
+        self.require_room(tensors)
         build = self.folder / self._agree(f".build-{uuid.uuid4().hex[:8]}")
         target = self.folder / f"{PREFIX}{state.step:08d}"
         build.mkdir(parents=True, exist_ok=True)
-        with _quietly():
-            save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
+        try:
+            with _quietly():
+                save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
+        except (CheckpointException, OSError, RuntimeError) as error:  # the first is no Exception
+            free = shutil.disk_usage(self.folder).free
+            shutil.rmtree(build, ignore_errors=True)
+            if free < SPARE_BYTES:
+                raise StorageError(
+                    f"the disk was full before checkpoint {target.name} was written",
+                    found=f"{free / 1e6:.1f} MB free",
+                    remedy="Free room there; the same command goes on from the checkpoint before.",
+                ) from error
+            if isinstance(error, CheckpointException):
+                problem = " ".join(str(error).split())[-300:]
+                raise CheckpointError(f"checkpoint {target.name} was not written", found=problem) from error
+            raise
         self.world.barrier()
         if self.world.is_main:
             _write(build / STATE, asdict(state))
@@ -86,9 +109,29 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             build.rename(target)
             _sync_directory(self.folder)
-            self._sweep()
+            self._sweep(target)
         self.world.barrier()
         return target
+
+    def require_room(self, tensors: dict[str, Tensor]) -> None:
+        """Check that the disk has room for a checkpoint of ``tensors``, what is left of broken saves removed.
+
+        Raises:
+            StorageError: it has not.
+        """
+        if self.world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".build-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        (needed,) = self.world.add_up([float(sum(local(t).nbytes for t in tensors.values()))])
+        free = self._agree(shutil.disk_usage(self.folder).free if self.world.is_main else 0)
+        if free < needed + SPARE_BYTES:
+            raise StorageError(
+                f"no room for a checkpoint in {self.folder}",
+                expected=f"{(needed + SPARE_BYTES) / 1e6:,.0f} MB free",
+                found=f"{free / 1e6:,.0f} MB",
+                remedy="Free room there, or set GRISTMILL_HOME to another disk; what was saved is kept.",
+            )
 
     def load_newest(
         self,
@@ -110,6 +153,7 @@ class Checkpoints:
             damage = self._agree(_damage(path) if self.world.is_main else "")
             if damage:
                 passed_over(path.name, damage)
+                self._set_aside(path)
                 continue
             state = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8")))
             _check_belongs(path, state.belongs_to, belongs_to)
@@ -133,9 +177,16 @@ class Checkpoints:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def _sweep(self) -> None:
-        committed = sorted(p for p in self.folder.glob(f"{PREFIX}*") if (p / COMMIT).exists())
-        for path in [*committed[: -self.keep], *self.folder.glob(".build-*")]:
+    def _set_aside(self, path: Path) -> None:
+        # Under its own name it would count as one of the newest, and push out a whole one of a lower step.
+        if self.world.is_main:
+            with contextlib.suppress(OSError):
+                path.rename(self.folder / f".damaged-{path.name}-{uuid.uuid4().hex[:8]}")
+
+    def _sweep(self, newest: Path) -> None:
+        others = sorted(p for p in self.folder.glob(f"{PREFIX}*") if p != newest)
+        beyond = others[: max(0, len(others) - self.keep + 1)]
+        for path in [*beyond, *self.folder.glob(".build-*"), *self.folder.glob(".damaged-*")]:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -154,11 +205,11 @@ def _damage(path: Path) -> str:
         if committed != sha256_file(path / MANIFEST):
             return f"{MANIFEST} is not what was committed"
         expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = hash_files(path)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError) as error:
         return str(error)
-    found = hash_files(path)
     found.pop(COMMIT, None)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

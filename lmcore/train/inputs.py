@@ -10,6 +10,7 @@ from lmcore.data.loader import TrainLoader, Windows
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.parallel.mesh import World
+from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
 
 
@@ -21,11 +22,13 @@ class Inputs:
         vocab_size: Entries of the tokenizer.
         loader: Batches of each step, for this rank.
         held_out: The validation split.
+        tokens_digest: SHA-256 of what both splits hold.
     """
 
     vocab_size: int
     loader: TrainLoader
     held_out: TokenDataset
+    tokens_digest: str
 
 
 def open_inputs(job: TrainJob, world: World) -> Inputs:
@@ -47,14 +50,14 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
                 remedy="Tokenize again.",
             )
     loader = TrainLoader(
-        Windows(train, job.train.seq_len, document_mask=job.train.document_mask),
+        Windows(train, job.train.seq_len, document_mask=job.train.document_mask, vocab_size=vocab_size),
         global_batch_size=job.train.global_batch_size,
         micro_batch_size=job.train.micro_batch_size,
         seed=job.train.seed,
         rank=world.rank,
         world_size=world.size,
     )
-    return Inputs(vocab_size, loader, held_out)
+    return Inputs(vocab_size, loader, held_out, sha256_json([train.digest, held_out.digest]))
 
 
 def read_vocab_size(tokenizer: Path) -> int:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from lmcore.errors import TrainingDiverged
+from lmcore.config import identify
+from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import parallelize, reduce_gradients, whole_state
@@ -86,6 +88,7 @@ class Trainer:
         Raises:
             TrainingDiverged: the loss is not finite.
             CheckpointError: the newest checkpoint is of another run.
+            StorageError: the disk has no room for a checkpoint.
         """
         started = time.time()
         self._resume()
@@ -93,6 +96,7 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
+        self.checkpoints.require_room(self._tensors())
         outcome = self._train()
         if outcome == "completed":
             self._validate()
@@ -105,12 +109,13 @@ class Trainer:
         while self.step < self.config.steps:
             stop = self._train_step()
             last = self.step == self.config.steps
+            # Validated before it is saved: a run that is killed between the two does both again.
+            if not stop and not last and _is_due(self.step, self.config.validate_every):
+                self._validate()
             if stop or last or _is_due(self.step, self.config.checkpoint_every):
                 self._save_checkpoint()
             if stop and not last:
                 return "preempted"
-            if not last and _is_due(self.step, self.config.validate_every):
-                self._validate()
         return "completed"
 
     def _train_step(self) -> bool:
@@ -207,16 +212,10 @@ class Trainer:
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
 
     def _belongs_to(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "model": self.job.model.model_dump(mode="json"),
-            "vocab_size": self.inputs.vocab_size,
-            "tokens": self.job.tokens_digest,
-            "seed": config.seed,
-            "seq_len": config.seq_len,
-            "global_batch_tokens": config.global_batch_tokens,
-            "optimizer": config.optimizer.name,
-        }
+        settings = identify(model=self.job.model, train=self.config).values
+        del settings["train.steps"]  # a run may be made longer
+        tokens = self.job.tokens_digest or self.inputs.tokens_digest
+        return {**settings, "vocab_size": self.inputs.vocab_size, "tokens": tokens}
 
     def _save_checkpoint(self) -> None:
         state = TrainingState(
@@ -247,7 +246,22 @@ class Trainer:
         state = whole_state(self.model, keep=self.world.is_main)
         if self.world.is_main:
             build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
-            save_model(build, state, self.job.model, self.inputs.vocab_size, Path(self.job.tokenizer))
+            try:
+                save_model(
+                    build,
+                    state,
+                    self.job.model,
+                    self.inputs.vocab_size,
+                    Path(self.job.tokenizer),
+                    self.config.seq_len,
+                )
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(build, ignore_errors=True)
+                raise StorageError(
+                    f"the model could not be written below {self.run_dir}",
+                    found=str(error),
+                    remedy="Free room there; the same command goes on from the last checkpoint.",
+                ) from error
             shutil.rmtree(self.run_dir / "model", ignore_errors=True)
             build.rename(self.run_dir / "model")
         self.world.barrier()

@@ -107,6 +107,13 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     assert len(evaluations() - before) == 2, "its own, and the champion's on the new windows"
 
 
+def test_a_champion_that_may_have_seen_the_text_is_not_compared(mill, changed):
+    settings = ("data.split_seed=1", "train.steps=2", "train.schedule.warmup_steps=1")
+    other = mill.run(*(word for setting in settings for word in ("--set", setting)), name="seen")
+    assert "may have been trained on text that is held out now" in other["gate"]
+    assert other["aliases"] == ["challenger"]
+
+
 def test_explain_names_what_would_be_built(mill, changed):
     done = mill.call("explain", str(mill.recipe), "--set", "train.steps=13", "--set", "data.workers=2")
     assert done.returncode == 0, done.stderr

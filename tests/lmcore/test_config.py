@@ -145,6 +145,15 @@ def test_a_password_in_a_path_is_refused(path):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["train.steps=yes", "data.workers=no", "model.num_kv_heads=on"])
+def test_yes_is_no_number(tmp_path, setting):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: r\n")
+    with pytest.raises(ConfigError, match="must be a number; found"):
+        load_recipe(recipe, [setting])
+    assert load_recipe(recipe, ["model.bias=yes"]).model.bias
+
+
 def test_a_key_that_comes_twice_is_refused(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: r\ntrain:\n  steps: 3\n  seq_len: 16\n  steps: 30\n")

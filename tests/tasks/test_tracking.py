@@ -177,6 +177,8 @@ def candidate(run_dir, digest, bits, data="data-1"):
         data_digest=data,
         seq_len=64,
         document_mask=False,
+        split_seed=0,
+        validation_fraction=0.1,
         metrics={"eval/bits_per_byte": bits},
         tags={"gristmill.stage.train": digest},
     )

@@ -93,7 +93,13 @@ def test_a_stop_request_saves_and_the_same_command_goes_on(make_mill):
     assert "Traceback" not in error
     until_gone(mill.home)
     (result,) = mill.home.glob("runs/train-*/result.json")
-    assert json.loads(result.read_text())["status"] == "preempted"
+    told = json.loads(result.read_text())
+    assert told["status"] == "preempted"
+    found = mill.run("--set", "train.steps=4000")
+    assert found["train_tokens"] == 4000 * 512
+    events = (result.parent / "events.jsonl").read_text().splitlines()
+    resumed = [row["step"] for row in map(json.loads, events) if row["kind"] == "resume"]
+    assert resumed == [told["step"]]
 
 
 @pytest.fixture

@@ -159,12 +159,34 @@ def test_a_column_may_be_text_and_id(read, tmp_path):
     assert (found.id, found.text) == ("name", "name")
 
 
-def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
-    for name in ("a.txt", "a.jsonl"):
-        (tmp_path / name).write_bytes(b'{"text": "new"}')
-        file = SourceFile("s", str(tmp_path / name), name, 15, hashlib.sha256(b"old").hexdigest())
-        with pytest.raises(DataError, match="changed while"):
-            list(read_records(file, SourceConfig(name="s"), LimitsConfig()))
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "broken.jsonl.gz"]
+)
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path, name):
+    new = (
+        parquet(tmp_path, text=["new"])
+        if name.endswith("t")
+        else COMPRESS.get(name[name.index(".") :], bytes)(b'{"text": "new"}')
+    )
+    new = new[:-4] if name.startswith("broken") else new
+    (tmp_path / name).write_bytes(new)
+    file = SourceFile("s", str(tmp_path / name), name, len(new), hashlib.sha256(b"old").hexdigest())
+    with pytest.raises(DataError, match="changed while"):
+        list(read_records(file, SourceConfig(name="s"), LimitsConfig()))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_byte_order_mark_costs_no_record(read, suffix):
+    raw = COMPRESS[suffix](b"\xef\xbb\xbf" + lines(TEXTS))
+    assert [record.text for record in read("x" + suffix, raw)] == TEXTS
+
+
+@pytest.mark.parametrize("zeros", [1, 512, 200_000])
+def test_zeros_behind_gzip_are_padding(read, zeros):
+    whole = gzip.compress(lines(TEXTS).rstrip(b"\n"))
+    assert [record.text for record in read("x.jsonl.gz", whole + bytes(zeros))] == TEXTS
+    twice = read("x.jsonl.gz", gzip.compress(lines(TEXTS)) + bytes(zeros) + whole)
+    assert [record.text for record in twice] == [*TEXTS, *TEXTS]
 
 
 @given(st.binary(max_size=60).map(lambda raw: raw.replace(b"a", b"\n")), st.integers(1, 9), st.integers(1, 9))

@@ -8,6 +8,7 @@ import torch
 from lmcore.config import SamplingConfig
 from lmcore.errors import CheckpointError, DataError
 from lmcore.eval.generate import Generator, main
+from lmcore.model.io import save_model
 
 PROMPTS = ["", "d", "def value(self)", "日本 🙂 naïve", "if x " * 30]
 
@@ -20,7 +21,7 @@ def generator(corpus):
 def without_cache(generator, prompt, num_tokens):
     """Greedy tokens, each from a pass over all that the model remembers then."""
     text = [generator.decoder.eos_id, *generator.tokenizer.encode(prompt, add_special_tokens=False).ids]
-    room = generator.model.config.max_seq_len
+    room = generator.max_tokens
     found = []
     for _ in range(num_tokens):
         text = text[-(room // 2) :] if len(text) > room else text
@@ -33,9 +34,9 @@ def without_cache(generator, prompt, num_tokens):
     return found
 
 
-@pytest.mark.parametrize("position", ["rope", "learned"])
-def test_the_cache_changes_nothing_even_where_the_text_outgrows_the_model(corpus, position):
-    generator = Generator(corpus.make_model(position=position), corpus.tokenizer)
+@pytest.mark.parametrize(("position", "length"), [("rope", 32), ("learned", 32), ("learned", 20)])
+def test_the_cache_changes_nothing_even_where_the_text_outgrows_the_model(corpus, position, length):
+    generator = Generator(corpus.make_model(position=position), corpus.tokenizer, length)
     sampling = SamplingConfig(temperature=0, max_new_tokens=80)
     longest = 0
     for prompt in PROMPTS:
@@ -43,7 +44,16 @@ def test_the_cache_changes_nothing_even_where_the_text_outgrows_the_model(corpus
         tokens = list(generator.continue_tokens(ids, sampling))
         assert tokens == without_cache(generator, prompt, 80)
         longest = max(longest, len(tokens))
-    assert longest > 2 * generator.model.config.max_seq_len
+    assert longest > 2 * generator.max_tokens
+
+
+def test_positions_that_were_never_trained_are_never_used(corpus, tmp_path):
+    model = corpus.make_model(position="learned")
+    with torch.no_grad():
+        model.position_embedding.weight[20:] = torch.nan
+    save_model(tmp_path, model, model.config, model.vocab_size, corpus.tokenizer, trained_seq_len=20)
+    text = Generator.load(tmp_path).text("def value", SamplingConfig(max_new_tokens=60))
+    assert len(text) > 40
 
 
 def test_a_text_does_not_depend_on_the_others(corpus, generator):
@@ -65,7 +75,7 @@ def test_it_stops_at_the_end_of_a_document(corpus):
     model = corpus.make_model()
     with torch.no_grad():
         model.head.weight.zero_()  # all tokens alike: the likeliest is the first, EOS
-    assert Generator(model, corpus.tokenizer).text("x", SamplingConfig(temperature=0)) == ""
+    assert Generator(model, corpus.tokenizer, 32).text("x", SamplingConfig(temperature=0)) == ""
 
 
 def test_a_prompt_that_is_not_text_is_refused(generator):
@@ -75,7 +85,7 @@ def test_a_prompt_that_is_not_text_is_refused(generator):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(corpus):
     with pytest.raises(CheckpointError, match="not this model's"):
-        Generator(corpus.make_model(vocab_size=100), corpus.tokenizer)
+        Generator(corpus.make_model(vocab_size=100), corpus.tokenizer, 32)
 
 
 def test_the_command_prints_prompt_and_continuation(corpus, generator, capsys):

@@ -29,6 +29,10 @@ def test_blocks_do_not_matter(corpus, monkeypatch):
     monkeypatch.setattr("lmcore.eval.held_out._BLOCK_TOKENS", 7)
     parts = HeldOut(corpus.tokens / "validation", decoder, 700)
     assert (whole.num_documents, whole.num_bytes) == (parts.num_documents, parts.num_bytes)
+    texts = [text.encode() for text in corpus.texts["validation"]]
+    assert parts.documents() == texts[: parts.num_documents]
+    assert parts.documents(len(texts[0]) + len(texts[1])) == texts[:2]
+    assert parts.documents(1) == texts[:1]
 
 
 def test_another_tokenizer_is_refused(corpus, tmp_path):

@@ -78,7 +78,8 @@ def test_samples_and_progress_are_left_and_printed(corpus, alone):
     assert [sample["prompt"] for sample in samples] == list(PROMPTS)
     generator = Generator.load(corpus.model)
     assert [s["text"] for s in samples] == [generator.text(p, EvaluationConfig().sampling) for p in PROMPTS]
-    assert all(sample["prompt"] + sample["text"] in printed for sample in samples)
+    for sample in samples:  # the pipe was read as lines, and an untrained model writes line ends of all kinds
+        assert "\n".join((sample["prompt"] + sample["text"]).replace("\r\n", "\r").split("\r")) in printed
     assert "bits per byte" in printed
     rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"progress"}

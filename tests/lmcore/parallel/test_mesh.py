@@ -9,7 +9,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_alone_there_is_no_mesh():
-    assert make_mesh(ParallelConfig(dp_shard=1), ALONE) is None
+    assert make_mesh(ParallelConfig(dp_replicate=1, dp_shard=1), ALONE) is None
     with join_world(LaunchConfig(device="cpu")) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.add_up([1.0, 2.0]) == [1.0, 2.0]
@@ -24,4 +24,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(LaunchConfig(device="auto")) == torch.device("cpu")
     with pytest.raises(LaunchError, match="GPU"):
+        choose_device(LaunchConfig(device="cuda"))
+
+
+def test_more_processes_than_gpus_compute_on_the_cpu_or_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device(LaunchConfig(device="auto")) == torch.device("cpu")
+    assert "warning: 2 processes and 1 GPU" in capsys.readouterr().err
+    with pytest.raises(LaunchError, match="a GPU for each process of this machine: 2, found 1"):
         choose_device(LaunchConfig(device="cuda"))

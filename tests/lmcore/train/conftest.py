@@ -90,7 +90,8 @@ class Run:
     def rows(self, kind="step"):
         """Rows of ``kind``."""
         path = self.directory / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # one that is being written is not there yet
         return [row for row in map(json.loads, filter(None, lines)) if row["kind"] == kind]
 
     def values(self, name):

@@ -12,6 +12,7 @@ LAYOUTS = {
     "fsdp-accumulation": {"dp_shard": 2, "micro_batch_size": 1},
     "ddp": {"dp_replicate": 2},
     "ddp-accumulation": {"dp_replicate": 2, "micro_batch_size": 2},
+    "hsdp": {"dp_replicate": 2, "dp_shard": 2},
 }
 STYLES = {
     "llama": {
@@ -59,6 +60,8 @@ def test_layouts_agree(make_run, run_together):
             np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{style} {layout} {key}")
         assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
     for run in half.values():
-        expected, found = (list(r.values("train/loss").values()) for r in (whole["gpt2"], run))
-        assert found == pytest.approx(expected, rel=0.01)
-        assert found != expected
+        # A loss of few steps hardly moves with the scale of a gradient; its norm does.
+        for value in ("train/loss", "train/grad_norm"):
+            expected, found = (list(r.values(value).values()) for r in (whole["gpt2"], run))
+            assert found == pytest.approx(expected, rel=0.02), value
+            assert found != expected
