@@ -29,12 +29,12 @@ imports: .venv/.installed-dev ## who imports whom
 	$(BIN)/lint-imports
 
 torture: .venv/.installed-test ## kill, damage and starve what must survive it
-	$(BIN)/python -m pytest tests/torture -p no:randomly
+	$(BIN)/python -m pytest tests/torture -p no:randomly --timeout 900
 
 browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium (installs it, as root)
 	bash tests/browser/install.sh
 	$(PIP) --editable '.[browser]'
-	$(BIN)/python -m pytest tests/browser -p no:randomly
+	$(BIN)/python -m pytest tests/browser -p no:randomly --timeout 900
 
 constraints: .venv/.installed-dev ## rewrite infra/constraints.txt from what is installed
 	{ sed -n 1p infra/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; \

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows import embedded
 from flows.environment import set_environment
 from lmcore.config import Recipe, load_recipe
 from lmcore.errors import ConfigError, GristmillError
@@ -198,10 +199,12 @@ def _run_flow(
     with _errors():
         settings = _load(recipe, overrides)
         _check_writable(json_file)
-        _set_up(quiet=not verbose)
+        server = embedded.start(_set_up(quiet=not verbose))
         from flows import catalog, display
         from tasks.progress import listen
 
+        if server:
+            server.wait_until_ready()
         console = Console()
         with display.Display(console) as shown, listen(shown):
             summary = catalog.run(kind, settings)

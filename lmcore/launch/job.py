@@ -9,9 +9,6 @@ from pathlib import Path
 
 from lmcore.config import LaunchConfig
 
-# glibc gives large blocks back to the system at once, so that each step would fault its pages anew.
-_KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-
 
 @dataclass(frozen=True)
 class Job:
@@ -48,7 +45,6 @@ class Job:
                 "GLOO_SOCKET_IFNAME": "lo",
                 "PYTHONUNBUFFERED": "1",
                 "TORCHELASTIC_ERROR_FILE": str(run_dir / "error.json"),
-                **_KEEP_LARGE_BLOCKS,
             },
         )
 

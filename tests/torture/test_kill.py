@@ -41,7 +41,7 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 def until_gone(home: Path, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while left := [p for p in processes_of(home) if "lmcore" in " ".join(p.cmdline())]:
+    while left := processes_of(home):
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.1)
 
