@@ -11,7 +11,9 @@ layouts and log levels change how a result is reached, not which result it is.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError
 
+MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -46,6 +49,11 @@ def setting(
 def userinfo(address: str) -> str:
     """The part of a URL that names a user, and perhaps a password."""
     return address.partition("://")[2].partition("/")[0].rpartition("@")[0]
+
+
+def holds_password(address: str) -> bool:
+    """Whether a URL, or one of a chain of them, has the form user:password@host."""
+    return re.search(r"://[^@:/]*:(?!\d+/)[^@]*@", address) is not None
 
 
 def _order_the_form(schema: dict[str, Any]) -> None:
@@ -90,6 +98,7 @@ class SourceConfig(Config):
         "Files are taken in sorted order until this much is reached; 0: no limit",
         unit="bytes",
         ge=0,
+        identity=False,  # which files there are decides, by their digests
     )
 
     @model_validator(mode="after")
@@ -99,7 +108,7 @@ class SourceConfig(Config):
                 f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
-        if ":" in userinfo(self.path):
+        if holds_password(self.path):
             raise ValueError(
                 f"source {self.name!r}: path holds a password; "
                 "leave it out and give it as the file system's own environment variables"
@@ -148,6 +157,13 @@ class LimitsConfig(Config):
         unit="records",
         ge=0,
     )
+    max_broken_files: float = setting(
+        0.01,
+        "Fail when a larger share of the files, and more than one, breaks off before its end",
+        unit="share",
+        ge=0,
+        le=1,
+    )
 
 
 class TokenizerConfig(Config):
@@ -176,7 +192,7 @@ class DataConfig(Config):
     validation_fraction: float = setting(
         0.01, "Share of distinct documents held out, chosen by content hash", unit="share", gt=0, lt=1
     )
-    split_seed: int = setting(0, "Changes which documents are held out", ge=0)
+    split_seed: int = setting(0, "Changes which documents are held out", ge=0, le=MAX_SEED)
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "The byte-level BPE tokenizer")
     shard_bytes: int = setting(64_000_000, "Input gathered into one shard", unit="bytes", ge=1)
     workers: int = setting(0, "Processes; 0: one for each core", unit="processes", ge=0, identity=False)
@@ -342,7 +358,7 @@ class TrainConfig(Config):
     document_mask: bool = setting(
         False, "Attention sees only its own document, and positions restart at its start"
     )
-    seed: int = setting(0, "Initial weights and order of the data", ge=0)
+    seed: int = setting(0, "Initial weights and order of the data", ge=0, le=MAX_SEED)
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(
@@ -405,7 +421,7 @@ class SamplingConfig(Config):
     temperature: float = setting(0.8, "0: always the likeliest token", ge=0)
     top_k: int = setting(50, "Draw from this many likeliest tokens; 0: all", unit="tokens", ge=0)
     top_p: float = setting(0.95, "Draw from the likeliest tokens that hold this probability", gt=0, le=1)
-    seed: int = setting(0, "Seed of the draws", ge=0)
+    seed: int = setting(0, "Seed of the draws", ge=0, le=MAX_SEED)
 
 
 class GateConfig(Config):
@@ -468,7 +484,7 @@ class TrackingConfig(Config):
 
     @model_validator(mode="after")
     def _no_secret_in_the_address(self) -> TrackingConfig:
-        if userinfo(self.uri):
+        if userinfo(self.uri) or holds_password(self.uri):
             raise ValueError(
                 "uri holds a user name or password; "
                 "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -533,16 +549,18 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: the file is missing or not YAML, or a key or value is wrong.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}  # noqa: S506 - a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read", found=str(error)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML
         raise ConfigError(
             f"recipe {path} is not YAML", found=" ".join(str(error).split()), remedy="Mend the line it names."
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(
-            f"recipe {path} is not a table", expected="keys like data, model, train", found=repr(values)[:80]
+            f"recipe {path} is not a table",
+            expected="keys like data, model, train",
+            found="nothing" if values is None else repr(values)[:80],
         )
     for override in overrides:
         _apply(values, override)
@@ -555,6 +573,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} comes twice", key.start_mark
@@ -573,17 +593,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
             found=repr(override),
             remedy="For example --set train.steps=100.",
         )
-    table = values
-    for key in keys[:-1]:
-        entry = table.setdefault(key, {})
-        if not isinstance(entry, dict):
+    table: Any = values
+    for key, below in itertools.pairwise(keys):
+        index = _index(table, key, override)
+        entry = table.setdefault(index, {}) if isinstance(table, dict) else table[index]
+        if not isinstance(entry, list if below.isdigit() else dict):
             raise ConfigError(
-                f"--set {override!r} goes below {key!r}", found=f"{key} is {entry!r}, not a table"
+                f"--set {override!r} goes below {key!r}",
+                expected="a list that the recipe names" if below.isdigit() else "a table",
+                found=f"{key} is {entry!r}"[:120],
             )
         table = entry
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     # YAML 1.1 reads 1e-3 as a string; people mean a number.
     if isinstance(value, str):
@@ -591,7 +614,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
             value = float(value)
         except ValueError:
             value = text
-    table[keys[-1]] = value
+    table[_index(table, keys[-1], override)] = value
+
+
+def _index(table: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    if isinstance(table, dict):
+        return key
+    if int(key) >= len(table):
+        raise ConfigError(
+            f"--set {override!r} names an entry that is not there",
+            expected=f"a number below {len(table)}",
+            found=key,
+        )
+    return int(key)
 
 
 def _explain(kind: type[Config], problem: Any) -> str:

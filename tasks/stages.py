@@ -51,8 +51,8 @@ def is_transient(task: Any, run: Any, state: Any) -> bool:
         state.result()
     except ProcessDied:
         return True
-    except GristmillError:
-        return False
+    except GristmillError as error:
+        return isinstance(error.__cause__, (ConnectionError, TimeoutError))
     except OSError:
         return True
     except Exception:

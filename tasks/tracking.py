@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lmcore.config import userinfo
+from lmcore.config import holds_password, userinfo
 from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
@@ -62,7 +62,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        if userinfo(uri):
+        if userinfo(uri) or holds_password(uri):
             raise ConfigError(
                 "the MLflow tracking URI holds a user name or password",
                 remedy="Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",

@@ -77,6 +77,7 @@ class ShardResult:
     source: str
     books: Books
     num_bytes: int = 0
+    broken_files: int = 0
     examples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -104,9 +105,12 @@ def build_documents(
         results.append(result)
     paced.finish()
     books = Books.total(result.books for result in results)
-    _check_quarantine(config, books, [e for result in results for e in result.examples])
+    examples = [example for result in results for example in result.examples]
+    _check_quarantine(config, books, examples)
+    broken_files = sum(result.broken_files for result in results)
+    _check_broken_files(config, broken_files, len(inventory.files), examples)
     if not books.passed:
-        raise _empty(books, [e for result in results for e in result.examples])
+        raise _empty(books, examples)
     (out / "books.json").write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
     by_source: dict[str, Books] = {}
     for source in config.sources:
@@ -119,7 +123,8 @@ def build_documents(
         "books": books.to_json(),
         "sources": {name: part.to_json() for name, part in by_source.items()},
         "shards": [result.to_json() for result in results],
-        "quarantine_examples": [e for result in results for e in result.examples][:5],
+        "broken_files": broken_files,
+        "quarantine_examples": examples[:5],
     }
 
 
@@ -148,11 +153,13 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
         rows: list[tuple[str, str, str, int, str, bytes]] = []
         held = 0
         for file, record in _records(config, shard, paced):
-            result.books.documents_in += 1
             if isinstance(record, Quarantined):
-                result.books.quarantined += 1
+                result.books.documents_in += record.num_records
+                result.books.quarantined += record.num_records
+                result.broken_files += record.breaks_off
                 quarantined.append(_quarantine_row(file, record))
                 continue
+            result.books.documents_in += 1
             text = normalise(record.text)
             rule = first_broken_rule(text, config.quality)
             if rule:
@@ -260,6 +267,18 @@ def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> 
             f"{limits.max_quarantined:g}, limits.quarantine_floor {limits.quarantine_floor})",
             found=f"{books.quarantined}, for example " + "; ".join(examples[:3]),
             remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable.",
+        )
+
+
+def _check_broken_files(config: DataConfig, broken: int, files: int, examples: list[str]) -> None:
+    allowed = max(1.0, config.limits.max_broken_files * files)
+    if broken > allowed:
+        raise DataError(
+            "too many files break off before their end",
+            expected=f"at most {allowed:.0f} of {files} (limits.max_broken_files "
+            f"{config.limits.max_broken_files:g}, and always 1)",
+            found=f"{broken}, for example " + "; ".join(examples[:3]),
+            remedy="Fetch them again, or raise data.limits.max_broken_files if the loss is acceptable.",
         )
 
 

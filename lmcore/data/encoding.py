@@ -7,6 +7,7 @@ documents.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ HOSTILE_TEXTS = (
     "\u65e5\u672c\u8a9e\u3001\u30c6\u30b9\u30c8\u3002 \u4f60\u597d",
     "\ud55c\uad6d\uc5b4 \u0627\u0644\u0639 \u05e9\u05dc",
     "def f(x):\n\treturn {'a': [1, 2.5e-3]}  # \u2026\n\n\n",
+    "\U0003318f's \u088f's \ua7ce123 \U0002b73a's \U0001e6c0x",  # of Unicode 17
     "!!!??? ...---\n\n===\r\n/* */ <|x|> </s> <s>",
     "x" * 500 + " " * 500 + "9" * 500 + "\n" * 500 + "'" * 50,
 )
@@ -103,8 +105,7 @@ class Encoder:
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
     def _encode_fast(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # gigatoken turns the text of a special token into its id: such documents take the reference engine.
-        risky = {i for i, text in enumerate(texts) if any(special in text for special in self._specials)}
+        risky = {i for i, text in enumerate(texts) if self._is_risky(text)}
         safe = [text.encode() for i, text in enumerate(texts) if i not in risky]
         tokens, lengths = _plain(self._fast.encode_batch(safe))
         if not risky:
@@ -114,6 +115,13 @@ class Encoder:
             self._encode_reference([text])[0] if i in risky else next(pieces) for i, text in enumerate(texts)
         ]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
+
+    def _is_risky(self, text: str) -> bool:
+        # gigatoken turns the text of a special token into its id. And each engine has the Unicode tables of
+        # its own year: what is newer than Python's may be a letter to one and nothing to the other.
+        if any(special in text for special in self._specials):
+            return True
+        return not text.isascii() and any(unicodedata.category(c) == "Cn" for c in set(text) if c > "\x7f")
 
     def _check_bytes(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
         ends = np.cumsum(lengths)

@@ -39,13 +39,13 @@ __all__ = [
     "take_inventory",
 ]
 
-DOCUMENTS_VERSION = 1
+DOCUMENTS_VERSION = 2
 DOCUMENTS_SETTINGS = ("data.sources", "data.quality", "data.limits", "data.shard_bytes")
 SPLITS_VERSION = 1
 SPLITS_SETTINGS = ("data.exact_dedup", "data.validation_fraction", "data.split_seed")
 TOKENIZER_VERSION = 1
 TOKENIZER_SETTINGS = ("data.tokenizer",)
-TOKENS_VERSION = 1
+TOKENS_VERSION = 2
 # Nothing but its inputs decides; the tokenizer's settings are named so that a reader sees which they are of.
 TOKENS_SETTINGS = ("data.tokenizer",)
 
@@ -124,10 +124,10 @@ def end_documents(tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> tuple
 def _sample(documents: Iterable[Document]) -> list[str]:
     texts, size = [], 0
     for document in itertools.islice(documents, _SAMPLE_DOCUMENTS):
-        size += len(document.text)
-        if size > _SAMPLE_CHARS:
+        texts.append(document.text[: _SAMPLE_CHARS - size])
+        size += len(texts[-1])
+        if size == _SAMPLE_CHARS:
             break
-        texts.append(document.text)
     return texts
 
 

@@ -1,14 +1,14 @@
 """Read the records of a raw file; what cannot be read becomes a quarantined record with its reason.
 
 A ``.txt`` or ``.py`` file is one record, a line of ``.jsonl`` is one, a row of ``.parquet`` is one. Damage in
-the middle of a stream keeps the good records before it, and one quarantined record tells of the rest.
+the middle of a stream keeps the good records before it, and one quarantined record tells of the rest; in a
+Parquet file it stands for as many as the rest of its row group holds, and the next group is read.
 Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file expands to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +54,8 @@ class Quarantined:
         reason: What is wrong with it.
         raw: Its first bytes, as stored.
         num_bytes: Size of the record, as far as it was seen.
+        num_records: Records that it stands for, where the file says how many there are.
+        breaks_off: Whether the file cannot be read from here on, and holds nobody knows how many more.
     """
 
     index: int
@@ -61,6 +63,12 @@ class Quarantined:
     reason: str
     raw: bytes = b""
     num_bytes: int = 0
+    num_records: int = 1
+    breaks_off: bool = False
+
+
+class _ExpandsError(Exception):
+    """A file holds more than its size lets expect."""
 
 
 class _BadRecordError(Exception):
@@ -115,7 +123,7 @@ def _read_lines(
                 yield _record(index, offset, raw, num_bytes, source, limits)
                 index += 1
         except BrokenStreamError as error:
-            yield Quarantined(index, after, str(error))
+            yield Quarantined(index, after, str(error), breaks_off=True)
 
 
 def _record(
@@ -230,41 +238,69 @@ def _read_parquet(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig
 ) -> Iterator[Record | Quarantined]:
     columns = list(dict.fromkeys(name for name in (source.text_field, source.id_field) if name))
-    index, total, most = 0, 0, limits.max_expansion * file.num_bytes
     with file.open() as stream:
         try:
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
-            _check_columns(parquet, columns, file)
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, _small_groups(parquet, most), columns):
-                for row in _rows(batch, source, limits, index):
-                    # One value in a dictionary can stand for any number of rows.
-                    total += len(row.text) if isinstance(row, Record) else row.num_bytes
-                    if total > most:
-                        yield Quarantined(index, None, _expands(limits), num_bytes=file.num_bytes)
-                        return
-                    yield row
-                    index += 1
-            if index < parquet.metadata.num_rows:
-                yield Quarantined(index, None, _expands(limits), num_bytes=file.num_bytes)
         except (OSError, pa.ArrowException) as error:
-            yield Quarantined(index, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes)
+            _raise_if_passing(error)
+            yield Quarantined(
+                0, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes, breaks_off=True
+            )
+        else:
+            _check_columns(parquet, columns, file)
+            yield from _read_groups(parquet, columns, source, limits, file.num_bytes)
     with file.open() as stream:  # its parts were read in no order that could be digested on the way
         if _Digesting(stream).whole() != file.sha256:
             raise _changed(file)
 
 
-def _small_groups(parquet: pq.ParquetFile, most: float) -> list[int]:
-    """Row groups before the first one that would take more than ``most`` bytes of memory."""
-    sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)]
-    return list(itertools.takewhile(lambda i: sizes[i] <= most, range(len(sizes))))
+def _raise_if_passing(error: Exception) -> None:
+    """Raise ``error`` again if it is of the disk or the network: a broken file must look broken every time.
+
+    Arrow tells of broken content by an OSError without a number.
+    """
+    if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) is not None:
+        raise error
+
+
+def _read_groups(
+    parquet: pq.ParquetFile, columns: list[str], source: SourceConfig, limits: LimitsConfig, num_bytes: int
+) -> Iterator[Record | Quarantined]:
+    """Read group by group: damage costs the rest of its group, and every row of it is accounted for."""
+    first, total, most = 0, 0, limits.max_expansion * num_bytes
+    for group in range(parquet.num_row_groups):
+        metadata = parquet.metadata.row_group(group)
+        index, after, reason = first, first + metadata.num_rows, "fewer rows than the file says"
+        try:
+            if metadata.total_byte_size > most:
+                raise _ExpandsError
+            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, [group], columns):
+                for row in _rows(batch, source, limits, index):
+                    # One value in a dictionary can stand for any number of rows.
+                    total += len(row.text) if isinstance(row, Record) else row.num_bytes
+                    if total > most:
+                        raise _ExpandsError
+                    yield row
+                    index += 1
+        except _ExpandsError:
+            left = parquet.metadata.num_rows - index
+            yield Quarantined(index, None, _expands(limits), b"", num_bytes, left, breaks_off=True)
+            return
+        except (OSError, OverflowError, pa.ArrowException) as error:
+            _raise_if_passing(error)
+            reason = f"damaged Parquet row group {group}: {error}"
+        if index < after:
+            yield Quarantined(index, None, reason, num_records=after - index)
+        first = after
 
 
 def _check_columns(parquet: pq.ParquetFile, columns: list[str], file: SourceFile) -> None:
     names = parquet.schema_arrow.names
     for column in columns:
-        if column not in names:
+        if names.count(column) != 1:
+            how_many = "several columns" if column in names else "no column"
             raise DataError(
-                f"Parquet file {file.name} of source {file.source!r} has no column {column!r}",
+                f"Parquet file {file.name} of source {file.source!r} has {how_many} {column!r}",
                 found=", ".join(names),
                 remedy="Set text_field and id_field of this source to columns of the file.",
             )

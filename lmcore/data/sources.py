@@ -142,11 +142,22 @@ def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
             str(Path(source.path).expanduser()) if _local(source) else source.path
         )
         entries = cast("dict[str, dict[str, Any]]", filesystem.glob(pattern, detail=True))
-        files = {path: entry for path, entry in entries.items() if entry["type"] == "file"}
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each file system has errors of its own
         raise DataError(
-            f"source {source.name!r} cannot be listed", found=f"{source.path}: {error}"
+            f"source {source.name!r} cannot be listed",
+            found=f"{source.path}: {type(error).__name__}: {error}",
+            remedy="Correct its path, or install what its file system needs.",
         ) from error
+    files = {path: entry for path, entry in entries.items() if entry["type"] == "file"}
+    neither = sorted(path for path in entries.keys() - files.keys() if entries[path]["type"] != "directory")
+    if neither or any(entry["size"] is None for entry in files.values()):
+        odd = neither or [path for path, entry in files.items() if entry["size"] is None]
+        raise DataError(
+            f"source {source.name!r} matches what cannot be read as a file",
+            expected="files whose size is known, or links to such",
+            found=f"{len(odd)} others, first {odd[0]}",
+            remedy="Bring them here, or narrow the path.",
+        )
     root = _root(pattern)
     if not files:
         raise _nothing_found(source, filesystem, root)
@@ -226,7 +237,7 @@ def _sha256(url: str) -> str:
         with fsspec.open(url, "rb") as file:
             while chunk := cast("BinaryIO", file).read(_READ_BYTES):
                 digest.update(chunk)
-    except OSError as error:
+    except Exception as error:  # each file system has errors of its own
         raise DataError(
             f"file {url} cannot be read", found=str(error), remedy="Mend it or leave it out."
         ) from error

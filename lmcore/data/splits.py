@@ -71,6 +71,7 @@ def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: P
     paced = Paced(progress, "split documents", len(shards), "shards")
     hashes, ids, sizes = _read_hashes(shards)
     firsts = first_occurrences(hashes)
+    _check_names(ids, firsts)
     positions = np.arange(len(hashes))
     distinct = positions[firsts == positions]
     held, remedy = hold_out(hashes[distinct], config.validation_fraction, config.split_seed)
@@ -104,6 +105,25 @@ def _read_hashes(shards: list[Path]) -> tuple[np.ndarray, pa.Array, list[int]]:
     tables = [_read(shard, ["doc_id", "content_hash"]) for shard in shards]
     whole = pa.concat_tables(tables).combine_chunks()
     return _hashes(whole["content_hash"]), whole["doc_id"], [len(table) for table in tables]
+
+
+def _check_names(ids: Any, firsts: np.ndarray) -> None:
+    """Check that no two documents of different text have the same name."""
+    names = ids.combine_chunks().dictionary_encode()
+    names = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+    numbers = names.indices.to_numpy().astype(np.int64)
+    pairs, places = np.unique(numbers * len(firsts) + firsts, return_index=True)
+    if len(pairs) == len(names.dictionary):
+        return
+    texts_named = np.bincount(numbers[places], minlength=len(names.dictionary))
+    example = names.dictionary[int(np.argmax(texts_named > 1))]
+    raise DataError(
+        "documents of different text have the same name",
+        expected="a name for each",
+        found=f"{int((texts_named > 1).sum())} names of several, first {example}",
+        remedy="Set id_field of that source to a field that differs, or leave it empty: then file and "
+        "position are the name.",
+    )
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
@@ -220,16 +240,22 @@ def _gather(shard: Path, splits_dir: Path, split: Split, low: int, high: int) ->
     parts, start = [], 0
     with pq.ParquetFile(shard, page_checksum_verification=True) as file:
         if file.metadata.num_rows != len(chosen):
-            raise DataError(
-                f"decisions {shard.name} are of other documents",
-                expected=f"{file.metadata.num_rows} rows",
-                found=str(len(chosen)),
-                remedy="Run the splits stage again.",
-            )
+            raise _other_documents(shard, f"{file.metadata.num_rows} rows", str(len(chosen)))
         for group in range(file.num_row_groups):
             rows = chosen[start : (start := start + file.metadata.row_group(group).num_rows)]
             if rows.any():
                 table = file.read_row_group(group, columns=["doc_id", "source", "text", "content_hash"])
+                if not np.array_equal(_hashes(table["content_hash"]), hashes[start - len(rows) : start]):
+                    raise _other_documents(shard, "the same content hashes", "others")
                 parts.append(table.filter(pa.array(rows)))
         schema = pa.schema([file.schema_arrow.field(n) for n in ("doc_id", "source", "text", "content_hash")])
     return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def _other_documents(shard: Path, expected: str, found: str) -> DataError:
+    return DataError(
+        f"decisions {shard.name} are of other documents",
+        expected=expected,
+        found=found,
+        remedy="Run the splits stage again.",
+    )

@@ -53,7 +53,7 @@ def _after_zeros(stream: Readable, input_bytes: int) -> bytes:
 
 
 def _frames(stream: Readable, kind: str, new_frame: Callable[[], Any], input_bytes: int) -> Iterator[bytes]:
-    frame, fed, waiting = new_frame(), False, b""
+    frame, fed, waiting = new_frame(), True, b""  # a file of no bytes is a truncated one
     while True:
         data = waiting or stream.read(input_bytes)
         if not data:
@@ -65,7 +65,8 @@ def _frames(stream: Readable, kind: str, new_frame: Callable[[], Any], input_byt
             else:
                 output, waiting = frame.decompress(data), b""
         except (zlib.error, zstandard.ZstdError) as error:
-            raise BrokenStreamError(f"damaged {kind}: {error}") from None
+            window = " (compressed with --long? without it, it can be read)" if "memory" in str(error) else ""
+            raise BrokenStreamError(f"damaged {kind}: {error}{window}") from None
         if output:
             yield output
         if frame.eof:

@@ -11,6 +11,8 @@ import unicodedata
 _CONTROLS = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)]
 _ASCII_CONTROLS = bytes(code for code in _CONTROLS if code < 0x80)
 _CONTROL = re.compile("[" + "".join(map(re.escape, map(chr, _CONTROLS))) + "]+")
+# Carriage return, vertical tab, form feed and next line (UAX 14); the last two end a line in files of old.
+_OTHER_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -20,8 +22,8 @@ def normalise(text: str) -> str:
 
     Surrogate pairs are joined, lone ones become U+FFFD, and byte order marks at the start go. Idempotent.
     """
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if _OTHER_LINE_END.search(text):
+        text = _OTHER_LINE_END.sub("\n", text)
     if text.isascii():
         # bytes.translate runs at about 1 GB/s; a regular expression at a tenth of that.
         return text.encode("ascii").translate(None, _ASCII_CONTROLS).decode("ascii")

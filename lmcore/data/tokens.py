@@ -18,6 +18,7 @@ from lmcore.data.token_writer import INDEX, payload_offset
 from lmcore.errors import DataError
 
 _DECODED_GROUPS_KEPT = 4
+_INDEX_KEYS = {"num_tokens", "num_documents", "num_bytes", "eos_id", "vocab_size", "files"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class TokenDataset:
     """The tokens of a split, as one array of documents that each end with EOS.
 
     Files by other writers are read too, through pyarrow, as long as they have a list column ``input_ids``;
-    without an ``index.json``, EOS is taken to be the last token of the first document, ``num_bytes`` is 0
-    (unknown), and the digest covers the footers and lengths only.
+    without an ``index.json`` they are read whole once, EOS is taken to be the last token of the first
+    document that has any, and ``num_bytes`` is 0 (unknown).
 
     Attributes:
         num_tokens: Of the split, EOS counted.
@@ -74,9 +75,12 @@ class TokenDataset:
         self.num_documents = len(self._lengths)
         self.num_bytes = int(index["num_bytes"]) if index else 0
         self.vocab_size = int(index["vocab_size"]) if index else 0
-        self.digest: str = (index or {}).get("digest") or digest.hexdigest()
         self._check_totals(index)
-        self.eos_id = int(index["eos_id"]) if index else int(self.slice(0, int(self._lengths[0]))[-1])
+        if index is None:
+            for number, group in enumerate(groups):
+                digest.update(self._read(number, 0, group.num_values).tobytes())
+        self.digest: str = (index or {}).get("digest") or digest.hexdigest()
+        self.eos_id = int(index["eos_id"]) if index else self._last_of_first_document()
 
     def __len__(self) -> int:
         return self.num_tokens
@@ -138,6 +142,10 @@ class TokenDataset:
         if any(self.slice(int(end), int(end) + 1)[0] != self.eos_id for end in ends):
             raise _damaged(self.directory, f"a document does not end with EOS ({self.eos_id})")
 
+    def _last_of_first_document(self) -> int:
+        end = int(self._lengths[np.flatnonzero(self._lengths)[0]])
+        return int(self.slice(end - 1, end)[0])
+
     def _read(self, number: int, first: int, count: int) -> np.ndarray:
         group = self._groups[number]
         if group.payload is None:
@@ -152,8 +160,8 @@ class TokenDataset:
         return self._maps[path]
 
     def _check_totals(self, index: dict[str, Any] | None) -> None:
-        if not self.num_documents:
-            raise _damaged(self.directory, "no document")
+        if not self.num_tokens:
+            raise _damaged(self.directory, "no token")
         for name in ("num_tokens", "num_documents"):
             if index and index[name] != getattr(self, name):
                 raise _damaged(self.directory, f"{getattr(self, name)} {name}, not {index[name]}")
@@ -161,11 +169,14 @@ class TokenDataset:
 
 def _read_index(directory: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise _damaged(directory / INDEX, str(error)) from error
+    if not isinstance(index, dict) or not index.keys() >= _INDEX_KEYS:
+        raise _damaged(directory / INDEX, f"not a table of {', '.join(sorted(_INDEX_KEYS))}")
+    return index
 
 
 def _paths(directory: Path, index: dict[str, Any] | None) -> list[tuple[Path, dict[str, Any] | None]]:
@@ -188,7 +199,7 @@ def _open_file(path: Path, entry: dict[str, Any] | None) -> tuple[list[_RowGroup
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_schema(path, file.schema_arrow)
             metadata = file.metadata
-            lengths = _lengths(file)
+            lengths = _lengths(file, ours=entry is not None)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, str(error)) from error
     rows = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
@@ -218,11 +229,11 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
         )
 
 
-def _lengths(file: pq.ParquetFile) -> np.ndarray:
-    if "n_tokens" in file.schema_arrow.names:
+def _lengths(file: pq.ParquetFile, *, ours: bool) -> np.ndarray:
+    if ours:
         return file.read(columns=["n_tokens"])["n_tokens"].to_numpy().astype(np.int64)
     sizes = [
-        np.diff(chunk.offsets.to_numpy())
+        chunk.value_lengths().fill_null(0).to_numpy()
         for i in range(file.num_row_groups)
         for chunk in file.read_row_group(i, columns=["input_ids"])["input_ids"].chunks
     ]

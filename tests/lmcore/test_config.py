@@ -7,7 +7,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lmcore.config import Config, DataConfig, Recipe, TrainConfig, identify, load_recipe, parse
+from lmcore.config import (
+    Config,
+    DataConfig,
+    Recipe,
+    SourceConfig,
+    TrainConfig,
+    identify,
+    load_recipe,
+    parse,
+)
 from lmcore.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "flows" / "recipes").glob("*.yaml"))
@@ -128,6 +137,10 @@ def test_where_a_source_lies_is_not_its_identity():
     assert identify(data=source("/one/*.txt")) == identify(data=source("/two/*.txt"))
 
 
+def test_an_address_with_a_port_holds_no_password():
+    DataConfig(sources=(SourceConfig(name="a", kind="files", path="http://host:8080/a@b/*.txt"),))
+
+
 def test_a_source_is_identified_by_what_it_chooses():
     def source(**fields) -> DataConfig:
         values = {"sources": [{"name": "a", "kind": "files", "path": "/a/*.txt", **fields}]}
@@ -138,7 +151,15 @@ def test_a_source_is_identified_by_what_it_chooses():
     assert identify(data=source(text_field="body")) != identify(data=source())
 
 
-@pytest.mark.parametrize("path", ["s3://key:secret@host/a/*.txt", "ftp://me:pass@there/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://key:secret@host/a/*.txt",
+        "ftp://me:pass@there/x",
+        "zip://*.txt::ftp://u:secret@h/x.zip",
+        "s3://k:se/cret@b/x",
+    ],
+)
 def test_a_password_in_a_path_is_refused(path):
     with pytest.raises(ConfigError, match="holds a password") as caught:
         parse(DataConfig, {"sources": [{"name": "a", "kind": "files", "path": path}]}, where="test")
@@ -152,6 +173,23 @@ def test_yes_is_no_number(tmp_path, setting):
     with pytest.raises(ConfigError, match="must be a number; found"):
         load_recipe(recipe, [setting])
     assert load_recipe(recipe, ["model.bias=yes"]).model.bias
+
+
+@pytest.mark.parametrize("text", ["", "false", "[]", "name: 2024-13-45", "? [a, b]\n: c", "[" * 5_000])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        load_recipe(recipe)
+
+
+def test_overrides_reach_into_lists_and_are_checked(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {sources: [{name: a, kind: files, path: x}, {name: b}]}\n")
+    assert load_recipe(recipe, ["data.sources.1.max_bytes=5"]).data.sources[1].max_bytes == 5
+    for wrong in ("data.sources.2.max_bytes=5", "data.sources.x=5", "data.0=1", "train.steps=0x_"):
+        with pytest.raises(ConfigError):
+            load_recipe(recipe, [wrong])
 
 
 def test_a_key_that_comes_twice_is_refused(tmp_path):

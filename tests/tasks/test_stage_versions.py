@@ -22,10 +22,10 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (1, "a5c2654510200268"),
+    "documents": (2, "ad682ef994b3344c"),
     "splits": (1, "db77795a2d3f1f3d"),
     "tokenizer": (1, "ce8d4601c1a204cd"),
-    "tokens": (1, "ce8d4601c1a204cd"),
+    "tokens": (2, "ce8d4601c1a204cd"),
     "train": (1, "94a52ddc181118d0"),
     "evaluate": (1, "fcf5f6a264f83206"),
 }

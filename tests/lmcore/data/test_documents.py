@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import os
@@ -6,6 +7,7 @@ import sys
 
 import fsspec
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -103,6 +105,47 @@ def test_an_empty_corpus_is_an_error_that_names_the_rules(raw, tmp_path):
     (raw / "nothing.jsonl").write_text("\n")
     with pytest.raises(DataError, match="found 0 read"):
         build(config(raw / "nothing.jsonl"), tmp_path / "b")
+
+
+def test_more_than_one_broken_file_is_too_many(tmp_path):
+    whole = "".join(json.dumps({"text": f"{i} " + "word\n" * 40}) + "\n" for i in range(200)).encode()
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jsonl.gz").write_bytes(gzip.compress(whole))
+    (folder / "0.jsonl.gz").write_bytes(gzip.compress(whole)[:-200])
+    summary = build(config(folder / "*"), tmp_path / "a")
+    assert (summary["broken_files"], summary["books"]["quarantined"]) == (1, 1)
+    (folder / "1.jsonl.gz").write_bytes(gzip.compress(whole)[:-200])
+    with pytest.raises(DataError, match=r"break off.*found 2, for example s:0\.jsonl\.gz record"):
+        build(config(folder / "*"), tmp_path / "b")
+    build(config(folder / "*", limits=LimitsConfig(max_broken_files=0.5)), tmp_path / "c")
+
+
+def test_rows_of_a_damaged_parquet_file_are_in_the_books(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    table = pa.table({"text": [f"{i} " + "word\n" * 40 for i in range(1_000)]})
+    path = folder / "a.parquet"
+    pq.write_table(table, path, row_group_size=100, use_dictionary=False, write_page_checksum=True)
+    raw = bytearray(path.read_bytes())
+    place = pq.read_metadata(path).row_group(2).column(0)
+    raw[place.data_page_offset + place.total_compressed_size // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="too many records"):
+        build(config(folder / "*"), tmp_path / "a")
+    books = build(config(folder / "*", limits=LimitsConfig(max_quarantined=0.2)), tmp_path / "b")["books"]
+    assert books["documents_in"] == 1_000
+    assert books["passed"] + books["quarantined"] == 1_000
+    assert books["passed"] >= 900
+
+
+def test_a_file_that_is_gone_is_named(raw, tmp_path):
+    settings = config(raw / "*")
+    inventory = take_inventory(settings)
+    (raw / "4.jsonl").unlink()
+    with pytest.raises(DataError, match=r"4\.jsonl of source 's' cannot be read any more"):
+        build_documents(settings, inventory, tmp_path, silent)
 
 
 def test_files_in_memory_are_read_without_a_pool(raw, tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import json
 import tracemalloc
 
@@ -141,11 +142,58 @@ def test_a_damaged_parquet_file_keeps_the_rows_before(read, tmp_path):
     assert len(good) == bad.index <= 200
 
 
+def test_damage_to_a_row_group_costs_its_rest_alone_and_every_row_is_counted(read, tmp_path):
+    texts = [f"{i} {'x' * 50}" for i in range(1_000)]
+    raw = bytearray(parquet(tmp_path, text=texts))
+    place = pq.read_metadata(tmp_path / "made").row_group(2).column(0)
+    raw[place.data_page_offset + place.total_compressed_size // 2] ^= 1
+    found = read("x.parquet", bytes(raw))
+    (bad,) = [record for record in found if isinstance(record, Quarantined)]
+    assert "row group 2" in bad.reason
+    good = [record.text for record in found if isinstance(record, Record)]
+    assert len(good) + bad.num_records == 1_000
+    assert good == texts[: bad.index] + texts[300:]
+    assert 200 <= bad.index < 300
+
+
+def test_a_network_that_fails_is_no_damaged_file(tmp_path, monkeypatch):
+    raw = parquet(tmp_path, text=[f"text {i}" for i in range(1_000)])
+    (tmp_path / "x.parquet").write_bytes(raw)
+    file = SourceFile(
+        "s", str(tmp_path / "x.parquet"), "x.parquet", len(raw), hashlib.sha256(raw).hexdigest()
+    )
+
+    class Network(io.BytesIO):
+        def read(self, size=-1):
+            if 0 < self.tell() < len(raw) // 2:
+                raise ConnectionResetError("reset by peer")
+            return super().read(size)
+
+    monkeypatch.setattr(SourceFile, "open", lambda self: Network(raw))
+    with pytest.raises(ConnectionResetError):
+        list(read_records(file, SourceConfig(name="s"), LimitsConfig()))
+
+
+def test_a_parquet_column_that_is_there_twice_is_an_error(read, tmp_path):
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "made")
+    with pytest.raises(DataError, match="several columns 'text'"):
+        read("x.parquet", (tmp_path / "made").read_bytes())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_compressed_file_of_no_bytes_is_truncated(read, suffix):
+    (bad,) = read("x" + suffix, b"")
+    assert bad.breaks_off
+    assert "truncated" in bad.reason
+
+
 def test_a_parquet_bomb_is_stopped(read, tmp_path):
     options = {"compression": "zstd", "row_group_size": 500}
     pq.write_table(pa.table({"text": ["x" * 100_000] * 5_000}), tmp_path / "made", **options)
     *good, bad = read("x.parquet", (tmp_path / "made").read_bytes())
     assert "expands more than 200 times" in bad.reason
+    assert len(good) + bad.num_records == 5_000
     assert sum(len(record.text) for record in good) <= 200 * bad.num_bytes
     pq.write_table(
         pa.table({"text": ["a", "x" * 50_000_000]}), tmp_path / "made", **options, use_dictionary=False

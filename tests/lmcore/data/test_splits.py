@@ -53,6 +53,21 @@ def test_each_text_is_in_one_split_once(corpus, tmp_path):
     assert summary["sources"]["b"]["duplicates"] == 10
 
 
+def test_a_name_of_two_texts_is_refused(tmp_path):
+    for names in (("x", "y"), ("x", "x")):
+        rows = [{"text": text, "id": name} for text, name in zip(TEXTS[:2], names, strict=True)]
+        lines = [
+            json.dumps(row) for row in [*rows, rows[0]]
+        ]  # the same text under the same name is no matter
+        (tmp_path / f"{''.join(names)}.jsonl").write_text("\n".join(lines))
+    source = {"name": "a", "kind": "files", "id_field": "id"}
+    good = SourceConfig(**source, path=str(tmp_path / "xy.jsonl"))
+    assert build(tmp_path, tmp_path / "good", sources=[good])["documents"] == 2
+    bad = SourceConfig(**source, path=str(tmp_path / "xx.jsonl"))
+    with pytest.raises(DataError, match=r"1 names of several, first a:x.*id_field"):
+        build(tmp_path, tmp_path / "bad", sources=[bad])
+
+
 def test_the_first_of_equal_documents_stays(corpus, tmp_path):
     build(corpus, tmp_path / "out")
     rows = [

@@ -33,7 +33,8 @@ def test_clean_ascii_is_left_alone(text):
         ("a\r\nb\rc\n", "a\nb\nc\n"),
         ("e\u0301", "\u00e9"),
         ("e\x00\u0301", "\u00e9"),
-        ("\ufeff\x0cx\x85\x7f", "x"),
+        ("\ufeff\x00x\x84\x7f", "x"),
+        ("end of page\x0cnext\x0b\x85", "end of page\nnext\n\n"),
         ("\ud83d\ude00 \ud800!", "\U0001f600 \ufffd!"),
     ],
 )

@@ -272,3 +272,31 @@ def test_ranges_outside_the_split_are_refused(written):
     for start, stop in ((-1, 3), (5, 4), (0, dataset.num_tokens + 1)):
         with pytest.raises(DataError, match="expected a range inside"):
             dataset.slice(start, stop)
+
+
+def foreign(directory, rows, **columns):
+    directory.mkdir()
+    table = pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32())), **columns})
+    pq.write_table(table, directory / "a.parquet")
+    return directory
+
+
+def test_files_by_others_are_taken_by_what_they_hold(tmp_path):
+    rows = [[], [1, 2, EOS], None, [3, EOS]]
+    dataset = TokenDataset(foreign(tmp_path / "a", rows, n_tokens=pa.array([3, None, 0, 2])))
+    assert dataset.eos_id == EOS
+    assert dataset.num_documents == 4
+    assert dataset.document(1).tolist() == [1, 2, EOS]
+    assert dataset.document(3).tolist() == [3, EOS]
+    other = TokenDataset(foreign(tmp_path / "b", [[], [2, 1, EOS], None, [3, EOS]]))
+    assert dataset.digest != other.digest
+    with pytest.raises(DataError, match="no token"):
+        TokenDataset(foreign(tmp_path / "c", [[], None]))
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "3", '{"files": []}'])
+def test_an_index_that_is_none_is_refused(tmp_path, index):
+    directory = foreign(tmp_path / "a", [[1, EOS]])
+    (directory / "index.json").write_text(index)
+    with pytest.raises(DataError, match="not a table of"):
+        TokenDataset(directory)
