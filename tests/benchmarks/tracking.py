@@ -2,16 +2,20 @@
 
     python tests/benchmarks/tracking.py [PAIRS [STEPS]]
 
-Prints the median step time of each, and the ratio pair by pair. The follower runs where it runs in use: in
-the process that launched the training, on the same processors.
+Prints the median step time of each and the ratio pair by pair; and, steadier than times on a busy machine,
+the share of all processor time that following takes. The follower runs where it runs in use: in the process that launched the training, on the same
+processors; MLflow is imported before, as a flow does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from lmcore.config import identify, make_recipe
@@ -43,7 +47,8 @@ def step_seconds(run_dir: Path) -> float:
     return statistics.median(seconds[5:])
 
 
-def train(root: Path, name: str, recipe, data: tuple[Path, Path], *, followed: bool) -> float:
+def train(root: Path, name: str, recipe, data: tuple[Path, Path], *, followed: bool) -> tuple[float, float]:
+    """Return the seconds of a step, and this process's share of all processor time meanwhile."""
     run_dir, (tokenizer, tokens) = root / "runs" / name, data
     TrainJob(
         model=recipe.model,
@@ -54,15 +59,22 @@ def train(root: Path, name: str, recipe, data: tuple[Path, Path], *, followed: b
     ).write(run_dir)
     runs.open_run(run_dir, name=name, kind="train", experiment="benchmark")
     processes = recipe.train.parallel.num_processes
-    if not followed:
-        local.run("lmcore.train", run_dir, processes, recipe.train.launch)
-        return step_seconds(run_dir)
     tracker = Tracker("", Home(root))
-    with Follower(tracker, [run_dir], print, patience_seconds=60):
+    tracker.experiment_id("benchmark")
+    follower = (
+        Follower(tracker, [run_dir], print, patience_seconds=60) if followed else contextlib.nullcontext()
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    with follower:
         local.run("lmcore.train", run_dir, processes, recipe.train.launch)
+        runs.close_run(run_dir, "finished")
+    cores = len(os.sched_getaffinity(0))
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall) / cores
+    if not followed:
+        return step_seconds(run_dir), share
     sent = len(tracker.client.get_metric_history(tracker.run_id(run_dir), "train/loss"))
     assert sent == recipe.train.steps, f"{sent} of {recipe.train.steps} steps reached MLflow"
-    return step_seconds(run_dir)
+    return step_seconds(run_dir), share
 
 
 def main() -> None:
@@ -73,21 +85,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_data(root / "data", recipe)
-        ratios = []
+        ratios, shares = [], []
         for pair in range(pairs):
             order = (False, True) if pair % 2 else (True, False)
-            seconds = {
+            found = {
                 followed: train(root, f"{pair}-{followed}", recipe, data, followed=followed)
                 for followed in order
             }
-            ratios.append(seconds[True] / seconds[False])
-            with_, without = 1e3 * seconds[True], 1e3 * seconds[False]
-            print(f"pair {pair}: followed {with_:.1f} ms, alone {without:.1f} ms a step")
+            (with_, busy), (without, idle) = found[True], found[False]
+            ratios.append(with_ / without)
+            shares.append(busy - idle)
+            print(
+                f"pair {pair}: followed {1e3 * with_:.1f} ms, alone {1e3 * without:.1f} ms a step; "
+                f"following takes {shares[-1]:.2%} of the processors"
+            )
         ordered = sorted(ratios)
         print(
             f"step time followed / alone: median {statistics.median(ratios):.4f} "
             f"(from {ordered[0]:.4f} to {ordered[-1]:.4f}, {pairs} pairs of {steps} steps)"
         )
+        print(f"processor time of following: median {statistics.median(shares):.2%} of all")
 
 
 if __name__ == "__main__":
