@@ -3,8 +3,8 @@
     python tests/benchmarks/tracking.py [PAIRS [STEPS]]
 
 Prints the median step time of each and the ratio pair by pair; and, steadier than times on a busy machine,
-the share of all processor time that following takes. The follower runs where it runs in use: in the process that launched the training, on the same
-processors; MLflow is imported before, as a flow does.
+the share of all processor time that following takes. The follower runs where it runs in use: in the process
+that launched the training, on the same processors; MLflow is imported before, as a flow does.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def make_trainer(folder: Path, options: argparse.Namespace) -> Trainer:
             global_batch_tokens=options.batch * options.seq_len,
             micro_batch_size=options.batch,
             optimizer={"name": options.optimizer},
-            parallel={"dp_shard": 1},
+            parallel={"dp_replicate": 1, "dp_shard": 1},
         ),
         tokens=str(folder),
         tokenizer=str(folder),

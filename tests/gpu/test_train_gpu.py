@@ -42,7 +42,7 @@ def train(corpus, run_dir, device, **settings):
                 "seq_len": 64,
                 "global_batch_tokens": 1024,
                 "micro_batch_size": 8,
-                "parallel": {"dp_shard": 1},
+                "parallel": {"dp_replicate": 1, "dp_shard": 1},
                 **settings,
             }
         ),
