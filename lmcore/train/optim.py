@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from lmcore.config import OptimizerConfig
 from lmcore.model.transformer import Role, Transformer, parameter_role
 from lmcore.parallel.apply import local
 
+CHUNK_ELEMENTS = 1 << 26
 DECAYED: tuple[Role, ...] = ("matrix", "embedding", "head")
 
 
@@ -152,17 +153,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
-            updates = orthogonalize(_gather(updates, parameters), self.dtype)
-            for parameter, update in zip(parameters, updates, strict=True):
-                rows, columns = parameter.shape
-                # Tall matrices move further, so that each output changes as much.
-                rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-                mine = local(parameter)
-                if group["weight_decay"]:
-                    mine.mul_(1 - group["lr"] * group["weight_decay"])
-                mine.add_(_own_rows(update, parameter), alpha=-rate)
+            for parameters in _chunks([p for p in group["params"] if p.grad is not None]):
+                self._move(parameters, group)
+
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
+        updates = orthogonalize(_gather(updates, parameters), self.dtype)
+        for parameter, update in zip(parameters, updates, strict=True):
+            rows, columns = parameter.shape
+            # Tall matrices move further, so that each output changes as much.
+            rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+            mine = local(parameter)
+            if group["weight_decay"]:
+                mine.mul_(1 - group["lr"] * group["weight_decay"])
+            mine.add_(_own_rows(update, parameter), alpha=-rate)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """Move the average of ``parameter``; return the update of this process's part, with a look ahead."""
@@ -172,6 +176,19 @@ class Muon(torch.optim.Optimizer):
         gradient, average = local(cast("Tensor", parameter.grad)), local(state["momentum_buffer"])
         average.lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
+
+
+def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut ``parameters`` into runs of bounded size, which are gathered at a time; a larger one is alone."""
+    chunk, size = [], 0
+    for parameter in parameters:
+        if chunk and size + parameter.numel() > CHUNK_ELEMENTS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(parameter)
+        size += parameter.numel()
+    if chunk:
+        yield chunk
 
 
 def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -58,6 +58,23 @@ def test_our_muon_is_the_one_of_torch():
         assert difference < 0.05, name  # both compute in bf16, in another order
 
 
+@pytest.mark.parametrize("chunk", [1, 3_000])
+def test_how_many_matrices_are_moved_at_a_time_does_not_matter(monkeypatch, chunk):
+    moved = []
+    for size in (1 << 26, chunk):
+        monkeypatch.setattr("lmcore.train.optim.CHUNK_ELEMENTS", size)
+        model = make("llama")
+        optimizers = Optimizers(model, OptimizerConfig(name="muon"), torch.float32)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizers.step(1.0)
+        moved.append([parameter.detach().clone() for parameter in model.parameters()])
+    for one, other in zip(*moved, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
 def test_newton_schulz_keeps_directions_and_evens_out_their_sizes(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
