@@ -11,6 +11,7 @@ help: ## list the targets
 
 quickstart: .venv/.installed ## install, and run the whole pipeline once
 	$(BIN)/gristmill run quickstart
+	@echo "next: . $(BIN)/activate; gristmill generate quickstart; gristmill up"
 
 test: .venv/.installed-test ## the test suite, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -48,6 +49,7 @@ clean: ## remove the environment; artifacts and runs stay
 
 # torch first: with it there, no other package pulls another build of it.
 .venv/.installed: .venv/bin/python pyproject.toml infra/constraints.txt
+	@echo "installing torch, Prefect, MLflow and the rest into .venv: about 2 GB, some minutes"
 	$(PIP) torch
 	$(PIP) --editable .
 	@touch $@

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -77,6 +79,8 @@ class Display:
 def show_summary(console: Console, summary: Summary) -> None:
     """Print what came out of a run."""
     console.print()
+    if summary.books:
+        console.print(_sentence(summary.books), highlight=False, markup=False)
     for sample in summary.samples[:SAMPLES_SHOWN]:
         text = Text(sample["prompt"], style="bold")
         text.append(sample["text"], style="not bold")
@@ -102,7 +106,18 @@ def show_summary(console: Console, summary: Summary) -> None:
         console.print(f"MLflow run {where}", highlight=False, markup=False, soft_wrap=True)
     if summary.model_path:
         console.print(f"model {summary.model_path}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{summary.wall_seconds:.1f} s in all", highlight=False)
+    if summary.quarantine:
+        console.print(f"set aside: {summary.quarantine}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{summary.wall_seconds:.1f} s in all, with the start of the servers", highlight=False)
+
+
+def _sentence(books: Mapping[str, Any]) -> str:
+    """Documents in = kept + ..., in words."""
+    parts = {"kept": books["kept"]}
+    parts |= {f"dropped by {rule}": count for rule, count in books["dropped"].items()}
+    parts |= {name: books[name] for name in ("duplicates", "quarantined")}
+    told = " + ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    return f"{books['documents_in']:,} documents = {told}"
 
 
 def _number(value: float | None) -> str:

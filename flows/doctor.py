@@ -6,7 +6,7 @@ import http.client
 import os
 import urllib.request
 
-from flows.services import running
+from flows.services import client_environment, running
 from lmcore.config import userinfo
 from lmcore.doctor import Check, machine_checks
 from lmcore.home import Home
@@ -14,7 +14,7 @@ from lmcore.home import Home
 
 def examine(home: Home) -> list[Check]:
     """Run every check."""
-    return [*(check() for check in machine_checks(home.root)), check_services(home), check_tracking()]
+    return [*(check() for check in machine_checks(home.root)), check_services(home), check_tracking(home)]
 
 
 def check_services(home: Home) -> Check:
@@ -29,9 +29,9 @@ def check_services(home: Home) -> Check:
     return Check("services", "ok", urls)
 
 
-def check_tracking() -> Check:
-    """The MLflow server named in the environment answers."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+def check_tracking(home: Home) -> Check:
+    """The MLflow server that a run would report to answers."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or client_environment(home).get("MLFLOW_TRACKING_URI", "")
     if userinfo(uri):
         return Check(
             "mlflow",
@@ -40,7 +40,7 @@ def check_tracking() -> Check:
             "Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
         )
     if not uri.startswith("http"):
-        return Check("mlflow", "ok", uri or "no server set: mlflow.db in GRISTMILL_HOME")
+        return Check("mlflow", "ok", uri or f"no server set: {home.mlflow_database}")
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=5):  # noqa: S310 - the user's own setting
             return Check("mlflow", "ok", f"{uri} answers")

@@ -50,8 +50,8 @@ def trained_model(recipe: Recipe) -> Path:
         if artifact is None:
             raise StorageError(
                 f"recipe {recipe.name} has no trained model",
-                found=f"{stage.name} is not there ({reason})",
-                remedy=f"Run `gristmill train {recipe.name}` first, or name a directory with --model.",
+                found=f"{stage.name} is not in {Home.here().root} ({reason})",
+                remedy="Run `gristmill train` with the same recipe and --set, or give a --model.",
             )
         if stage.name == "train":
             return artifact.path / "model"

@@ -116,29 +116,115 @@ class SourceConfig(Config):
         return self
 
 
-class QualityConfig(Config):
-    """Named rules that drop documents."""
+class CodeRules(Config):
+    """Source code (Li et al. 2023, StarCoder, section 3.2)."""
 
-    profile: Literal["code", "prose", "none"] = setting("code", "Which set of rules decides")
-    min_chars: int = setting(64, "Drop shorter documents (code, prose)", unit="characters", ge=0)
-    max_line_chars: int = setting(1_000, "Drop documents with a longer line (code)", unit="characters", ge=1)
+    min_chars: int = setting(64, "Drop shorter files", unit="characters", ge=0)
+    max_line_chars: int = setting(1_000, "Drop files with a longer line", unit="characters", ge=1)
     max_mean_line_chars: float = setting(
-        100.0, "Drop documents whose lines are longer on average (code)", unit="characters", gt=0
+        100.0, "Drop files whose lines are longer on average", unit="characters", gt=0
     )
-    min_alphanumeric: float = setting(
-        0.25, "Drop documents with a smaller share of letters and digits (code)", unit="share", ge=0, le=1
+    min_alphanumeric_share: float = setting(
+        0.25, "Drop files with a smaller share of letters and digits", unit="share", ge=0, le=1
     )
-    min_words: int = setting(50, "Drop documents with fewer words (prose)", unit="words", ge=0)
-    max_words: int = setting(100_000, "Drop documents with more words (prose)", unit="words", ge=1)
-    min_mean_word_chars: float = setting(
-        3.0, "Drop documents with shorter words on average (prose)", unit="characters", ge=0
+    drop_generated: bool = setting(True, "Drop files that say near their top that a program wrote them")
+    max_licence_share: float = setting(
+        0.8, "Drop files of which a larger part is the licence at their top", unit="share", ge=0, le=1
     )
-    max_mean_word_chars: float = setting(
-        10.0, "Drop documents with longer words on average (prose)", unit="characters", gt=0
+
+
+class GopherRules(Config):
+    """Quality of prose (Rae et al. 2021, Gopher, appendix A1.1)."""
+
+    min_words: int = setting(50, "Drop documents with fewer words", unit="words", ge=0)
+    max_words: int = setting(100_000, "Drop documents with more words", unit="words", ge=1)
+    min_mean_word_chars: float = setting(3.0, "Drop shorter words on average", unit="characters", ge=0)
+    max_mean_word_chars: float = setting(10.0, "Drop longer words on average", unit="characters", gt=0)
+    max_hashes_per_word: float = setting(0.1, "Drop more `#`", unit="per word", ge=0)
+    max_ellipses_per_word: float = setting(0.1, "Drop more ellipses", unit="per word", ge=0)
+    max_bullet_line_share: float = setting(
+        0.9, "Drop more lines that begin with a bullet", unit="share", ge=0
     )
-    min_alphabetic_words: float = setting(
-        0.8, "Drop documents where fewer words hold a letter (prose)", unit="share", ge=0, le=1
+    max_ellipsis_line_share: float = setting(
+        0.3, "Drop more lines that end in an ellipsis", unit="share", ge=0
     )
+    min_alphabetic_word_share: float = setting(
+        0.8, "Drop fewer words that hold a letter", unit="share", ge=0, le=1
+    )
+    min_stop_words: int = setting(
+        2, "Drop fewer of: the, be, to, of, and, that, have, with", unit="words", ge=0, le=8
+    )
+
+
+class RepetitionRules(Config):
+    """Repetition in prose (Rae et al. 2021, table A1): the largest share of a document that may repeat."""
+
+    max_duplicate_line_share: float = setting(0.30, "Lines that came before", unit="of the lines", ge=0)
+    max_duplicate_paragraph_share: float = setting(
+        0.30, "Paragraphs that came before", unit="of the paragraphs", ge=0
+    )
+    max_duplicate_line_char_share: float = setting(
+        0.20, "Characters in lines that came before", unit="of the characters", ge=0
+    )
+    max_duplicate_paragraph_char_share: float = setting(
+        0.20, "Characters in paragraphs that came before", unit="of the characters", ge=0
+    )
+    max_top_2_gram_char_share: float = setting(0.20, "Most frequent 2-gram", unit="of the characters", ge=0)
+    max_top_3_gram_char_share: float = setting(0.18, "Most frequent 3-gram", unit="of the characters", ge=0)
+    max_top_4_gram_char_share: float = setting(0.16, "Most frequent 4-gram", unit="of the characters", ge=0)
+    max_duplicate_5_gram_char_share: float = setting(0.15, "Repeated 5-grams", unit="of the characters", ge=0)
+    max_duplicate_6_gram_char_share: float = setting(0.14, "Repeated 6-grams", unit="of the characters", ge=0)
+    max_duplicate_7_gram_char_share: float = setting(0.13, "Repeated 7-grams", unit="of the characters", ge=0)
+    max_duplicate_8_gram_char_share: float = setting(0.12, "Repeated 8-grams", unit="of the characters", ge=0)
+    max_duplicate_9_gram_char_share: float = setting(0.11, "Repeated 9-grams", unit="of the characters", ge=0)
+    max_duplicate_10_gram_char_share: float = setting(
+        0.10, "Repeated 10-grams", unit="of the characters", ge=0
+    )
+
+
+class C4LineRules(Config):
+    """Lines that C4 takes out of a document (Raffel et al. 2020), beside those of scripts and policies."""
+
+    min_line_words: int = setting(3, "Take out lines with fewer words", unit="words", ge=0)
+    max_word_chars: int = setting(1_000, "Take out lines with a longer word", unit="characters", ge=1)
+    require_end_mark: bool = setting(False, "Take out lines that end in no mark (FineWeb leaves them)")
+
+
+class C4Rules(Config):
+    """Documents that C4 drops, by what its line rules left."""
+
+    drop_lorem_ipsum: bool = setting(True, "Drop documents with a placeholder text")
+    drop_curly_brackets: bool = setting(True, "Drop documents with a curly bracket")
+    min_sentences: int = setting(5, "Drop documents with fewer sentences", unit="sentences", ge=0)
+
+
+class FineWebRules(Config):
+    """FineWeb's own rules (Penedo et al. 2024, section 3.6)."""
+
+    min_ended_line_share: float = setting(
+        0.12, "Drop fewer lines that end in a mark", unit="of the lines", ge=0, le=1
+    )
+    max_short_line_share: float = setting(
+        0.67, "Drop more lines of at most 30 characters", unit="of the lines", ge=0
+    )
+    max_repeated_line_char_share: float = setting(
+        0.01, "Drop more characters in lines that came before", unit="of the characters", ge=0
+    )
+    max_line_ends_per_word: float = setting(0.3, "Drop more line ends", unit="per word", ge=0)
+
+
+class QualityConfig(Config):
+    """Rules that drop documents. Thresholds look at stored figures: changing one reads no text again."""
+
+    profile: Literal["code", "gopher", "c4", "fineweb", "web", "none"] = setting(
+        "code", "Which rules decide; web: gopher, then c4, then fineweb"
+    )
+    code: CodeRules = setting(CodeRules(), "Source code")
+    repetition: RepetitionRules = setting(RepetitionRules(), "Repetition (gopher, web)")
+    gopher: GopherRules = setting(GopherRules(), "Quality of prose (gopher, web)")
+    c4_lines: C4LineRules = setting(C4LineRules(), "Lines that are taken out (c4, web)")
+    c4: C4Rules = setting(C4Rules(), "Documents of the web (c4, web)")
+    fineweb: FineWebRules = setting(FineWebRules(), "Lists and menus (fineweb, web)")
 
 
 class LimitsConfig(Config):
@@ -551,10 +637,15 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read", found=str(error)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML
         raise ConfigError(
-            f"recipe {path} is not YAML", found=" ".join(str(error).split()), remedy="Mend the line it names."
+            f"recipe {path} cannot be read",
+            found=error.strerror or str(error),
+            remedy="Give the name of a recipe, or the path of a YAML file.",
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML
+        found = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(
+            f"recipe {path} is not YAML", found=found, remedy="Mend the line it names."
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(
@@ -564,7 +655,17 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         )
     for override in overrides:
         _apply(values, override)
-    return parse(Recipe, values, where=f"recipe {path.name}")
+    # Names alone: a value may be a secret.
+    changed = "".join(f" --set {override.partition('=')[0]}" for override in overrides)
+    recipe = parse(Recipe, values, where=f"recipe {path.name}{changed}")
+    if "sources" not in values.get("data", {}):
+        raise ConfigError(
+            f"recipe {path.name} does not say what to learn from",
+            expected="data.sources",
+            found=", ".join(values) or "nothing",
+            remedy="Name a source; flows/recipes/quickstart.yaml shows one.",
+        )
+    return recipe
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -265,6 +265,8 @@ class Store:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} went from {_short(old[name])} to {_short(new[name])}"
+        if max(map(len, map(_short, (old[name], new[name])))) < 60
+        else f"{name} is another"
         for name in sorted(old.keys() & new.keys())
         if old[name] != new[name]
     ]

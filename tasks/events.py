@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,22 @@ POLL_SECONDS = 0.5
 
 
 class EventTail:
-    """A context manager that reports the newest step or progress row a few times a second."""
+    """A context manager that reports the newest step or progress row a few times a second.
 
-    def __init__(self, events: Path, progress: Progress, total_steps: int) -> None:
+    ``say`` gets a line when the run goes on from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        events: Path,
+        progress: Progress,
+        total_steps: int,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
         self._events = events
         self._progress = progress
         self._total_steps = total_steps
+        self._say = say
         self._offset = events.stat().st_size if events.exists() else 0
         self._stop = threading.Event()
         # Prefect's artifacts need to know which task run they belong to, in this thread too.
@@ -38,6 +49,9 @@ class EventTail:
         while True:
             last = self._stop.wait(POLL_SECONDS)
             rows, self._offset = read_events(self._events, self._offset)
+            for row in rows:
+                if row["kind"] == "resume":
+                    self._say(f"goes on from the checkpoint of step {row['step']}")
             for row in reversed(rows):
                 if self._report(row):
                     break

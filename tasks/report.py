@@ -40,6 +40,8 @@ class Summary(BaseModel):
     recipe: str
     stages: list[StageSummary]
     documents: int | None = None
+    books: dict[str, Any] | None = None
+    quarantine: str | None = None
     dataset_tokens: int | None = None
     train_tokens: int | None = None
     val_bits_per_byte: float | None = None
@@ -152,9 +154,19 @@ def summarize_data(recipe: Recipe, prepared: Prepared) -> Summary:
     return Summary(
         recipe=recipe.name,
         stages=stage_summaries(prepared.artifacts),
-        documents=prepared.splits.summary["documents"],
+        **_books(prepared),
         dataset_tokens=prepared.tokens.summary["train_tokens"],
     )
+
+
+def _books(prepared: Prepared) -> dict[str, Any]:
+    """Documents kept, what became of the others, and where those are that could not be read."""
+    set_aside = prepared.documents.path / "quarantine"
+    return {
+        "documents": prepared.splits.summary["documents"],
+        "books": prepared.splits.summary["books"],
+        "quarantine": str(set_aside) if set_aside.is_dir() else None,
+    }
 
 
 def _publish_stages(key: str, stages: list[StageSummary]) -> None:
@@ -178,7 +190,7 @@ def _summarize(
     return Summary(
         recipe=recipe.name,
         stages=stage_summaries(artifacts),
-        documents=prepared.splits.summary["documents"],
+        **_books(prepared),
         dataset_tokens=prepared.tokens.summary["train_tokens"],
         train_tokens=trained.summary["train_tokens"],
         val_bits_per_byte=measured.get("bits_per_byte"),

@@ -6,6 +6,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lmcore.train.job import TrainJob
 from tasks import runs
 from tasks.events import EventTail
 from tasks.prepare import Prepared
+from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
 
@@ -95,13 +97,17 @@ def run_job(
     status: runs.RunStatus = "killed"
     run.follower.add(run_dir)
     try:
-        with EventTail(run_dir / "events.jsonl", progress, total_steps):
+        say = partial(note, get_run_logger())
+        with EventTail(run_dir / "events.jsonl", progress, total_steps, say):
             result = local.run(
                 module,
                 run_dir,
                 recipe.train.parallel.num_processes,
                 recipe.train.launch,
                 on_line=rate_limited(get_run_logger().info, LOG_LINE_EVERY_SECONDS),
+                on_stop=lambda: say(
+                    f"stopping: its processes may save for up to {recipe.train.launch.grace_seconds:g} s"
+                ),
             )
         if result["status"] == "completed":
             runs.update_run(run_dir, metrics=metrics_of(result))

@@ -44,7 +44,7 @@ def tiny_recipe(corpus: Path, **changes) -> dict:
         "name": "tiny",
         "data": {
             "sources": [{"name": "demo", "kind": "files", "path": str(corpus), "id_field": "id"}],
-            "quality": {"profile": "prose", "min_words": 20},
+            "quality": {"profile": "code"},
             "validation_fraction": 0.1,
             "tokenizer": {"vocab_size": 300},
             "workers": 1,

@@ -17,8 +17,8 @@ class Books:
     Attributes:
         documents_in: Records that the readers met, good or bad.
         quarantined: Records that could not be read.
+        passed: Records that could be read: documents.
         dropped: Documents that each quality rule dropped, by rule.
-        passed: Documents that went on to deduplication.
         duplicates: Documents with the text of an earlier one.
         train: Documents kept for training.
         validation: Documents kept and held out.
@@ -26,8 +26,8 @@ class Books:
 
     documents_in: int = 0
     quarantined: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
     passed: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     train: int = 0
     validation: int = 0
@@ -38,18 +38,16 @@ class Books:
         return self.train + self.validation
 
     def check_intake(self, where: str) -> None:
-        """Raise DataError unless in = quarantined + dropped + passed."""
-        self._balance(where, "documents in", self.documents_in, self._intake())
+        """Raise DataError unless in = quarantined + passed."""
+        intake = {"quarantined": self.quarantined, "passed": self.passed}
+        self._balance(where, "documents in", self.documents_in, intake)
 
     def check(self, where: str) -> None:
         """Raise DataError unless in = kept + dropped + duplicates + quarantined, and the steps between."""
         self.check_intake(where)
-        split = {"duplicates": self.duplicates, "train": self.train, "validation": self.validation}
-        self._balance(where, "documents passed", self.passed, split)
-
-    def _intake(self) -> dict[str, int]:
         dropped = {f"dropped by {rule}": count for rule, count in sorted(self.dropped.items())}
-        return {"quarantined": self.quarantined, **dropped, "passed": self.passed}
+        split = {"duplicates": self.duplicates, "train": self.train, "validation": self.validation}
+        self._balance(where, "documents passed", self.passed, {**dropped, **split})
 
     @staticmethod
     def _balance(where: str, name: str, total: int, parts: Mapping[str, int]) -> None:

@@ -7,8 +7,10 @@ same text lands in the same split wherever it is found.
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
+import pyarrow as pa
 
 from lmcore.errors import DataError
 
@@ -21,6 +23,18 @@ def content_hash(text: str) -> bytes:
     Two of a trillion different documents share one with a probability of about 1e-15.
     """
     return hashlib.blake2b(text.encode("utf-8"), digest_size=HASH_BYTES).digest()
+
+
+def content_hashes(texts: pa.Array) -> pa.Array:
+    """``content_hash`` of each of ``texts`` (``pa.large_string``); ``pa.binary(16)``."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view = memoryview(data) if data is not None else memoryview(b"")
+    digests = [
+        hashlib.blake2b(view[start:end], digest_size=HASH_BYTES).digest()
+        for start, end in itertools.pairwise(ends)
+    ]
+    return pa.array(digests, pa.binary(HASH_BYTES))
 
 
 def order_by_hash(hashes: np.ndarray) -> np.ndarray:

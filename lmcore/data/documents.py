@@ -1,9 +1,12 @@
-"""The documents stage: raw files in, normalised documents that pass the rules out, as Parquet shards.
+"""The documents stage: raw files in, normalised and measured documents out, as Parquet shards.
+
+Nothing is dropped here: figures that quality rules look at are stored beside the text, and the splits stage
+decides by them.
 
 Each shard is a run of files of one source and is worked on alone, so the output is the same for any number of
 processes. Layout::
 
-    documents/00000.parquet    what passed, in the order of the files
+    documents/00000.parquet    what could be read, in the order of the files
     quarantine/00000.parquet   what could not be read, only for shards that have any
     books.json                 source and books of each shard
 """
@@ -15,21 +18,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, SourceConfig
 from lmcore.data.books import Books
-from lmcore.data.dedup import HASH_BYTES, content_hash
+from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.pool import map_in_order
-from lmcore.data.quality import first_broken_rule
+from lmcore.data.quality import signals_of
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.sources import Inventory, SourceFile
 from lmcore.data.text import normalise
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
+
+if TYPE_CHECKING:
+    from lmcore.data.signals import Measured
 
 DOCUMENTS_SCHEMA = pa.schema(
     [
@@ -40,7 +46,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)
+)  # and a column of numbers for each signal
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -53,6 +59,9 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP_TEXT = 16_000_000  # characters
+
+
+_Row = tuple[str, str, str, int, str]  # doc_id, source, path, record, text
 
 
 @dataclass
@@ -94,9 +103,10 @@ def build_documents(
         Files, bytes (of UTF-8 text that passed) and the books in all, by source and by shard.
 
     Raises:
-        DataError: nothing is left, too much was quarantined, or the books do not balance.
+        DataError: nothing can be read, too much was quarantined, or the books do not balance.
     """
     shards = _cut(config, inventory)
+    _compile(config)
     (out / "documents").mkdir()
     paced = Paced(progress, "read documents", inventory.total_bytes, "bytes")
     results = []
@@ -110,7 +120,7 @@ def build_documents(
     broken_files = sum(result.broken_files for result in results)
     _check_broken_files(config, broken_files, len(inventory.files), examples)
     if not books.passed:
-        raise _empty(books, examples)
+        raise nothing_left(books, examples)
     (out / "books.json").write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
     by_source: dict[str, Books] = {}
     for source in config.sources:
@@ -149,8 +159,10 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
     result = ShardResult(shard.source.name, Books())
     quarantined: list[dict[str, Any]] = []
     path = out / "documents" / shard.name
-    with pq.ParquetWriter(path, DOCUMENTS_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        rows: list[tuple[str, str, str, int, str, bytes]] = []
+    signals = [pa.field(name, pa.float64(), nullable=False) for name in signals_of(config.quality)]
+    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals])
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        rows: list[_Row] = []
         held = 0
         for file, record in _records(config, shard, paced):
             if isinstance(record, Quarantined):
@@ -160,21 +172,15 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
                 quarantined.append(_quarantine_row(file, record))
                 continue
             result.books.documents_in += 1
-            text = normalise(record.text)
-            rule = first_broken_rule(text, config.quality)
-            if rule:
-                result.books.dropped[rule] += 1
-                continue
             result.books.passed += 1
-            rows.append(
-                (_doc_id(file, record), file.source, file.name, record.index, text, content_hash(text))
-            )
+            text = normalise(record.text)
+            rows.append((_doc_id(file, record), file.source, file.name, record.index, text))
             held += len(text)
             if held >= ROW_GROUP_TEXT:
-                result.num_bytes += _write(writer, rows)
+                result.num_bytes += _write(writer, schema, config, rows)
                 rows, held = [], 0
         if rows:
-            result.num_bytes += _write(writer, rows)
+            result.num_bytes += _write(writer, schema, config, rows)
     if quarantined:
         (out / "quarantine").mkdir(exist_ok=True)
         table = pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA)
@@ -208,15 +214,33 @@ def _doc_id(file: SourceFile, record: Record) -> str:
     return f"{file.source}:{file.name}" + ("" if whole_file else f"#{record.index}")
 
 
-def _write(writer: pq.ParquetWriter, rows: list[tuple[str, str, str, int, str, bytes]]) -> int:
-    """Write ``rows`` as one row group; return the bytes of their text."""
+def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows: list[_Row]) -> int:
+    """Measure ``rows`` and write them as one row group; return the bytes of their text."""
+    doc_ids, sources, paths, records, texts = zip(*rows, strict=True)
+    measured = _measure(pa.array(texts, pa.large_string()), config)
     columns = [
-        pa.array(values, field.type)
-        for values, field in zip(zip(*rows, strict=True), DOCUMENTS_SCHEMA, strict=True)
+        pa.array(doc_ids, pa.string()),
+        pa.array(sources, pa.string()),
+        pa.array(paths, pa.string()),
+        pa.array(records, pa.int64()),
+        measured.texts,
+        content_hashes(measured.texts),
+        *map(pa.array, measured.signals.values()),
     ]
-    table = pa.Table.from_arrays(columns, schema=DOCUMENTS_SCHEMA)
-    writer.write_table(table, row_group_size=len(rows))
-    return sum(len(row[4].encode()) for row in rows)
+    writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
+    return measured.num_bytes
+
+
+def _measure(texts: pa.Array, config: DataConfig) -> Measured:
+    # The compiler takes a third of a second to import, and most commands build nothing.
+    from lmcore.data.signals import measure
+
+    return measure(texts, config.quality)
+
+
+def _compile(config: DataConfig) -> None:
+    """Compile what measures, once, so that not every process does."""
+    _measure(pa.array(["a"], pa.large_string()), config)
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:
@@ -282,7 +306,8 @@ def _check_broken_files(config: DataConfig, broken: int, files: int, examples: l
         )
 
 
-def _empty(books: Books, examples: list[str]) -> DataError:
+def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
+    """The error that no document is left, and why."""
     lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
     if books.quarantined:
         lost.append(f"{books.quarantined} quarantined, for example " + "; ".join(examples[:1]))

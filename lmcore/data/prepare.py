@@ -39,10 +39,16 @@ __all__ = [
     "take_inventory",
 ]
 
-DOCUMENTS_VERSION = 2
-DOCUMENTS_SETTINGS = ("data.sources", "data.quality", "data.limits", "data.shard_bytes")
-SPLITS_VERSION = 1
-SPLITS_SETTINGS = ("data.exact_dedup", "data.validation_fraction", "data.split_seed")
+DOCUMENTS_VERSION = 3
+DOCUMENTS_SETTINGS = (
+    "data.sources",
+    "data.limits",
+    "data.shard_bytes",
+    "data.quality.profile",
+    "data.quality.c4_lines",
+)
+SPLITS_VERSION = 2
+SPLITS_SETTINGS = ("data.quality", "data.exact_dedup", "data.validation_fraction", "data.split_seed")
 TOKENIZER_VERSION = 1
 TOKENIZER_SETTINGS = ("data.tokenizer",)
 TOKENS_VERSION = 2

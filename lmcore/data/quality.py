@@ -1,67 +1,125 @@
-"""Named rules that drop documents; each answers with its own name.
+"""Rules that drop documents: each compares one stored figure of ``signals`` with one setting.
 
-``code`` has the rules of StarCoder's filters (Li et al. 2023, section 3.2), ``prose`` those of Gopher that
-look at words (Rae et al. 2021, appendix A1.1). A rule is named after its setting, so that a report says
-which number to change.
+A rule is named after its setting, so that a report says which number to change.
 """
 
 from __future__ import annotations
 
-import re
-import string
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from lmcore.config import QualityConfig
+import numpy as np
+import pyarrow as pa
 
-Rule = Callable[[str], str | None]
+from lmcore.config import Config, QualityConfig
 
-_ASCII = re.compile(r"[\x00-\x7f]+")
-_ASCII_ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
+# What is measured, in the order of the rows of ``lmcore.data.signals``.
+CODE_SIGNALS = ("line_chars", "mean_line_chars", "alphanumeric_share", "generated", "licence_share")
+TEXT_SIGNALS = (
+    "duplicate_line_share",
+    "duplicate_paragraph_share",
+    "duplicate_line_char_share",
+    "duplicate_paragraph_char_share",
+    "top_2_gram_char_share",
+    "top_3_gram_char_share",
+    "top_4_gram_char_share",
+    "duplicate_5_gram_char_share",
+    "duplicate_6_gram_char_share",
+    "duplicate_7_gram_char_share",
+    "duplicate_8_gram_char_share",
+    "duplicate_9_gram_char_share",
+    "duplicate_10_gram_char_share",
+    "words",
+    "mean_word_chars",
+    "hashes_per_word",
+    "ellipses_per_word",
+    "bullet_line_share",
+    "ellipsis_line_share",
+    "alphabetic_word_share",
+    "stop_words",
+    "lorem_ipsum",
+    "curly_brackets",
+    "sentences",
+    "ended_line_share",
+    "short_line_share",
+    "repeated_line_char_share",
+    "line_ends_per_word",
+)
+PROFILES: dict[str, tuple[str, ...]] = {
+    "code": ("code",),
+    "gopher": ("repetition", "gopher"),
+    "c4": ("c4",),
+    "fineweb": ("fineweb",),
+    "web": ("repetition", "gopher", "c4", "fineweb"),
+    "none": (),
+}
 
 
-def first_broken_rule(text: str, config: QualityConfig) -> str | None:
-    """Return the name of the first rule of ``config.profile`` that ``text`` breaks, or None to keep it."""
+@dataclass(frozen=True)
+class Rule:
+    """One threshold.
+
+    Attributes:
+        name: Its setting, below ``data.quality``.
+        signal: The figure that it looks at.
+        limit: What the figure is compared with.
+        below: Whether smaller figures are dropped, or larger ones.
+    """
+
+    name: str
+    signal: str
+    limit: float
+    below: bool
+
+    def breaks(self, values: np.ndarray) -> np.ndarray:
+        """Which of ``values`` are dropped; bool."""
+        return values < self.limit if self.below else values > self.limit
+
+
+def rules_of(config: QualityConfig) -> list[Rule]:
+    """The rules of ``config.profile``, in the order in which they decide; the first drops what is empty."""
+    return [Rule("empty", "chars", 1.0, below=True)] + [
+        rule for group in PROFILES[config.profile] for rule in rules_in(group, getattr(config, group))
+    ]
+
+
+def rules_in(group: str, section: Config) -> list[Rule]:
+    """One rule for each threshold of ``section``."""
+    rules = []
+    for field, value in section:
+        kind, _, signal = field.partition("_")
+        if kind == "drop":
+            # Such figures count what must not be there.
+            if value:
+                rules.append(Rule(f"{group}.{field}", signal, 0.0, below=False))
+        else:
+            rules.append(Rule(f"{group}.{field}", signal, float(value), below=kind == "min"))
+    return rules
+
+
+def first_broken_rules(
+    config: QualityConfig, signals: Mapping[str, np.ndarray], num_documents: int
+) -> pa.Array:
+    """Name of the first rule that each document breaks, or null; ``pa.string`` [num_documents]."""
+    return broken_rule_of(rules_of(config), signals, num_documents)
+
+
+def broken_rule_of(rules: Sequence[Rule], signals: Mapping[str, np.ndarray], num_documents: int) -> pa.Array:
+    """Name of the first of ``rules`` that each document breaks, or null; ``pa.string`` [num_documents]."""
+    broken = np.full(num_documents, -1, np.int32)
+    for number, rule in enumerate(rules):
+        broken[(broken < 0) & rule.breaks(signals[rule.signal])] = number
+    names = pa.array([rule.name for rule in rules], pa.string())
+    return names.take(pa.array(broken, mask=broken < 0))
+
+
+def takes_lines_out(config: QualityConfig) -> bool:
+    """Whether C4's line rules change the text."""
+    return "c4" in PROFILES[config.profile]
+
+
+def signals_of(config: QualityConfig) -> tuple[str, ...]:
+    """Names of the figures that are stored for ``config.profile``."""
     if config.profile == "none":
-        return None
-    if len(text) < config.min_chars:
-        return "min_chars"
-    return _code(text, config) if config.profile == "code" else _prose(text, config)
-
-
-def _code(text: str, config: QualityConfig) -> str | None:
-    lines = text.split("\n")
-    if max(map(len, lines)) > config.max_line_chars:
-        return "max_line_chars"
-    if (len(text) - len(lines) + 1) / len(lines) > config.max_mean_line_chars:
-        return "max_mean_line_chars"
-    if text and _count_alphanumeric(text) / len(text) < config.min_alphanumeric:
-        return "min_alphanumeric"
-    return None
-
-
-def _prose(text: str, config: QualityConfig) -> str | None:
-    words = text.split()
-    if len(words) < config.min_words:
-        return "min_words"
-    if len(words) > config.max_words:
-        return "max_words"
-    if not words:
-        return None
-    mean = sum(map(len, words)) / len(words)
-    if mean < config.min_mean_word_chars:
-        return "min_mean_word_chars"
-    if mean > config.max_mean_word_chars:
-        return "max_mean_word_chars"
-    alphabetic = sum(any(map(str.isalpha, word)) for word in words)
-    if alphabetic / len(words) < config.min_alphabetic_words:
-        return "min_alphabetic_words"
-    return None
-
-
-def _count_alphanumeric(text: str) -> int:
-    raw = text.encode("utf-8")
-    count = len(raw) - len(raw.translate(None, _ASCII_ALPHANUMERIC))
-    if not text.isascii():
-        # Asking each character is slow, so only those are asked that bytes cannot tell.
-        count += sum(map(str.isalnum, _ASCII.sub("", text)))
-    return count
+        return ("chars",)
+    return ("chars", *(CODE_SIGNALS if config.profile == "code" else TEXT_SIGNALS))

@@ -206,7 +206,7 @@ def _nothing_found(source: SourceConfig, filesystem: Any, root: str) -> DataErro
     return DataError(
         f"source {source.name!r} matches no file",
         expected=f"files at {source.path!r}",
-        found=f"none; looked in {looked or '/'}" + (f", which holds {', '.join(near)}" if near else ""),
+        found=f"none; looked in {looked or '/'}" + (f"; nearest there: {', '.join(near)}" if near else ""),
         remedy=f"It is a folder: write {source.path.rstrip('/')}/**/*.jsonl or the like."
         if is_folder
         else "Correct the path of this source.",

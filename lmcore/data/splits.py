@@ -1,8 +1,8 @@
-"""The splits stage: which documents are kept once, which are held out, and in which order they are used.
+"""The splits stage: which documents are good enough, which are kept once, and which are held out.
 
 Layout: ``decisions/00000.parquet`` beside each shard of the documents stage, row for row, with ``doc_id``,
-``content_hash``, ``decision`` (train, validation or duplicate) and ``duplicate_of``. The text stays where it
-is, so that another seed costs seconds.
+``content_hash``, ``decision`` (train, validation, dropped or duplicate), the ``rule`` that dropped it and the
+document that it is a ``duplicate_of``. The text stays where it is: another threshold or seed costs seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 from lmcore.config import DataConfig
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, first_occurrences, hold_out, order_by_hash
+from lmcore.data.documents import nothing_left
+from lmcore.data.quality import first_broken_rules, rules_of
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
 
@@ -34,6 +37,7 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
         pa.field("decision", pa.string(), nullable=False),
+        pa.field("rule", pa.string()),
         pa.field("duplicate_of", pa.string()),
     ]
 )
@@ -59,41 +63,73 @@ class Document:
 
 
 def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """Drop exact duplicates across all sources (the first stays) and hold out a share by content hash.
+    """Drop by the rules, then duplicates across all sources (the first stays); hold out by content hash.
 
     Returns:
         The books in all, by source and by shard, the funnel, and the digest of each split's content.
 
     Raises:
-        DataError: fewer than two distinct documents, or the books do not balance.
+        DataError: fewer than two distinct documents are left, or the books do not balance.
     """
     shards = _shards(documents_dir)
     paced = Paced(progress, "split documents", len(shards), "shards")
     hashes, ids, sizes = _read_hashes(shards)
-    firsts = first_occurrences(hashes)
-    _check_names(ids, firsts)
-    positions = np.arange(len(hashes))
-    distinct = positions[firsts == positions]
-    held, remedy = hold_out(hashes[distinct], config.validation_fraction, config.split_seed)
-    in_validation = np.zeros(len(hashes), bool)
-    in_validation[distinct] = held
-    in_validation = in_validation[firsts]
-    decisions = np.where(in_validation, "validation", "train").astype(object)
-    if config.exact_dedup:
-        decisions[firsts != positions] = "duplicate"
-    (out / "decisions").mkdir()
+    rules = pa.concat_arrays([_broken_rules(config, shard) for shard in shards])
+    _check_names(ids, first_occurrences(hashes))
+    decisions, firsts, remedy = _decide(config, hashes, rules.is_valid().to_numpy(zero_copy_only=False))
     intake = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
+    if not np.isin(decisions, SPLITS).any():
+        whole = Books.total(Books.from_json(entry["books"]) for entry in intake)
+        whole.dropped = _count(rules)
+        raise nothing_left(whole)
+    (out / "decisions").mkdir()
     books: list[tuple[str, Books]] = []
     start = 0
     for shard, size, entry in zip(shards, sizes, intake, strict=True):
         rows = slice(start, start + size)
-        _write_decisions(out / "decisions" / shard.name, rows, ids, hashes, decisions, firsts)
-        books.append((entry["source"], _shard_books(entry["books"], size, decisions[rows])))
+        _write_decisions(out / "decisions" / shard.name, rows, ids, hashes, decisions, rules, firsts)
+        books.append(
+            (entry["source"], _shard_books(entry["books"], size, decisions[rows], rules.slice(start, size)))
+        )
         books[-1][1].check(f"shard {shard.stem} ({entry['source']})")
         start += size
         paced.advance(1)
     paced.finish()
     return _summary(config, books, hashes, decisions, remedy)
+
+
+def _broken_rules(config: DataConfig, shard: Path) -> pa.Array:
+    """Name of the rule that drops each document of a shard, or null; by the stored figures alone."""
+    names = sorted({rule.signal for rule in rules_of(config.quality)})
+    table = _read(shard, [*names, "record"])
+    signals = {name: table[name].to_numpy() for name in names}
+    return first_broken_rules(config.quality, signals, len(table))
+
+
+def _decide(
+    config: DataConfig, hashes: np.ndarray, dropped: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Decision about each document, the first one with its text, and what was done about an empty split."""
+    decisions = np.full(len(hashes), "dropped", object)
+    firsts = np.arange(len(hashes))
+    good = np.flatnonzero(~dropped)
+    if not len(good):
+        return decisions, firsts, ""
+    firsts[good] = good[first_occurrences(hashes[good])]
+    is_first = firsts[good] == good
+    distinct = good[is_first]
+    held, remedy = hold_out(hashes[distinct], config.validation_fraction, config.split_seed)
+    in_validation = np.zeros(len(hashes), bool)
+    in_validation[distinct] = held
+    decisions[good] = np.where(in_validation[firsts[good]], "validation", "train")
+    if config.exact_dedup:
+        decisions[good[~is_first]] = "duplicate"
+    return decisions, firsts, remedy
+
+
+def _count(rules: pa.Array) -> Counter[str]:
+    counted = rules.drop_null().value_counts().to_pylist()
+    return Counter({entry["values"]: entry["counts"] for entry in counted})
 
 
 def _shards(documents_dir: Path) -> list[Path]:
@@ -138,7 +174,13 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _write_decisions(
-    path: Path, rows: slice, ids: Any, hashes: np.ndarray, decisions: np.ndarray, firsts: np.ndarray
+    path: Path,
+    rows: slice,
+    ids: Any,
+    hashes: np.ndarray,
+    decisions: np.ndarray,
+    rules: pa.Array,
+    firsts: np.ndarray,
 ) -> None:
     duplicate = decisions[rows] == "duplicate"
     originals = ids.take(pa.array(firsts[rows])).combine_chunks()
@@ -146,16 +188,18 @@ def _write_decisions(
         ids.slice(rows.start, rows.stop - rows.start).combine_chunks(),
         pa.array([row.tobytes() for row in hashes[rows]], pa.binary(HASH_BYTES)),
         pa.array(decisions[rows].tolist(), pa.string()),
+        rules.slice(rows.start, rows.stop - rows.start),
         pa.array(originals.to_pylist(), pa.string(), mask=~duplicate),
     ]
     table = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
-def _shard_books(intake: dict[str, Any], num_rows: int, decisions: np.ndarray) -> Books:
+def _shard_books(intake: dict[str, Any], num_rows: int, decisions: np.ndarray, rules: pa.Array) -> Books:
     books = Books.from_json(intake)
     # What lies on the disk decides, not what the shard said it wrote.
     books.passed = num_rows
+    books.dropped = _count(rules)
     books.duplicates = int((decisions == "duplicate").sum())
     books.train = int((decisions == "train").sum())
     books.validation = int((decisions == "validation").sum())

@@ -63,9 +63,9 @@ def _compare(score: float, rival: float, wanted: float) -> Decision:
     if math.isnan(rival):
         return Decision(False, f"the champion's score is not a number to compare {score:.4f} with")
     gain = rival - score
-    scores = f"{score:.4f} bits per byte against the champion's {rival:.4f}"
-    if not gain >= wanted - _ROUNDING:
-        return Decision(False, f"{scores} is a gain of {gain:.4f}, and {wanted:.4f} is asked for")
-    if gain <= 0 and wanted >= 0:
-        return Decision(False, f"{scores} is no gain")
-    return Decision(True, f"{scores} is a gain of {gain:.4f}, and {wanted:.4f} was asked for")
+    better = f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than" if gain else "exactly"
+    scores = f"{score:.4f} bits per byte, {better} the champion's {rival:.4f}"
+    asked = f", where a gain of {wanted:.4f} is asked for" if wanted else ""
+    if not gain >= wanted - _ROUNDING or (gain <= 0 and wanted >= 0):
+        return Decision(False, f"{scores}{asked}: it does not take its place")
+    return Decision(True, f"{scores}{asked}: it takes its place")

@@ -34,11 +34,12 @@ def run(
     num_processes: int,
     launch: LaunchConfig,
     on_line: Callable[[str], object] = lambda line: None,
+    on_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Run ``module`` on ``run_dir`` in ``num_processes`` processes and return its ``result.json``.
 
     All that the processes print goes to ``log.txt``, and to ``on_line`` line by line. However the caller
-    ends, the processes are stopped.
+    ends, the processes are stopped; ``on_stop`` is called when an interrupt makes them save first.
 
     Raises:
         LaunchError: the run directory is in use.
@@ -54,7 +55,7 @@ def run(
             (run_dir / stale).unlink(missing_ok=True)
         log = run_dir / LOG
         begin = log.stat().st_size if log.exists() else 0
-        with _supervised(job, lock) as process:
+        with _supervised(job, lock, on_stop) as process:
             for line in _lines(process, log, begin):
                 last_lines.append(line)
                 on_line(line)
@@ -90,7 +91,7 @@ def _try_lock(lock: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _supervised(job: Job, lock: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _supervised(job: Job, lock: IO[str], on_stop: Callable[[], object]) -> Iterator[subprocess.Popen[bytes]]:
     supervisor = [sys.executable, "-m", "lmcore.launch.supervisor", str(job.grace_seconds)]
     # The processes write to the file itself: through a pipe of ours they could not say a word, nor save,
     # once we are gone.
@@ -108,6 +109,9 @@ def _supervised(job: Job, lock: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
         )
     try:
         yield process
+    except KeyboardInterrupt:
+        on_stop()
+        raise
     finally:
         # Closing the pipe is the request to stop; it means nothing to one that has ended.
         if process.stdin:

@@ -180,13 +180,20 @@ class Trainer:
         self.optimizers.step(learning_rate_factor(self.step, self.config.steps, self.config.schedule))
         self.loss_scale.keep()
 
-    def _report(self, loss: float, grad_norm: float) -> None:
+    def _learning_rates(self) -> dict[str, float]:
+        """Those that the settings name: AdamW's, and Muon's where it has the matrices."""
         rates = self.optimizers.learning_rates()
+        if self.config.optimizer.name == "adamw":
+            return {"train/learning_rate": rates.get("matrix", max(rates.values()))}
+        muon = {"train/muon_learning_rate": rates.pop("matrix")} if "matrix" in rates else {}
+        return {"train/learning_rate": rates.get("norm", max(rates.values(), default=0.0)), **muon}
+
+    def _report(self, loss: float, grad_norm: float) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
             "train/loss": loss,
             "train/grad_norm": grad_norm,
-            "train/learning_rate": rates.get("matrix", max(rates.values())),
+            **self._learning_rates(),
             "train/tokens": tokens,
             **self.speed.values(),
         }

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from lmcore.config import DataConfig, QualityConfig, SourceConfig
 from lmcore.data import prepare
-from lmcore.data.dedup import content_hash
+from lmcore.data.dedup import content_hashes
 from lmcore.data.encoding import Encoder
-from lmcore.data.quality import first_broken_rule
+from lmcore.data.quality import first_broken_rules
 from lmcore.data.records import Record, read_records
+from lmcore.data.signals import measure
 from lmcore.data.splits import read_split
 from lmcore.data.text import normalise
 from lmcore.data.tokens import TokenDataset
@@ -58,10 +60,18 @@ def time_steps(config: DataConfig, inventory: prepare.Inventory) -> None:
     texts = timed("read records", inventory.total_bytes, read)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
     texts = timed("normalise", size, lambda: [normalise(text) for text in texts])
-    for profile in ("code", "prose"):
+    column = timed("to Arrow", size, lambda: pa.array(texts, pa.large_string()))
+    for profile in ("code", "web"):
         rules = QualityConfig(profile=profile)
-        timed(f"rules: {profile}", size, lambda rules=rules: [first_broken_rule(t, rules) for t in texts])
-    timed("content hash", size, lambda: [content_hash(text) for text in texts])
+        timed(f"compile or load: {profile}", 1, lambda rules=rules: measure(column[:1], rules))
+        found = timed(f"measure: {profile}", size, lambda rules=rules: measure(column, rules))
+        dropped = timed(
+            f"decide: {profile}",
+            size,
+            lambda r=rules, f=found: first_broken_rules(r, f.signals, len(column)),
+        )
+        print(f"    {len(column)} documents, {dropped.null_count} kept")
+    timed("content hash", size, lambda: content_hashes(column))
 
 
 def time_stages(config: DataConfig, inventory: prepare.Inventory, out: Path) -> dict[str, Path]:

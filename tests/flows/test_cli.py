@@ -42,8 +42,10 @@ def test_a_source_that_matches_nothing_is_named(mill):
 
 
 def test_an_empty_corpus_tells_which_rule_dropped_it(mill):
-    error = refused(mill, "prepare", str(mill.recipe), "--set", "data.quality.min_words=100000", status=1)
-    assert "min_words" in error
+    error = refused(
+        mill, "prepare", str(mill.recipe), "--set", "data.quality.code.min_chars=100000", status=1
+    )
+    assert "dropped by code.min_chars" in error
 
 
 def test_generating_before_training_says_what_to_do(mill):

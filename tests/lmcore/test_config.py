@@ -103,7 +103,7 @@ def test_a_missing_recipe_is_refused(tmp_path):
 
 def test_overrides_read_numbers_as_people_write_them(tmp_path):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("name: r\n")
+    recipe.write_text("name: r\ndata: {sources: [{name: a, kind: python_stdlib}]}\n")
     loaded = load_recipe(recipe, ["train.optimizer.learning_rate=1e-3", "model.num_kv_heads=null"])
     assert loaded.train.optimizer.learning_rate == 0.001
     assert loaded.model.num_kv_heads is None
@@ -169,10 +169,17 @@ def test_a_password_in_a_path_is_refused(path):
 @pytest.mark.parametrize("setting", ["train.steps=yes", "data.workers=no", "model.num_kv_heads=on"])
 def test_yes_is_no_number(tmp_path, setting):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("name: r\n")
+    recipe.write_text("data: {sources: [{name: a, kind: python_stdlib}]}\n")
     with pytest.raises(ConfigError, match="must be a number; found"):
         load_recipe(recipe, [setting])
     assert load_recipe(recipe, ["model.bias=yes"]).model.bias
+
+
+def test_a_recipe_says_what_to_learn_from(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: r\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml does not say what to learn from: expected data\.sources"):
+        load_recipe(recipe)
 
 
 @pytest.mark.parametrize("text", ["", "false", "[]", "name: 2024-13-45", "? [a, b]\n: c", "[" * 5_000])

@@ -12,11 +12,10 @@ count = st.integers(0, 1_000)
 
 @st.composite
 def balanced(draw):
-    dropped = Counter(draw(st.dictionaries(st.sampled_from(["min_chars", "max_words"]), count)))
+    dropped = Counter(draw(st.dictionaries(st.sampled_from(["code.min_chars", "gopher.max_words"]), count)))
     quarantined, duplicates, train, validation = (draw(count) for _ in range(4))
-    passed = duplicates + train + validation
-    total = quarantined + sum(dropped.values()) + passed
-    return Books(total, quarantined, dropped, passed, duplicates, train, validation)
+    passed = sum(dropped.values()) + duplicates + train + validation
+    return Books(quarantined + passed, quarantined, passed, dropped, duplicates, train, validation)
 
 
 @given(st.lists(balanced(), max_size=4))

@@ -14,7 +14,8 @@ import pytest
 from lmcore.config import DataConfig, LimitsConfig, QualityConfig, SourceConfig
 from lmcore.data.books import Books
 from lmcore.data.dedup import content_hash
-from lmcore.data.documents import build_documents
+from lmcore.data.documents import DOCUMENTS_SCHEMA, build_documents
+from lmcore.data.quality import signals_of
 from lmcore.data.sources import take_inventory
 from lmcore.errors import DataError
 from lmcore.progress import silent
@@ -84,10 +85,14 @@ def test_documents_and_what_was_set_aside_can_be_looked_at(raw, tmp_path):
         assert (raw / row["path"]).read_bytes()[row["byte_offset"] :].startswith(row["raw"])
 
 
-def test_rules_are_counted_by_name(raw, tmp_path):
-    (raw / "short.txt").write_text("short")
-    summary = build(config(raw / "*", quality=QualityConfig(min_chars=100)), tmp_path / "out")
-    assert summary["books"]["dropped"] == {"min_chars": 1 + 6}
+def test_figures_are_stored_beside_the_text(raw, tmp_path):
+    for profile in ("code", "web", "none"):
+        settings = config(raw / "*", quality=QualityConfig(profile=profile))
+        build(settings, tmp_path / profile)
+        for path in (tmp_path / profile / "documents").iterdir():
+            table = pq.read_table(path)
+            assert table.column_names[len(DOCUMENTS_SCHEMA) :] == list(signals_of(settings.quality))
+            assert table["chars"].to_pylist() == [len(text) for text in table["text"].to_pylist()]
 
 
 def test_too_many_bad_records_are_an_error_with_examples(raw, tmp_path):
@@ -97,11 +102,7 @@ def test_too_many_bad_records_are_an_error_with_examples(raw, tmp_path):
         build(config(raw / "*", limits=LimitsConfig(quarantine_floor=5)), tmp_path / "c")
 
 
-def test_an_empty_corpus_is_an_error_that_names_the_rules(raw, tmp_path):
-    with pytest.raises(
-        DataError, match=r"49 dropped by min_chars, 6 quarantined, for example s:0\.jsonl record 8"
-    ):
-        build(config(raw / "*", quality=QualityConfig(min_chars=10_000)), tmp_path / "a")
+def test_an_empty_corpus_is_an_error(raw, tmp_path):
     (raw / "nothing.jsonl").write_text("\n")
     with pytest.raises(DataError, match="found 0 read"):
         build(config(raw / "nothing.jsonl"), tmp_path / "b")

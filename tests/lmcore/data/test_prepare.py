@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from lmcore.config import DataConfig, QualityConfig, SourceConfig, TokenizerConfig, identify
+from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig, TokenizerConfig, identify
 from lmcore.data import prepare
 from lmcore.data.tokenizer import load_tokenizer
 from lmcore.data.tokens import TokenDataset
@@ -118,13 +118,17 @@ def chosen(settings, config):
 
 def test_a_setting_belongs_to_the_stage_that_it_decides(config):
     changed = DataConfig(
-        quality=QualityConfig(min_chars=1),
+        quality=QualityConfig(profile="web", code=CodeRules(min_chars=1)),
         split_seed=7,
         workers=3,
         tokenizer=TokenizerConfig(vocab_size=999),
     )
-    assert chosen(prepare.DOCUMENTS_SETTINGS, changed) == {"data.quality.min_chars"}
-    assert chosen(prepare.SPLITS_SETTINGS, changed) == {"data.split_seed"}
+    assert chosen(prepare.DOCUMENTS_SETTINGS, changed) == {"data.quality.profile"}
+    assert chosen(prepare.SPLITS_SETTINGS, changed) == {
+        "data.quality.profile",
+        "data.quality.code.min_chars",
+        "data.split_seed",
+    }
     assert chosen(prepare.TOKENIZER_SETTINGS, changed) == {"data.tokenizer.vocab_size"}
 
 

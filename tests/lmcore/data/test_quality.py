@@ -1,52 +1,84 @@
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.config import QualityConfig
-from lmcore.data.quality import first_broken_rule
+from lmcore.data.quality import PROFILES, first_broken_rules, rules_of, signals_of
+from lmcore.data.signals import measure
 
-GOOD_PROSE = "the quick brown fox jumps over the lazy dog again\n" * 8
-GOOD_CODE = "def f(x):\n    return x + 1\n" * 8
+PROSE = """The mill stands by a river, and its wheel turns with the water that comes from the hills.
+In spring the miller opens the gate, to have enough of it for grinding all day.
+Farmers bring their grain in sacks, which a boy carries up narrow stairs.
+Two stones lie on each other; only the upper one moves.
+Flour falls through holes into boxes below, warm and soft to the touch.
+At night everything is quiet, but for some mice who know where to look.
+Nobody remembers when it was built, though there be stories about a monk.
+He is said to have drawn the plans on bread.
+"""
+NUMBERED = PROSE.replace(" the", " 1, 2; (3 -)").replace(" a ", " 4 / 5 - ").replace(",", " , -")
+CODE = "def f(x):\n    return x + 1\n" * 8
+
+
+def broken(profile, text):
+    config = QualityConfig(profile=profile)
+    found = measure(pa.array([text], pa.large_string()), config).signals
+    return first_broken_rules(config, found, 1)[0].as_py()
 
 
 @pytest.mark.parametrize(
     ("profile", "text", "rule"),
     [
-        ("none", "", None),
-        ("code", GOOD_CODE, None),
-        ("code", "x = 1", "min_chars"),
-        ("code", GOOD_CODE + "x" * 1_001, "max_line_chars"),
-        ("code", "x" * 500 + "\n" + "y" * 500, "max_mean_line_chars"),
-        ("code", "+-*/ \n" * 50, "min_alphanumeric"),
+        ("none", "x", None),
+        ("none", "", "empty"),
+        ("code", CODE, None),
+        ("code", "x = 1", "code.min_chars"),
+        ("code", CODE + "x" * 1_001, "code.max_line_chars"),
+        ("code", "x" * 500 + "\n" + "y" * 500, "code.max_mean_line_chars"),
+        ("code", "+-*/ \n" * 50, "code.min_alphanumeric_share"),
         ("code", "\u00e9\u00df\u4e2d1" * 20, None),
-        ("code", "\u00b7\u2026 \n" * 50, "min_alphanumeric"),
-        ("prose", GOOD_PROSE, None),
-        ("prose", "a few words " * 6, "min_words"),
-        ("prose", "word " * 100_001, "max_words"),
-        ("prose", "a b c d " * 50, "min_mean_word_chars"),
-        ("prose", "incomprehensibilities " * 60, "max_mean_word_chars"),
-        ("prose", "1234 5678 word " * 50, "min_alphabetic_words"),
+        ("code", "# @generated\n" + CODE, "code.drop_generated"),
+        ("code", "# Copyright\n" * 100 + CODE, "code.max_licence_share"),
+        ("gopher", PROSE, None),
+        ("c4", PROSE, None),
+        ("fineweb", PROSE, None),
+        ("web", PROSE, None),
+        ("gopher", PROSE + "\n" + PROSE, "repetition.max_duplicate_line_share"),
+        ("gopher", PROSE[:120], "gopher.min_words"),
+        ("gopher", PROSE.replace("e ", "e # "), "gopher.max_hashes_per_word"),
+        ("gopher", NUMBERED, "gopher.min_alphabetic_word_share"),
+        ("c4", PROSE.replace("bread", "{bread}"), "c4.drop_curly_brackets"),
+        ("c4", PROSE + "\nLorem ipsum dolor sit.", "c4.drop_lorem_ipsum"),
+        ("c4", "One line of words.", "c4.min_sentences"),
+        ("c4", "too short", "c4.min_sentences"),
+        ("fineweb", PROSE.replace(".", ""), "fineweb.min_ended_line_share"),
+        ("fineweb", "A short line.\n" * 9, "fineweb.max_short_line_share"),
     ],
-)
+)  # fmt: skip
 def test_a_document_is_dropped_by_the_rule_it_breaks(profile, text, rule):
-    assert first_broken_rule(text, QualityConfig(profile=profile)) == rule
+    found = broken(profile, text)
+    assert found == ("empty" if rule == "c4.min_sentences" and text == "too short" else rule)
 
 
-@given(st.text())
-def test_letters_and_digits_of_any_script_count(text):
-    share = sum(map(str.isalnum, text)) / max(1, len(text))
-    config = QualityConfig(min_chars=0, max_line_chars=10**6, max_mean_line_chars=10**6)
-    for limit, dropped in ((share, False), (min(1.0, share + 1e-9), share < 1 and bool(text))):
-        found = first_broken_rule(text, config.model_copy(update={"min_alphanumeric": limit}))
-        assert (found == "min_alphanumeric") == dropped
+def test_every_threshold_is_a_rule_and_looks_at_a_stored_figure():
+    for profile, groups in PROFILES.items():
+        config = QualityConfig(profile=profile)
+        rules = rules_of(config)
+        settings = [
+            f"{group}.{name}" for group in groups for name in type(getattr(config, group)).model_fields
+        ]
+        assert [rule.name for rule in rules] == ["empty", *settings]
+        assert {rule.signal for rule in rules} <= set(signals_of(config))
 
 
-def test_every_rule_is_named_after_a_setting():
-    for text in ("", "x" * 2_000, "+" * 90, "a " * 60):
-        for profile in ("code", "prose"):
-            rule = first_broken_rule(text, QualityConfig(profile=profile))
-            assert rule in QualityConfig.model_fields
-
-
-def test_no_words_break_no_rule_when_none_are_asked_for():
-    assert first_broken_rule(" \n", QualityConfig(profile="prose", min_chars=0, min_words=0)) is None
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_figure_at_its_limit_is_kept(value, limit):
+    config = QualityConfig(
+        profile="fineweb", fineweb={"max_short_line_share": limit, "min_ended_line_share": limit}
+    )
+    signals = {name: pa.array([value]).to_numpy() for name in signals_of(config)}
+    signals |= {"chars": pa.array([9.0]).to_numpy()}
+    for name in ("repeated_line_char_share", "line_ends_per_word"):
+        signals[name] = pa.array([0.0]).to_numpy()
+    found = first_broken_rules(config, signals, 1)[0].as_py()
+    assert (found is None) == (value == limit)

@@ -47,7 +47,7 @@ def test_what_a_cap_leaves_out_is_counted(corpus):
 
 
 def test_a_glob_that_matches_nothing_says_where_it_looked_and_what_is_near(corpus):
-    with pytest.raises(DataError, match=r"raw_typo/\*\.txt.*looked in .*, which holds raw"):
+    with pytest.raises(DataError, match=r"raw_typo/\*\.txt.*looked in .*; nearest there: raw"):
         take_inventory(config(corpus.parent / "raw_typo" / "*.txt"))
     with pytest.raises(DataError, match=r"matches no file.*c\.jsonl"):
         take_inventory(config(corpus / "deep" / "c.json"))

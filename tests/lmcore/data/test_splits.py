@@ -4,7 +4,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from lmcore.config import DataConfig, SourceConfig
+from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig
 from lmcore.data import splits
 from lmcore.data.dedup import content_hash
 from lmcore.data.documents import build_documents
@@ -51,6 +51,28 @@ def test_each_text_is_in_one_split_once(corpus, tmp_path):
     assert summary["validation_documents"] == len(validation)
     assert summary["funnel"][-1] == ["validation", len(validation)]
     assert summary["sources"]["b"]["duplicates"] == 10
+
+
+def test_rules_are_counted_by_name_and_looked_up_without_the_text(corpus, tmp_path, monkeypatch):
+    summary = build(corpus, tmp_path / "out")
+    assert summary["books"]["dropped"] == {}
+    assert min(map(len, TEXTS)) < 80 < max(map(len, TEXTS))
+    monkeypatch.setattr(splits, "_gather", None)
+    (tmp_path / "again").mkdir()
+    config = DataConfig(quality=QualityConfig(code=CodeRules(max_line_chars=80)))
+    again = build_splits(config, tmp_path / "out/documents", tmp_path / "again", silent)
+    assert again["documents"] == sum(len(text) <= 80 for text in TEXTS)
+    assert set(again["books"]["dropped"]) == {"code.max_line_chars"}
+    rows = pq.read_table(tmp_path / "again/decisions").to_pylist()
+    assert all((row["rule"] == "code.max_line_chars") == (row["decision"] == "dropped") for row in rows)
+    assert ["after code.max_line_chars", 140 - again["books"]["dropped"]["code.max_line_chars"]] in again[
+        "funnel"
+    ]
+
+
+def test_an_empty_corpus_is_an_error_that_names_the_rules(corpus, tmp_path):
+    with pytest.raises(DataError, match=r"140 read, 140 dropped by code\.min_chars"):
+        build(corpus, tmp_path / "out", quality=QualityConfig(code=CodeRules(min_chars=10_000)))
 
 
 def test_a_name_of_two_texts_is_refused(tmp_path):

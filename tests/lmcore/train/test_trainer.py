@@ -26,6 +26,7 @@ def test_a_run_learns_and_leaves_everything_behind(make_run, corpus):
         "train/loss",
         "train/grad_norm",
         "train/learning_rate",
+        "train/muon_learning_rate",
         "train/tokens",
         "perf/tokens_per_second",
         "perf/step_seconds",

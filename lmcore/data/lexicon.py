@@ -1,0 +1,150 @@
+"""English words that are cut, or kept whole, against the rules of ``words``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+LONGEST_EXCEPTION = 12
+FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+
+_UNITS = (
+    "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h "
+    "kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K %"
+)
+_ABBREVIATIONS = (
+    "Mt. Ak. Ala. Apr. Ariz. Ark. Aug. Calif. Colo. Conn. Dec. Del. Feb. Fla. Ga. Ia. Id. Ill. Ind. Jan. "
+    "Jul. Jun. Kan. Kans. Ky. La. Mar. Mass. Mich. Minn. Miss. N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. "
+    "Nev. Nov. Oct. Okla. Ore. Pa. S.C. Sep. Sept. Tenn. Va. Wash. Wis. a.m. p.m. Adm. Bros. co. Co. "
+    "Corp. D.C. Dr. e.g. E.g. E.G. Gen. Gov. i.e. I.e. I.E. Inc. Jr. Ltd. Md. Messrs. Mo. Mont. Mr. Mrs. "
+    "Ms. Ph.D. Prof. Rep. Rev. Sen. St. vs. v.s. ä. ö. ü. w/o and/or 'S 's ‘S ‘s 're 'd 'Cause 'cause "
+    "'cos 'Cos 'coz 'Coz 'cuz 'Cuz 'bout ma'am Ma'am o'clock O'clock \\t \\n — ' '' \\\") <space> C++ em "
+    "'em ll 'll nuff 'nuff"
+)
+_EMOTICONS = (
+    ":) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) (; (-; "
+    ":( :-( :(( :-(( :((( :-((( ): )-: =( >:( :') :'-) :'( :'-( :/ :-/ =/ =| :| :-| ]= =[ :1 :P :-P :p "
+    ":-p :O :-O :o :-o :0 :-0 :() >:o :* :-* :3 :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD "
+    "XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- -__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 "
+    "o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) (>_<) (*_*)"
+)
+_PRONOUNS, _QUESTIONS = "i you he she it we they", "who what when where why how there that this"
+_MODALS, _VERBS = "could might must should would", "ca do does did had may need ought sha wo"
+_NOT_CUT = "Ill ill Its its Hell hell Shell shell Shed shed were Were Well well Whore whore"
+
+
+@functools.cache
+def english() -> Lexicon:
+    """Contractions, abbreviations, emoticons and units, as spaCy's English has them."""
+    parts = {"".join(word): word for word in _exceptions()}
+    parts |= {word.replace("'", "’"): tuple(p.replace("'", "’") for p in cut) for word, cut in parts.items()}
+    for word in _NOT_CUT.split():
+        parts.pop(word, None)
+    exceptions, places = _table(parts)
+    cuts = np.zeros((len(exceptions), 2), np.int32)
+    for word, place in places.items():
+        ends = np.cumsum([len(part) for part in parts[word][:-1]])
+        cuts[place, : len(ends)] = ends
+    return Lexicon(exceptions, cuts, _table(_UNITS.split())[0])
+
+
+def _exceptions() -> Iterator[tuple[str, ...]]:
+    for word in (
+        *_ABBREVIATIONS.split(),
+        *_EMOTICONS.split(),
+        *(f"{c}." for c in "abcdefghijklmnopqrstuvwxyz"),
+    ):
+        yield (word,)
+    for word in _capitals("doin goin nothin nuthin ol somethin lovin havin"):
+        yield (word,)
+        yield (word + "'",)
+    for hour in range(1, 13):
+        for half in ("a.m.", "am", "p.m.", "pm"):
+            yield str(hour), half
+    for first, *rest in (
+        ("y'", "all"),
+        ("y", "all"),
+        ("how", "'d", "'y"),
+        ("not", "'ve"),
+        ("not", "ve"),
+        ("can", "not"),
+        ("gon", "na"),
+        ("got", "ta"),
+        ("let", "'s"),
+        ("c'm", "on"),
+    ):
+        yield first, *rest
+        yield first.capitalize(), *rest
+    for mark in ("'", ""):
+        yield from _contractions(mark)
+
+
+def _contractions(mark: str) -> Iterator[tuple[str, ...]]:
+    """Words that are written together with or without their apostrophe: you'll, youll."""
+    for word in _capitals("i"):
+        yield word, f"{mark}m"
+        yield word, f"{mark}m", "a"
+    for word in _capitals(f"{_PRONOUNS} {_QUESTIONS} these those"):
+        for verb in ("ll", "d"):
+            yield word, mark + verb
+            yield word, mark + verb, f"{mark}ve"
+    for word in _capitals(f"i you we they {_QUESTIONS}"):
+        yield word, f"{mark}ve"
+    for word in _capitals(f"you we they {_QUESTIONS}"):
+        yield word, f"{mark}re"
+    for word in _capitals(f"he she it {_QUESTIONS}"):
+        yield word, f"{mark}s"
+    for word in _capitals(f"{_MODALS} {_VERBS}"):
+        yield word, f"n{mark}t"
+        yield word, f"n{mark}t", f"{mark}ve"
+    for word in _capitals(_MODALS):
+        yield word, f"{mark}ve"
+    for word in _capitals("ai are is was were have has dare"):
+        yield word, f"n{mark}t"
+
+
+def _capitals(words: str) -> Iterator[str]:
+    for word in words.split():
+        yield word
+        yield word.capitalize()
+
+
+def _table(words: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
+    """Open addressing: hashes at their places, a quarter full; and the place of each word."""
+    words = list(words)
+    keys = np.zeros(1 << (4 * len(words)).bit_length(), np.uint64)
+    places = {}
+    for word in words:
+        h = word_digest(word)
+        place = int(h) % len(keys)
+        while keys[place]:
+            place = (place + 1) % len(keys)
+        keys[place], places[word] = h, place
+    return keys, places
+
+
+class Lexicon(NamedTuple):
+    """Runs of characters that are cut, or kept whole, against the rules: tables that are looked up by hash.
+
+    Attributes:
+        exceptions: Hashes, 0 where there is none; uint64 [a power of 2].
+        cuts: Where each is cut, from its start; 0: no further; int32 [the same, 2].
+        units: Hashes of units of measure; uint64 [a power of 2].
+    """
+
+    exceptions: np.ndarray
+    cuts: np.ndarray
+    units: np.ndarray
+
+
+def word_digest(word: str) -> np.uint64:
+    """Hash of a word, as ``Page.digest`` holds it."""
+    h = int(FNV_START)
+    for character in word:
+        h = (h ^ ord(character)) * int(FNV_PRIME) % 2**64
+    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
+        h = (h ^ (h >> shift)) * factor % 2**64
+    return np.uint64(h ^ (h >> 33))
