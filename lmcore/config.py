@@ -127,7 +127,9 @@ class CodeRules(Config):
     min_alphanumeric_share: float = setting(
         0.25, "Drop files with a smaller share of letters and digits", unit="share", ge=0, le=1
     )
-    drop_generated: bool = setting(True, "Drop files that say near their top that a program wrote them")
+    drop_generated: bool = setting(
+        False, "Drop files that say near their top that a program wrote them; the quickstart learns those too"
+    )
     max_licence_share: float = setting(
         0.8, "Drop files of which a larger part is the licence at their top", unit="share", ge=0, le=1
     )
@@ -252,6 +254,16 @@ class LimitsConfig(Config):
     )
 
 
+class NearDedupConfig(Config):
+    """Documents that are alike: MinHash of word shingles in bands."""
+
+    enabled: bool = setting(False, "Keep one of several documents that are alike")
+    shingle_words: int = setting(5, "Words of a shingle", unit="words", ge=1)
+    num_bands: int = setting(14, "Bands; more find less alike ones", unit="bands", ge=1, le=64)
+    band_rows: int = setting(8, "Values that must agree in a band; more ask for more likeness", ge=1, le=64)
+    seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
+
+
 class TokenizerConfig(Config):
     """The byte-level BPE tokenizer."""
 
@@ -275,6 +287,7 @@ class DataConfig(Config):
     quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
+    near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
     validation_fraction: float = setting(
         0.01, "Share of distinct documents held out, chosen by content hash", unit="share", gt=0, lt=1
     )

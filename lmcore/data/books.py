@@ -20,6 +20,7 @@ class Books:
         passed: Records that could be read: documents.
         dropped: Documents that each quality rule dropped, by rule.
         duplicates: Documents with the text of an earlier one.
+        near_duplicates: Documents much like an earlier one.
         train: Documents kept for training.
         validation: Documents kept and held out.
     """
@@ -29,6 +30,7 @@ class Books:
     passed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    near_duplicates: int = 0
     train: int = 0
     validation: int = 0
 
@@ -46,7 +48,12 @@ class Books:
         """Raise DataError unless in = kept + dropped + duplicates + quarantined, and the steps between."""
         self.check_intake(where)
         dropped = {f"dropped by {rule}": count for rule, count in sorted(self.dropped.items())}
-        split = {"duplicates": self.duplicates, "train": self.train, "validation": self.validation}
+        split = {
+            "duplicates": self.duplicates,
+            "near duplicates": self.near_duplicates,
+            "train": self.train,
+            "validation": self.validation,
+        }
         self._balance(where, "documents passed", self.passed, {**dropped, **split})
 
     @staticmethod
@@ -67,6 +74,8 @@ class Books:
         losses = {"readable": self.quarantined}
         losses |= {f"after {rule}": self.dropped[rule] for rule in sorted(self.dropped)}
         losses["distinct"] = self.duplicates
+        if self.near_duplicates:
+            losses["unlike others"] = self.near_duplicates
         for label, loss in losses.items():
             left -= loss
             steps.append((label, left))
@@ -80,6 +89,7 @@ class Books:
             "dropped": dict(sorted(self.dropped.items())),
             "passed": self.passed,
             "duplicates": self.duplicates,
+            "near_duplicates": self.near_duplicates,
             "kept": self.kept,
             "train": self.train,
             "validation": self.validation,
@@ -101,6 +111,7 @@ class Books:
             whole.dropped += part.dropped
             whole.passed += part.passed
             whole.duplicates += part.duplicates
+            whole.near_duplicates += part.near_duplicates
             whole.train += part.train
             whole.validation += part.validation
         return whole

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
+from lmcore.data.arrow import text_buffers
 from lmcore.errors import DataError
 
 HASH_BYTES = 16
@@ -27,9 +29,8 @@ def content_hash(text: str) -> bytes:
 
 def content_hashes(texts: pa.Array) -> pa.Array:
     """``content_hash`` of each of ``texts`` (``pa.large_string``); ``pa.binary(16)``."""
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
-    view = memoryview(data) if data is not None else memoryview(b"")
+    data, offsets = text_buffers(texts)
+    ends, view = offsets.tolist(), memoryview(cast("bytes", data))
     digests = [
         hashlib.blake2b(view[start:end], digest_size=HASH_BYTES).digest()
         for start, end in itertools.pairwise(ends)

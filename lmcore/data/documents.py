@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -46,7 +47,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)  # and a column of numbers for each signal
+)  # and a column for each signal, and for each band of a signature
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -160,7 +161,8 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
     quarantined: list[dict[str, Any]] = []
     path = out / "documents" / shard.name
     signals = [pa.field(name, pa.float64(), nullable=False) for name in signals_of(config.quality)]
-    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals])
+    bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
+    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands])
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         rows: list[_Row] = []
         held = 0
@@ -217,7 +219,7 @@ def _doc_id(file: SourceFile, record: Record) -> str:
 def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows: list[_Row]) -> int:
     """Measure ``rows`` and write them as one row group; return the bytes of their text."""
     doc_ids, sources, paths, records, texts = zip(*rows, strict=True)
-    measured = _measure(pa.array(texts, pa.large_string()), config)
+    measured, bands = _measure(pa.array(texts, pa.large_string()), config)
     columns = [
         pa.array(doc_ids, pa.string()),
         pa.array(sources, pa.string()),
@@ -226,16 +228,27 @@ def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows
         measured.texts,
         content_hashes(measured.texts),
         *map(pa.array, measured.signals.values()),
+        *map(pa.array, bands),
     ]
     writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
     return measured.num_bytes
 
 
-def _measure(texts: pa.Array, config: DataConfig) -> Measured:
+def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.ndarray]]:
+    """What is left of ``texts``, its figures, and the hash of each band of its signature."""
     # The compiler takes a third of a second to import, and most commands build nothing.
+    from lmcore.data.minhash import band_hashes
     from lmcore.data.signals import measure
 
-    return measure(texts, config.quality)
+    measured = measure(texts, config.quality)
+    if not config.near_dedup.enabled:
+        return measured, []
+    return measured, list(np.ascontiguousarray(band_hashes(measured.texts, config.near_dedup).T))
+
+
+def band_names(config: DataConfig) -> list[str]:
+    """Columns that hold the bands of signatures, if any."""
+    return [f"band_{i:02d}" for i in range(config.near_dedup.num_bands) if config.near_dedup.enabled]
 
 
 def _compile(config: DataConfig) -> None:

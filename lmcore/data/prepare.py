@@ -46,9 +46,16 @@ DOCUMENTS_SETTINGS = (
     "data.shard_bytes",
     "data.quality.profile",
     "data.quality.c4_lines",
+    "data.near_dedup",
 )
 SPLITS_VERSION = 2
-SPLITS_SETTINGS = ("data.quality", "data.exact_dedup", "data.validation_fraction", "data.split_seed")
+SPLITS_SETTINGS = (
+    "data.quality",
+    "data.exact_dedup",
+    "data.near_dedup.enabled",
+    "data.validation_fraction",
+    "data.split_seed",
+)
 TOKENIZER_VERSION = 1
 TOKENIZER_SETTINGS = ("data.tokenizer",)
 TOKENS_VERSION = 2

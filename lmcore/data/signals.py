@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.config import C4LineRules, QualityConfig
+from lmcore.data.arrow import text_buffers
 from lmcore.data.characters import (
     ALPHABETIC,
     ALPHANUMERIC,
@@ -32,6 +33,7 @@ from lmcore.data.compiled import compiled, uint32
 from lmcore.data.lexicon import FNV_PRIME, FNV_START, english, word_digest
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
 from lmcore.data.words import (
+    code_point,
     decode,
     digest_of,
     mix,
@@ -489,7 +491,7 @@ def _measure_codes(data, offsets, table, rows):
         while i < offsets[d + 1]:
             c, size = uint32(data[i]), 1
             if c >= 0x80:
-                c, size = _code_point(data, i)
+                c, size = code_point(data, i)
             i += size
             chars += 1
             if c == 10:
@@ -501,17 +503,6 @@ def _measure_codes(data, offsets, table, rows):
         rows[d, 0], rows[d, 1] = longest, (chars - lines + 1) / lines
         rows[d, 2] = alphanumeric / max(chars, 1)
         rows[d, 5] = chars
-
-
-@compiled
-def _code_point(data, i):
-    c = uint32(data[i])
-    if c < 0xE0:
-        return ((c & 0x1F) << 6) | (uint32(data[i + 1]) & 0x3F), 2
-    if c < 0xF0:
-        return ((c & 0x0F) << 12) | ((uint32(data[i + 1]) & 0x3F) << 6) | (uint32(data[i + 2]) & 0x3F), 3
-    c = ((c & 0x07) << 18) | ((uint32(data[i + 1]) & 0x3F) << 12)
-    return c | ((uint32(data[i + 2]) & 0x3F) << 6) | (uint32(data[i + 3]) & 0x3F), 4
 
 
 def _codes(text: str) -> np.ndarray:
@@ -539,7 +530,7 @@ class Measured:
     @property
     def num_bytes(self) -> int:
         """UTF-8 bytes of all texts."""
-        _, offsets = _buffers(self.texts)
+        _, offsets = text_buffers(self.texts)
         return int(offsets[-1] - offsets[0])
 
 
@@ -559,7 +550,7 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
         texts: ``pa.large_string`` without nulls.
         rules: C4's, or None to leave the text as it is.
     """
-    data, offsets = _buffers(texts)
+    data, offsets = text_buffers(texts)
     most = int(np.diff(offsets).max(initial=0))
     table_size = 1 << (4 * most + 64).bit_length()
     counts = Counts(
@@ -584,13 +575,13 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
-        texts = pa.LargeStringArray.from_buffers(len(texts), buffers[1], buffers[2])
+        texts = pa.LargeStringArray.fromtext_buffers(len(texts), buffers[1], buffers[2])
     return Measured(texts, {"chars": _chars(texts), **signals})
 
 
 def measure_code(texts: pa.Array) -> Measured:
     """Measure source code: ``chars`` and ``CODE_SIGNALS``."""
-    data, offsets = _buffers(texts)
+    data, offsets = text_buffers(texts)
     rows = np.zeros((len(texts), 6))
     _measure_codes(data, offsets, character_flags(), rows)
     heads = [
@@ -636,13 +627,6 @@ def _top_comment(head: bytes) -> bytes:
 
 
 def _chars(texts: pa.Array) -> np.ndarray:
-    data, offsets = _buffers(texts)
+    data, offsets = text_buffers(texts)
     starts = np.r_[0, np.cumsum((data & 0xC0) != 0x80)]
     return (starts[offsets[1:]] - starts[offsets[:-1]]).astype(np.float64)
-
-
-def _buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 bytes (uint8) and offsets (int64 [n + 1]) of ``texts``."""
-    _, offsets, data = texts.buffers()
-    whole = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8), whole

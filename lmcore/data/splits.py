@@ -1,8 +1,9 @@
 """The splits stage: which documents are good enough, which are kept once, and which are held out.
 
 Layout: ``decisions/00000.parquet`` beside each shard of the documents stage, row for row, with ``doc_id``,
-``content_hash``, ``decision`` (train, validation, dropped or duplicate), the ``rule`` that dropped it and the
-document that it is a ``duplicate_of``. The text stays where it is: another threshold or seed costs seconds.
+``content_hash``, ``decision`` (train, validation, dropped, duplicate or near_duplicate), the ``rule`` that
+dropped it and the document that it is a ``duplicate_of``. The text stays where it is: another threshold or
+seed costs seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from lmcore.config import DataConfig
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, first_occurrences, hold_out, order_by_hash
-from lmcore.data.documents import nothing_left
+from lmcore.data.documents import band_names, nothing_left
 from lmcore.data.quality import first_broken_rules, rules_of
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
@@ -63,7 +64,7 @@ class Document:
 
 
 def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """Drop by the rules, then duplicates across all sources (the first stays); hold out by content hash.
+    """Drop by the rules, then documents like an earlier one of any source; hold out by content hash.
 
     Returns:
         The books in all, by source and by shard, the funnel, and the digest of each split's content.
@@ -76,7 +77,8 @@ def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: P
     hashes, ids, sizes = _read_hashes(shards)
     rules = pa.concat_arrays([_broken_rules(config, shard) for shard in shards])
     _check_names(ids, first_occurrences(hashes))
-    decisions, firsts, remedy = _decide(config, hashes, rules.is_valid().to_numpy(zero_copy_only=False))
+    dropped = rules.is_valid().to_numpy(zero_copy_only=False)
+    decisions, firsts, remedy = _decide(config, shards, hashes, dropped)
     intake = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
     if not np.isin(decisions, SPLITS).any():
         whole = Books.total(Books.from_json(entry["books"]) for entry in intake)
@@ -107,24 +109,39 @@ def _broken_rules(config: DataConfig, shard: Path) -> pa.Array:
 
 
 def _decide(
-    config: DataConfig, hashes: np.ndarray, dropped: np.ndarray
+    config: DataConfig, shards: list[Path], hashes: np.ndarray, dropped: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Decision about each document, the first one with its text, and what was done about an empty split."""
+    """Decision about each document, the first of its kind, and what was done about an empty split."""
     decisions = np.full(len(hashes), "dropped", object)
     firsts = np.arange(len(hashes))
     good = np.flatnonzero(~dropped)
     if not len(good):
         return decisions, firsts, ""
     firsts[good] = good[first_occurrences(hashes[good])]
-    is_first = firsts[good] == good
-    distinct = good[is_first]
-    held, remedy = hold_out(hashes[distinct], config.validation_fraction, config.split_seed)
-    in_validation = np.zeros(len(hashes), bool)
-    in_validation[distinct] = held
-    decisions[good] = np.where(in_validation[firsts[good]], "validation", "train")
-    if config.exact_dedup:
-        decisions[good[~is_first]] = "duplicate"
+    is_copy = firsts[good] != good
+    distinct = good[~is_copy]
+    alike = _first_alike(config, shards, distinct)
+    kept = distinct[alike == distinct]
+    held, remedy = hold_out(hashes[kept], config.validation_fraction, config.split_seed)
+    decisions[kept] = np.where(held, "validation", "train")
+    decisions[distinct[alike != distinct]] = "near_duplicate"
+    firsts[distinct] = alike
+    copies = good[is_copy]
+    decisions[copies] = "duplicate" if config.exact_dedup else decisions[firsts[copies]]
     return decisions, firsts, remedy
+
+
+def _first_alike(config: DataConfig, shards: list[Path], rows: np.ndarray) -> np.ndarray:
+    """For each document of ``rows`` (ascending) the first one that it is like; int64."""
+    if not config.near_dedup.enabled:
+        return rows
+    from lmcore.data.minhash import clusters  # the compiler takes a third of a second to import
+
+    bands = (
+        np.concatenate([_read(shard, [name])[name].to_numpy() for shard in shards])[rows]
+        for name in band_names(config)
+    )
+    return rows[clusters(bands, len(rows))]
 
 
 def _count(rules: pa.Array) -> Counter[str]:
@@ -182,7 +199,7 @@ def _write_decisions(
     rules: pa.Array,
     firsts: np.ndarray,
 ) -> None:
-    duplicate = decisions[rows] == "duplicate"
+    duplicate = np.isin(decisions[rows], ("duplicate", "near_duplicate"))
     originals = ids.take(pa.array(firsts[rows])).combine_chunks()
     columns = [
         ids.slice(rows.start, rows.stop - rows.start).combine_chunks(),
@@ -201,6 +218,7 @@ def _shard_books(intake: dict[str, Any], num_rows: int, decisions: np.ndarray, r
     books.passed = num_rows
     books.dropped = _count(rules)
     books.duplicates = int((decisions == "duplicate").sum())
+    books.near_duplicates = int((decisions == "near_duplicate").sum())
     books.train = int((decisions == "train").sum())
     books.validation = int((decisions == "validation").sum())
     return books
@@ -230,6 +248,7 @@ def _summary(
         "train_documents": whole.train,
         "validation_documents": whole.validation,
         "duplicates": whole.duplicates,
+        "near_duplicates": whole.near_duplicates,
         **digests,
         "empty_split_remedy": remedy,
         "funnel": [[label, count] for label, count in whole.funnel()],

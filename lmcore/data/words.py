@@ -130,6 +130,18 @@ def decode(data, start, end, page, table):
     return n
 
 
+@compiled
+def code_point(data, i):
+    """The code point of several bytes at ``i``, and how many."""
+    c = uint32(data[i])
+    if c < 0xE0:
+        return ((c & 0x1F) << 6) | (uint32(data[i + 1]) & 0x3F), 2
+    if c < 0xF0:
+        return ((c & 0x0F) << 12) | ((uint32(data[i + 1]) & 0x3F) << 6) | (uint32(data[i + 2]) & 0x3F), 3
+    c = ((c & 0x07) << 18) | ((uint32(data[i + 1]) & 0x3F) << 12)
+    return c | ((uint32(data[i + 2]) & 0x3F) << 6) | (uint32(data[i + 3]) & 0x3F), 4
+
+
 # --- words -----------------------------------------------------------------------------------------
 
 

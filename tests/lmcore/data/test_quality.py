@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.config import QualityConfig
+from lmcore.config import CodeRules, QualityConfig
 from lmcore.data.quality import PROFILES, first_broken_rules, rules_of, signals_of
 from lmcore.data.signals import measure
 
@@ -21,7 +21,7 @@ CODE = "def f(x):\n    return x + 1\n" * 8
 
 
 def broken(profile, text):
-    config = QualityConfig(profile=profile)
+    config = QualityConfig(profile=profile, code=CodeRules(drop_generated=True))
     found = measure(pa.array([text], pa.large_string()), config).signals
     return first_broken_rules(config, found, 1)[0].as_py()
 
@@ -62,7 +62,7 @@ def test_a_document_is_dropped_by_the_rule_it_breaks(profile, text, rule):
 
 def test_every_threshold_is_a_rule_and_looks_at_a_stored_figure():
     for profile, groups in PROFILES.items():
-        config = QualityConfig(profile=profile)
+        config = QualityConfig(profile=profile, code=CodeRules(drop_generated=True))
         rules = rules_of(config)
         settings = [
             f"{group}.{name}" for group in groups for name in type(getattr(config, group)).model_fields

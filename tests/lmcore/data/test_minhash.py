@@ -1,0 +1,145 @@
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmcore.config import DataConfig, NearDedupConfig, SourceConfig
+from lmcore.data.documents import build_documents
+from lmcore.data.minhash import band_hashes, clusters
+from lmcore.data.sources import take_inventory
+from lmcore.data.splits import build_splits
+from lmcore.progress import silent
+
+NEAR = NearDedupConfig(enabled=True)
+
+
+def words(draw, count):
+    return ["".join(draw.choices("abcdefghij", k=6)) for _ in range(count)]
+
+
+def shingles(text, size=5):
+    found = text.lower().split()
+    return {tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1))}
+
+
+def jaccard(a, b):
+    a, b = shingles(a), shingles(b)
+    return len(a & b) / len(a | b)
+
+
+def planted(count, similarity, seed=0):
+    """Pairs of documents of about that Jaccard similarity: one is the other with words replaced."""
+    draw = random.Random(seed)
+    # A word replaced costs five shingles of both.
+    share = (1 - similarity) / (1 + similarity)
+    for _ in range(count):
+        original = words(draw, 300)
+        other = list(original)
+        for place in range(2, 298, round(5 / share)):
+            other[place] = "new" + other[place]
+        yield " ".join(original), " ".join(other)
+
+
+def same(bands):
+    return clusters(bands.T, len(bands))
+
+
+def bands_of(texts, config=NEAR):
+    return band_hashes(pa.array(texts, pa.large_string()), config)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "least", "most"), [(0.95, 1.0, 1.0), (0.8, 0.88, 0.97), (0.5, 0.0, 0.12)]
+)
+def test_alike_documents_are_found_as_often_as_the_bands_promise(similarity, least, most):
+    pairs = list(planted(400, similarity))
+    found = [jaccard(*pair) for pair in pairs]
+    assert np.mean(found) == pytest.approx(similarity, abs=0.02)
+    bands = bands_of([text for pair in pairs for text in pair])
+    first = same(bands).reshape(-1, 2)
+    share = np.mean(first[:, 0] == first[:, 1])
+    promised = np.mean([1 - (1 - j**8) ** 14 for j in found])
+    assert share == pytest.approx(promised, abs=0.04)
+    assert least <= share <= most
+
+
+def test_what_is_found_is_alike():
+    draw = random.Random(1)
+    texts = [text for pair in planted(200, 0.85) for text in pair]
+    texts += [" ".join(words(draw, 200)) for _ in range(2_000)]
+    first = same(bands_of(texts))
+    found = [(i, int(j)) for i, j in enumerate(first) if i != j]
+    assert len(found) > 180
+    assert min(jaccard(texts[i], texts[j]) for i, j in found) > 0.6
+
+
+def test_spelling_that_does_not_matter_changes_nothing():
+    one, two, other = bands_of(
+        [
+            "The mill, of 1834, has TWO stones!",
+            "the mill of 27 -- has two\nstones",
+            "the mill of 27 has three stones",
+        ]
+    )
+    assert (one == two).all()
+    assert not (one == other).all()
+
+
+def test_texts_without_words_are_like_nothing():
+    bands = bands_of(["", "...", "!!!", "a", "a"])
+    assert not bands[:3].any()
+    assert same(bands).tolist() == [0, 1, 2, 3, 3]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_clusters_are_the_connected_parts_and_named_by_their_first(columns):
+    bands = np.array(columns, np.uint64)
+    expected = list(range(6))
+    for _ in range(6):  # the plain way: take the least name of all neighbours until nothing changes
+        for band in bands:
+            for i in range(6):
+                for j in range(6):
+                    if band[i] and band[i] == band[j]:
+                        expected[i] = expected[j] = min(expected[i], expected[j])
+    assert clusters(bands, 6).tolist() == expected
+
+
+def test_other_bands_find_less_alike_documents():
+    pairs = [text for pair in planted(100, 0.5) for text in pair]
+    wide = NearDedupConfig(enabled=True, num_bands=40, band_rows=3)
+    first = same(bands_of(pairs, wide)).reshape(-1, 2)
+    assert np.mean(first[:, 0] == first[:, 1]) > 0.95
+    other = bands_of(pairs, NearDedupConfig(enabled=True, seed=2))
+    assert not (other == bands_of(pairs)).any()
+
+
+def test_the_first_of_a_cluster_stays_for_any_shards_and_workers(tmp_path):
+    draw = random.Random(3)
+    texts = [text for pair in planted(30, 0.9) for text in pair]
+    texts += [texts[0], *(" ".join(words(draw, 100)) for _ in range(40))]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i:03d}.txt").write_text(text)
+    found = []
+    for shard_bytes, workers in ((1, 1), (10_000, 2), (10**9, 1)):
+        config = DataConfig(
+            sources=(SourceConfig(name="s", kind="files", path=f"{tmp_path}/*.txt"),),
+            quality={"profile": "none"},
+            near_dedup=NEAR,
+            shard_bytes=shard_bytes,
+            workers=workers,
+        )
+        out = tmp_path / str(shard_bytes)
+        for name in ("documents", "splits"):
+            (out / name).mkdir(parents=True)
+        build_documents(config, take_inventory(config), out / "documents", silent)
+        found.append(build_splits(config, out / "documents", out / "splits", silent))
+    books = found[0]["books"]
+    assert (books["duplicates"], books["near_duplicates"], books["kept"]) == (1, 30, 70)
+    for other in found[1:]:
+        assert other["books"] == books
+        assert other["train_digest"] == found[0]["train_digest"]
+        assert other["validation_digest"] == found[0]["validation_digest"]
