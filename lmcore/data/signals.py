@@ -575,7 +575,7 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
-        texts = pa.LargeStringArray.fromtext_buffers(len(texts), buffers[1], buffers[2])
+        texts = pa.LargeStringArray.from_buffers(len(texts), buffers[1], buffers[2])
     return Measured(texts, {"chars": _chars(texts), **signals})
 
 
