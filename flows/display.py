@@ -115,8 +115,10 @@ def _sentence(books: Mapping[str, Any]) -> str:
     """Documents in = kept + ..., in words."""
     parts = {"kept": books["kept"]}
     parts |= {f"dropped by {rule}": count for rule, count in books["dropped"].items()}
-    parts |= {name: books[name] for name in ("duplicates", "near_duplicates", "quarantined")}
-    told = " + ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parts.items() if count)
+    parts |= {
+        name.replace("_", " "): books[name] for name in ("duplicates", "near_duplicates", "quarantined")
+    }
+    told = " + ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     return f"{books['documents_in']:,} documents = {told}"
 
 

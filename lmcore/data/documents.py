@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, SourceConfig
+from lmcore.data.arrow import text_array
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.pool import map_in_order
@@ -219,7 +220,7 @@ def _doc_id(file: SourceFile, record: Record) -> str:
 def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows: list[_Row]) -> int:
     """Measure ``rows`` and write them as one row group; return the bytes of their text."""
     doc_ids, sources, paths, records, texts = zip(*rows, strict=True)
-    measured, bands = _measure(pa.array(texts, pa.large_string()), config)
+    measured, bands = _measure(text_array(texts), config)
     columns = [
         pa.array(doc_ids, pa.string()),
         pa.array(sources, pa.string()),

@@ -10,10 +10,9 @@ import unicodedata
 
 _CONTROLS = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)]
 _ASCII_CONTROLS = bytes(code for code in _CONTROLS if code < 0x80)
-_CONTROL = re.compile("[" + "".join(map(re.escape, map(chr, _CONTROLS))) + "]+")
+_OTHER_CONTROLS = re.compile(rb"(?:\xc2[\x80-\x9f])+")  # U+0080 to U+009F
 # Carriage return, vertical tab, form feed and next line (UAX 14); the last two end a line in files of old.
 _OTHER_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -27,7 +26,16 @@ def normalise(text: str) -> str:
     if text.isascii():
         # bytes.translate runs at about 1 GB/s; a regular expression at a tenth of that.
         return text.encode("ascii").translate(None, _ASCII_CONTROLS).decode("ascii")
-    if _SURROGATE.search(text):
+    try:
+        raw = text.encode("utf-8")
+    except UnicodeEncodeError:  # surrogates
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    text = _CONTROL.sub("", text).lstrip(_BYTE_ORDER_MARK)
+        raw = text.encode("utf-8")
+    # On bytes, this takes a third of the time of an expression over characters.
+    clean = raw.translate(None, _ASCII_CONTROLS)
+    if b"\xc2" in clean:
+        clean = _OTHER_CONTROLS.sub(b"", clean)
+    if len(clean) < len(raw):
+        text = clean.decode("utf-8")
+    text = text.lstrip(_BYTE_ORDER_MARK)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)

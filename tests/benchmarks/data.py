@@ -1,6 +1,9 @@
 """Print MB/s of each step of data preparation, on files or on the standard library.
 
-python tests/benchmarks/data.py ['GLOB' [PROFILE]]    (run from the root of a checkout)
+python tests/benchmarks/data.py ['GLOB' [PROFILE [near]]]    (run from the root of a checkout)
+
+`near` finds near duplicates too. MB are of UTF-8 text, but where raw files are read. The peer is timed on the
+same work by parity.py (quality alone).
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
-from lmcore.config import DataConfig, QualityConfig, SourceConfig
+from lmcore.config import DataConfig, NearDedupConfig, QualityConfig, SourceConfig
 from lmcore.data import prepare
+from lmcore.data.arrow import text_array
 from lmcore.data.dedup import content_hashes
 from lmcore.data.encoding import Encoder
+from lmcore.data.minhash import band_hashes, clusters
 from lmcore.data.quality import first_broken_rules
 from lmcore.data.records import Record, read_records
 from lmcore.data.signals import measure
@@ -60,7 +64,7 @@ def time_steps(config: DataConfig, inventory: prepare.Inventory) -> None:
     texts = timed("read records", inventory.total_bytes, read)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
     texts = timed("normalise", size, lambda: [normalise(text) for text in texts])
-    column = timed("to Arrow", size, lambda: pa.array(texts, pa.large_string()))
+    column = timed("to Arrow", size, lambda: text_array(texts))
     for profile in ("code", "web"):
         rules = QualityConfig(profile=profile)
         timed(f"compile or load: {profile}", 1, lambda rules=rules: measure(column[:1], rules))
@@ -72,6 +76,11 @@ def time_steps(config: DataConfig, inventory: prepare.Inventory) -> None:
         )
         print(f"    {len(column)} documents, {dropped.null_count} kept")
     timed("content hash", size, lambda: content_hashes(column))
+    near = NearDedupConfig(enabled=True)
+    timed("compile or load: near duplicates", 1, lambda: band_hashes(column[:1], near))
+    bands = timed("signatures", size, lambda: band_hashes(column, near))
+    first = timed("clusters", size, lambda: clusters(bands.T, len(column)))
+    print(f"    {len(column)} documents, {int((first == np.arange(len(column))).sum())} unlike the others")
 
 
 def time_stages(config: DataConfig, inventory: prepare.Inventory, out: Path) -> dict[str, Path]:
@@ -139,6 +148,7 @@ def main(arguments: Sequence[str]) -> None:
         options["sources"] = (SourceConfig(name="files", kind="files", path=arguments[0]),)
     if arguments[1:]:
         options["quality"] = QualityConfig.model_validate({"profile": arguments[1]})
+    options["near_dedup"] = NearDedupConfig(enabled="near" in arguments)
     config = DataConfig(**options)
     print(f"{os.cpu_count()} cores")
     inventory = prepare.take_inventory(config)
