@@ -218,12 +218,13 @@ class FineWebRules(Config):
 class QualityConfig(Config):
     """Rules that drop documents. Thresholds look at stored figures: changing one reads no text again."""
 
-    profile: Literal["code", "gopher", "c4", "fineweb", "web", "none"] = setting(
-        "code", "Which rules decide; web: gopher, then c4, then fineweb"
+    profile: Literal["code", "prose", "gopher", "c4", "fineweb", "web", "none"] = setting(
+        "code",
+        "Which rules decide; prose: gopher's but for repetition; web: gopher's, then c4's, then fineweb's",
     )
     code: CodeRules = setting(CodeRules(), "Source code")
     repetition: RepetitionRules = setting(RepetitionRules(), "Repetition (gopher, web)")
-    gopher: GopherRules = setting(GopherRules(), "Quality of prose (gopher, web)")
+    gopher: GopherRules = setting(GopherRules(), "Quality of prose (prose, gopher, web)")
     c4_lines: C4LineRules = setting(C4LineRules(), "Lines that are taken out (c4, web)")
     c4: C4Rules = setting(C4Rules(), "Documents of the web (c4, web)")
     fineweb: FineWebRules = setting(FineWebRules(), "Lists and menus (fineweb, web)")

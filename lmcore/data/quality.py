@@ -47,6 +47,7 @@ TEXT_SIGNALS = (
 )
 PROFILES: dict[str, tuple[str, ...]] = {
     "code": ("code",),
+    "prose": ("gopher",),
     "gopher": ("repetition", "gopher"),
     "c4": ("c4",),
     "fineweb": ("fineweb",),
