@@ -255,6 +255,16 @@ class LimitsConfig(Config):
     )
 
 
+class PrivacyConfig(Config):
+    """What is masked by a placeholder of its kind, and counted."""
+
+    emails: bool = setting(False, "Mask e-mail addresses")
+    ips: bool = setting(False, "Mask public IP addresses")
+    phones: bool = setting(False, "Mask telephone numbers in international or North American form")
+    cards: bool = setting(False, "Mask card numbers whose check digit is right")
+    keys: bool = setting(False, "Mask keys and tokens of well-known forms")
+
+
 class NearDedupConfig(Config):
     """Documents that are alike: MinHash of word shingles in bands."""
 
@@ -286,6 +296,7 @@ class DataConfig(Config):
         min_length=1,
     )
     quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
+    privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from lmcore.data.arrow import text_array
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.pool import map_in_order
+from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.quality import signals_of
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.sources import Inventory, SourceFile
@@ -89,11 +91,17 @@ class ShardResult:
     books: Books
     num_bytes: int = 0
     broken_files: int = 0
+    masked: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        return {"source": self.source, "books": self.books.to_json(), "bytes": self.num_bytes}
+        return {
+            "source": self.source,
+            "books": self.books.to_json(),
+            "bytes": self.num_bytes,
+            "masked": dict(sorted(self.masked.items())),
+        }
 
 
 def build_documents(
@@ -136,6 +144,7 @@ def build_documents(
         "sources": {name: part.to_json() for name, part in by_source.items()},
         "shards": [result.to_json() for result in results],
         "broken_files": broken_files,
+        "masked": dict(sorted(sum((result.masked for result in results), Counter()).items())),
         "quarantine_examples": examples[:5],
     }
 
@@ -159,6 +168,7 @@ def _cut(config: DataConfig, inventory: Inventory) -> list[Shard]:
 def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None = None) -> ShardResult:
     """Work on one shard; ``out`` is the stage's directory."""
     result = ShardResult(shard.source.name, Books())
+    kinds = kinds_of(config.privacy)
     quarantined: list[dict[str, Any]] = []
     path = out / "documents" / shard.name
     signals = [pa.field(name, pa.float64(), nullable=False) for name in signals_of(config.quality)]
@@ -176,7 +186,7 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
                 continue
             result.books.documents_in += 1
             result.books.passed += 1
-            text = normalise(record.text)
+            text = mask(normalise(record.text), kinds, result.masked)
             rows.append((_doc_id(file, record), file.source, file.name, record.index, text))
             held += len(text)
             if held >= ROW_GROUP_TEXT:

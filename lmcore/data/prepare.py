@@ -47,6 +47,7 @@ DOCUMENTS_SETTINGS = (
     "data.quality.profile",
     "data.quality.c4_lines",
     "data.near_dedup",
+    "data.privacy",
 )
 SPLITS_VERSION = 2
 SPLITS_SETTINGS = (

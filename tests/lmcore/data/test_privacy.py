@@ -1,0 +1,96 @@
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmcore.config import DataConfig, PrivacyConfig, SourceConfig
+from lmcore.data.documents import build_documents
+from lmcore.data.privacy import KINDS, kinds_of, mask
+from lmcore.data.sources import take_inventory
+from lmcore.progress import silent
+
+ALL = kinds_of(PrivacyConfig(emails=True, ips=True, phones=True, cards=True, keys=True))
+# Made up, or published as examples by those who issue them; written in two parts, so that nobody takes them for real.
+TOKEN = "gh" + "p_" + "a1B2" * 9
+ACCESS = "AK" + "IA" + "IOSFODNN7EXAMPLE"
+
+
+def masked(text):
+    counted = Counter()
+    return mask(text, ALL, counted), dict(counted)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "counts"),
+    [
+        ("Write to jane.doe+x@mail.example.org, please.", "Write to <EMAIL>, please.", {"emails": 1}),
+        ("the server 8.8.8.8 and 2001:4860:4860::8888", "the server <IP> and <IP>", {"ips": 2}),
+        ("call +49 (0)30 1234567 or (212) 555-0123", "call <PHONE> or <PHONE>", {"phones": 2}),
+        ("card 4111 1111 1111 1111, or 3782-822463-10005", "card <CARD>, or <CARD>", {"cards": 2}),
+        (f"token={TOKEN} key {ACCESS}", "token=<KEY> key <KEY>", {"keys": 2}),
+        (
+            "-----BEGIN RSA PRIVATE " + "KEY-----\n" + "MIIE" * 20 + "\n-----END RSA PRIVATE KEY-----\nrest",
+            "<KEY>\nrest",
+            {"keys": 1},
+        ),
+    ],
+)
+def test_well_known_forms_are_masked_and_counted(text, expected, counts):
+    assert masked(text) == (expected, counts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ping 127.0.0.1, 10.0.0.1, 192.168.1.254, ::1 or fe80::1",
+        "card 4111 1111 1111 1112 has a wrong check digit, 0000 0000 0000 0000 is none",
+        "at 12:30:45 on 2024-01-02, version 3.11.7, section 1.2.3.4.5, 999.1.1.1",
+        "std::vector<int>, a::b::c, def f(x): return x @ y",
+        "import numpy as np  # @property, user@host, @decorator",
+        "the numbers 1234567, 3.141592653589793 and 0x7fff5fbff8c0",
+        "a hash: d41d8cd98f00b204e9800998ecf8427e",
+    ],
+)
+def test_what_only_looks_alike_stays(text):
+    assert masked(text) == (text, {})
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("a1.@:-+ ()4_\nx"), max_size=60))
+def test_masking_again_changes_nothing(text):
+    once, _ = masked(text)
+    assert masked(once) == (once, {})
+
+
+def test_each_kind_has_a_setting_and_only_what_is_asked_for_is_masked():
+    assert {kind.name for kind in KINDS} == set(PrivacyConfig.model_fields)
+    text = "a@b.example 8.8.8.8"
+    assert mask(text, kinds_of(PrivacyConfig(emails=True)), Counter()) == "<EMAIL> 8.8.8.8"
+    assert kinds_of(PrivacyConfig()) == []
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "1 ", "+1 ", "a@", "1:", "-----BEGIN PRIVATE KEY-----", "eyJ", "1.", "(2"]
+)
+def test_no_text_takes_long(piece):
+    start = time.process_time()
+    masked(piece * (200_000 // len(piece)))
+    assert time.process_time() - start < 5
+
+
+def test_documents_are_masked_and_counted_by_shard(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"mail user{i}@host.example or call +1 212 555 0123\n" * (i + 1))
+    config = DataConfig(
+        sources=(SourceConfig(name="s", kind="files", path=f"{tmp_path}/*.txt"),),
+        quality={"profile": "none"},
+        privacy=PrivacyConfig(emails=True),
+        shard_bytes=1,
+        workers=1,
+    )
+    (tmp_path / "out").mkdir()
+    summary = build_documents(config, take_inventory(config), tmp_path / "out", silent)
+    assert summary["masked"] == {"emails": 10}
+    assert [shard["masked"] for shard in summary["shards"]] == [{"emails": i + 1} for i in range(4)]
