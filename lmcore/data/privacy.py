@@ -1,7 +1,7 @@
 """Mask what names a person or opens something: addresses, numbers, keys; each by a placeholder of its kind.
 
-What has check digits is checked (cards: Luhn), and IP addresses are masked only where they are public: 127.0.0.1
-stays in documentation. This finds well-known forms; names and places need a model.
+What has check digits is checked (cards: Luhn), and IP addresses are masked only where they are public: the
+local ones of a manual stay. This finds well-known forms; names and places need a model.
 """
 
 from __future__ import annotations
