@@ -134,6 +134,33 @@ def explain(
         _write_json(json_file, [row.model_dump() for row in rows])
 
 
+@app.command(epilog="Example: gristmill inspect quickstart --rule code.min_chars --limit 5")
+def inspect(
+    recipe: RecipeName = "quickstart",
+    decision: Annotated[
+        str, typer.Option(help="train, validation, dropped, duplicate or near_duplicate.")
+    ] = "",
+    rule: Annotated[str, typer.Option(help="Documents that this rule, or one that begins so, dropped.")] = "",
+    source: Annotated[str, typer.Option(help="Documents of this source.")] = "",
+    doc_id: Annotated[str, typer.Option("--id", help="Documents whose name holds this.")] = "",
+    quarantined: Annotated[bool, typer.Option(help="Records that could not be read instead.")] = False,
+    tokens: Annotated[bool, typer.Option(help="As they were encoded.")] = False,
+    limit: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
+    overrides: Overrides = None,
+) -> None:
+    """Look at documents: what became of them, why, and their text."""
+    with _errors():
+        settings = _load(recipe, overrides)
+        set_environment(Home.here(), quiet=True)
+        from flows.inspection import show_documents, show_set_aside
+        from lmcore.data.browse import Wanted
+
+        if quarantined:
+            show_set_aside(settings, limit)
+        else:
+            show_documents(settings, Wanted(decision, rule, source, doc_id), limit, tokens=tokens)
+
+
 @app.command(epilog="Example: gristmill sync")
 def sync(uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: as runs use.")] = "") -> None:
     """Tell MLflow what it missed while it was away."""

@@ -46,16 +46,28 @@ def trained_model(recipe: Recipe) -> Path:
     Raises:
         StorageError: it has not been trained.
     """
+    return built(recipe, "train")["train"].path / "model"
+
+
+def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
+    """The artifacts of ``recipe`` up to stage ``last``, by stage.
+
+    Raises:
+        StorageError: one is not there.
+    """
+    found = {}
     for stage, artifact, reason in _walk(recipe):
         if artifact is None:
+            command = "train" if last == "train" else "prepare"
             raise StorageError(
-                f"recipe {recipe.name} has no trained model",
+                f"recipe {recipe.name} has no {'trained model' if last == 'train' else 'prepared data'}",
                 found=f"{stage.name} is not in {Home.here().root} ({reason})",
-                remedy="Run `gristmill train` with the same recipe and --set, or give a --model.",
+                remedy=f"Run `gristmill {command}` with the same recipe and --set first.",
             )
-        if stage.name == "train":
-            return artifact.path / "model"
-    raise AssertionError("a recipe has a stage `train`")
+        found[stage.name] = artifact
+        if stage.name == last:
+            break
+    return found
 
 
 def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:

@@ -262,7 +262,7 @@ class PrivacyConfig(Config):
     ips: bool = setting(False, "Mask public IP addresses")
     phones: bool = setting(False, "Mask telephone numbers in international or North American form")
     cards: bool = setting(False, "Mask card numbers whose check digit is right")
-    keys: bool = setting(False, "Mask keys and tokens of well-known forms")
+    secrets: bool = setting(False, "Mask keys and tokens of well-known forms")
 
 
 class NearDedupConfig(Config):

@@ -72,8 +72,8 @@ _PRIVATE_KEY = r"-----BEGIN [A-Z ]*PRIVATE KEY-----.{16,8000}?-----END [A-Z ]*PR
 
 # In this order: what a later pattern could cut in two is taken first.
 KINDS = (
-    Kind("keys", "-----BEGIN", re.compile(_PRIVATE_KEY, re.DOTALL)),
-    Kind("keys", "", re.compile(rf"(?<![0-9A-Za-z_-])(?:{_SECRETS})(?![0-9A-Za-z])")),
+    Kind("secrets", "-----BEGIN", re.compile(_PRIVATE_KEY, re.DOTALL)),
+    Kind("secrets", "", re.compile(rf"(?<![0-9A-Za-z_-])(?:{_SECRETS})(?![0-9A-Za-z])")),
     Kind(
         "emails",
         "@",

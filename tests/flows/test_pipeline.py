@@ -122,6 +122,19 @@ def test_explain_names_what_would_be_built(mill, changed):
     assert "depends on train" in " ".join(done.stdout.split())
 
 
+def test_inspect_shows_what_became_of_a_document(mill, changed):
+    done = mill.call("inspect", str(mill.recipe), "--decision", "duplicate", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    assert "demo:d0  duplicate" in done.stdout
+    assert "like demo:d0" in done.stdout
+    done = mill.call("inspect", str(mill.recipe), "--decision", "train", "--tokens", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    assert " tokens: " in done.stdout
+    done = mill.call("inspect", str(mill.recipe), "--source", "nowhere")
+    assert done.returncode == 1
+    assert "no document is like that: expected one of demo" in done.stderr
+
+
 def test_generate_continues_a_prompt(mill, changed):
     arguments = ("generate", str(mill.recipe), "--prompt", "the mill ", "--max-new-tokens", "5")
     one, two = mill.call(*arguments), mill.call(*arguments)

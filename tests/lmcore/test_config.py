@@ -41,6 +41,12 @@ def test_every_field_is_described_and_ordered(kind):
 
 
 @pytest.mark.parametrize("kind", all_config_classes(), ids=lambda kind: kind.__name__)
+def test_no_setting_is_named_as_what_others_look_for(kind):
+    # Prefect walks through parameters, and takes what has `keys` for a mapping.
+    assert not {"keys", "items", "values", "get", "copy"} & set(kind.model_fields)
+
+
+@pytest.mark.parametrize("kind", all_config_classes(), ids=lambda kind: kind.__name__)
 def test_numbers_with_a_dimension_have_a_unit(kind):
     suffixes = ("_bytes", "_tokens", "_seconds", "_steps", "_len", "_fraction", "_ratio", "_chars", "_words")
     for name, field in kind.model_fields.items():

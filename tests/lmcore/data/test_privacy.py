@@ -10,7 +10,7 @@ from lmcore.data.privacy import KINDS, kinds_of, mask
 from lmcore.data.sources import take_inventory
 from lmcore.progress import silent
 
-ALL = kinds_of(PrivacyConfig(emails=True, ips=True, phones=True, cards=True, keys=True))
+ALL = kinds_of(PrivacyConfig(emails=True, ips=True, phones=True, cards=True, secrets=True))
 # Made up, or published as examples; in two parts, so that no scanner takes them for real.
 TOKEN = "gh" + "p_" + "a1B2" * 9
 ACCESS = "AK" + "IA" + "IOSFODNN7EXAMPLE"
@@ -28,11 +28,11 @@ def masked(text):
         ("the server 8.8.8.8 and 2001:4860:4860::8888", "the server <IP> and <IP>", {"ips": 2}),
         ("call +49 (0)30 1234567 or (212) 555-0123", "call <PHONE> or <PHONE>", {"phones": 2}),
         ("card 4111 1111 1111 1111, or 3782-822463-10005", "card <CARD>, or <CARD>", {"cards": 2}),
-        (f"token={TOKEN} key {ACCESS}", "token=<KEY> key <KEY>", {"keys": 2}),
+        (f"token={TOKEN} key {ACCESS}", "token=<SECRET> key <SECRET>", {"secrets": 2}),
         (
             "-----BEGIN RSA PRIVATE " + "KEY-----\n" + "MIIE" * 20 + "\n-----END RSA PRIVATE KEY-----\nrest",
-            "<KEY>\nrest",
-            {"keys": 1},
+            "<SECRET>\nrest",
+            {"secrets": 1},
         ),
     ],
 )

@@ -1,0 +1,75 @@
+"""``gristmill inspect``: documents of a recipe, printed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from flows.explain import built
+from lmcore.config import Recipe
+from lmcore.data import browse
+from lmcore.data.decoding import Decoder
+from lmcore.data.quality import rules_of
+from lmcore.data.tokens import TokenDataset
+from lmcore.errors import DataError
+
+CHARS_SHOWN = 1_000
+
+
+def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens: bool) -> None:
+    """Print the first ``limit`` documents that are ``wanted``; with ``tokens`` as they were encoded.
+
+    Raises:
+        StorageError: the recipe's data has not been prepared.
+        DataError: there is none.
+    """
+    found = built(recipe, "tokens" if tokens else "splits")
+    console, rules = Console(), rules_of(recipe.data.quality)
+    shown = 0
+    seen = browse.documents(found["documents"].path, found["splits"].path, wanted)
+    for document in itertools.islice(seen, limit):
+        text = document.text
+        if tokens and document.decision in ("train", "validation"):
+            split = found["tokens"].path / document.decision
+            text = _decoded(split, found["tokenizer"].path, document.doc_id)
+        _print(console, f"{document.doc_id}  {document.decision}", document.why(rules), text)
+        shown += 1
+    if not shown:
+        raise DataError(
+            "no document is like that",
+            expected=f"one of {', '.join(sorted(found['splits'].summary['sources']))} that fits all options",
+            found="none",
+            remedy="Leave an option out; a rule is given by its beginning, a name by any part.",
+        )
+
+
+def show_set_aside(recipe: Recipe, limit: int) -> None:
+    """Print the first ``limit`` records that could not be read, with file, place and reason."""
+    console = Console()
+    records = browse.set_aside(built(recipe, "documents")["documents"].path)
+    for row in itertools.islice(records, limit):
+        place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']:,}"
+        title = f"{row['source']}:{row['path']} record {row['record']}{place}"
+        _print(console, title, row["reason"], row["raw"].decode("utf-8", "backslashreplace"))
+
+
+def _decoded(split: Path, tokenizer: Path, doc_id: str) -> str:
+    """The tokens of a document, put back together, with a mark between two."""
+    dataset, decoder = TokenDataset(split), Decoder(tokenizer)
+    number = next(i for i in range(dataset.num_documents) if dataset.doc_id(i) == doc_id)
+    pieces: Iterator[str] = (
+        decoder.decode(one).decode("utf-8", "backslashreplace") for one in dataset.document(number)[:, None]
+    )
+    return f"{len(dataset.document(number)):,} tokens: " + "|".join(pieces)
+
+
+def _print(console: Console, title: str, why: str, text: str) -> None:
+    cut = text[:CHARS_SHOWN] + (f"\n... {len(text) - CHARS_SHOWN:,} more" if len(text) > CHARS_SHOWN else "")
+    console.print(
+        Panel(Text(cut), title=Text(title), title_align="left", subtitle=Text(why), border_style="dim")
+    )
