@@ -18,13 +18,14 @@ from lmcore.train.trainer import Trainer
 @record
 def train(run_dir: Path) -> None:
     """Do the job of ``run_dir`` and write its result."""
-    stop = StopRequest()
     is_main = os.environ.get("RANK", "0") == "0"
     job = TrainJob.read(run_dir)
     if is_main:
         (run_dir / RESULT_FILE).unlink(missing_ok=True)
     with join_world(job.train.launch) as world:
-        result = Trainer(job, run_dir, world, stop).run()
+        # Not before: asked to stop while it waits for another that is gone, a process has nothing to save, and
+        # would wait until it is killed.
+        result = Trainer(job, run_dir, world, StopRequest()).run()
         if world.is_main:
             write_result(run_dir, result)
         world.barrier()

@@ -39,7 +39,8 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def until_gone(home: Path, seconds: float = 60) -> None:
+def until_gone(home: Path, seconds: float = 90) -> None:
+    """Wait until nothing is left; processes that save have launch.grace_seconds, which are 60."""
     deadline = time.monotonic() + seconds
     while left := processes_of(home):
         assert time.monotonic() < deadline, f"left behind: {left}"
