@@ -23,8 +23,8 @@ def train(run_dir: Path) -> None:
     if is_main:
         (run_dir / RESULT_FILE).unlink(missing_ok=True)
     with join_world(job.train.launch) as world:
-        # Not before: asked to stop while it waits for another that is gone, a process has nothing to save, and
-        # would wait until it is killed.
+        # Not before: asked to stop while it waits for another that is gone, a process has nothing to save,
+        # and would wait until it is killed.
         result = Trainer(job, run_dir, world, StopRequest()).run()
         if world.is_main:
             write_result(run_dir, result)
