@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ class EventTail:
     def _report(self, row: dict[str, Any]) -> bool:
         if row["kind"] == "step":
             values = row["values"]
-            label = f"loss {values['train/loss']:.3f}"
+            label = f"loss {values.get('train/loss', math.nan):.3f}"  # a skipped step has none
             if speed := values.get("perf/tokens_per_second"):
                 label += f", {speed:,.0f} tokens/s"
             self._progress(label, row["step"], self._total_steps, "steps")

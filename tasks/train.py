@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import time
@@ -133,7 +134,9 @@ def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float]:
     rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
     steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
     seconds = statistics.median(values["perf/step_seconds"] for values in steps.values())
-    return {"tokens_per_second": tokens_per_step / seconds, "train_loss": steps[max(steps)]["train/loss"]}
+    losses = {step: values["train/loss"] for step, values in steps.items() if "train/loss" in values}
+    last = losses[max(losses)] if losses else math.nan
+    return {"tokens_per_second": tokens_per_step / seconds, "train_loss": last}
 
 
 def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable[[str], None]:

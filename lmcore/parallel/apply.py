@@ -90,6 +90,16 @@ def reduce_gradients(wrapped: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
+def release_weights(model: nn.Module) -> None:
+    """Let go of gathered weights: after a forward pass without a backward one, FSDP2 keeps them.
+
+    They are of the type of computing, and the model's parameters until then.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -96,7 +97,8 @@ class ProgressLine:
         if self._enabled and (now - self._last >= PROGRESS_EVERY_SECONDS or step == self._steps):
             self._last = now
             speed = values["perf/tokens_per_second"] / 1000
-            self.say(f"step {step}/{self._steps} loss {values['train/loss']:.3f} {speed:.1f}k tokens/s")
+            loss = values.get("train/loss", math.nan)  # a skipped step has none
+            self.say(f"step {step}/{self._steps} loss {loss:.3f} {speed:.1f}k tokens/s")
 
     def say(self, text: str) -> None:
         """Print ``text`` now."""

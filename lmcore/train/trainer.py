@@ -20,7 +20,7 @@ from lmcore.config import identify
 from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
-from lmcore.parallel.apply import parallelize, reduce_gradients, whole_state
+from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
 from lmcore.parallel.mesh import World, make_mesh
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
@@ -208,6 +208,7 @@ class Trainer:
 
     def _validate(self) -> None:
         self.validation = validate(self.wrapped, self.inputs.held_out, self.config, self.world)
+        release_weights(self.wrapped)
         tokens = self.step * self.config.global_batch_tokens
         self.events.write("validation", self.step, tokens=tokens, values=self.validation)
         self.progress.say(f"validation at step {self.step}: " + _listed(self.validation))

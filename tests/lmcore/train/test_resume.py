@@ -6,6 +6,8 @@ import signal
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lmcore.errors import CheckpointError
 
@@ -71,6 +73,22 @@ def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_
     assert run.result["status"] == "completed"
     check_same(run, straight)
     goes_on_alone(run, make_run("alone", **SETTINGS), train_here)
+
+
+def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_together):
+    settings = {"steps": 4, "precision": "bf16", "validate_every": 2, "checkpoint_every": 2, "dp_shard": 2}
+    straight, run = (make_run(name, **settings, keep_checkpoints=3) for name in ("straight", "run"))
+    run_together([straight])
+    tensors = load_file(straight.directory / "model" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert any((tensor != tensor.bfloat16().float()).any() for tensor in tensors)
+    shutil.copytree(straight.directory / "checkpoints", run.directory / "checkpoints")
+    shutil.rmtree(run.directory / "checkpoints" / "step-00000004")
+    run_together([run])
+    assert run.rows("resume")[0]["step"] == 2
+    losses = straight.values("train/loss")
+    assert run.values("train/loss") == {step: losses[step] for step in (3, 4)}
+    assert run.weights == straight.weights
 
 
 def test_a_request_to_stop_is_no_failure(make_run):
