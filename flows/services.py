@@ -132,10 +132,17 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             _stop(services[name])
             stopped.append(name)
         if name == "worker" and "prefect" in services:
-            for run in release_runs(services["prefect"].url):
-                say(f"run {run} was stopped; the same run again goes on from what was finished")
+            _release(services["prefect"].url, say)
         (home.services / f"{name}.json").unlink(missing_ok=True)
     return stopped
+
+
+def _release(url: str, say: Callable[[str], object]) -> None:
+    try:
+        for run in release_runs(url):
+            say(f"run {run} was stopped; the same run again goes on from what was finished")
+    except Exception as error:  # a server that does not answer must be stopped all the same
+        say(f"Prefect does not answer ({error}): the next `up` tells it of runs that were stopped")
 
 
 # --- starting --------------------------------------------------------------------------------------
