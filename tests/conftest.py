@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
@@ -145,11 +146,20 @@ class Servers:
             self._csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": client}
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **(self._csrf if url.startswith(self.prefect) else {})}
-        with urllib.request.urlopen(
-            urllib.request.Request(url, data, headers, method=method), timeout=30
-        ) as answer:
-            text = answer.read()
+        text = self._answer(urllib.request.Request(url, data, headers, method=method))
         return json.loads(text) if text else None
+
+    def _answer(self, request: urllib.request.Request) -> bytes:
+        """Ask again while the server says 503, as Prefect's own clients do: its SQLite file was busy."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return answer.read()
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     def processes(self) -> list[str]:
         """Command lines of all processes that belong to this home."""
