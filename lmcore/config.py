@@ -275,8 +275,28 @@ class NearDedupConfig(Config):
     seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
 
 
+class DecontaminationConfig(Config):
+    """Evaluation sets whose text must not be learned (Brown et al. 2020, appendix C)."""
+
+    sources: tuple[SourceConfig, ...] = setting((), "Evaluation sets; none: nothing is looked for")
+    ngram_words: int = setting(13, "Words in a row that count as found", unit="words", ge=1)
+    max_ngrams: int = setting(0, "Drop documents with more of them", ge=0)
+
+
 class TokenizerConfig(Config):
-    """The byte-level BPE tokenizer."""
+    """The byte-level BPE tokenizer: learned, or brought."""
+
+    path: str = setting(
+        "",
+        "A tokenizer.json to bring, or its folder; empty: one is learned",
+        identity=False,  # what it holds decides, by its digest
+    )
+    end_of_text: str = setting(
+        "<|endoftext|>", "Token of a brought tokenizer that ends a document", min_length=1
+    )
+    special_tokens: tuple[str, ...] = setting(
+        (), "More special tokens of a learned one, after <|endoftext|>", unit="tokens"
+    )
 
     vocab_size: int = setting(4_096, "Entries, special tokens included", unit="tokens", ge=257)
     pattern: Literal["gpt2", "cl100k", "llama3"] = setting(
@@ -300,19 +320,47 @@ class DataConfig(Config):
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
+    decontamination: DecontaminationConfig = setting(
+        DecontaminationConfig(), "Evaluation sets whose text must not be learned"
+    )
     validation_fraction: float = setting(
         0.01, "Share of distinct documents held out, chosen by content hash", unit="share", gt=0, lt=1
     )
+    test_fraction: float = setting(
+        0.0, "Share held out that nothing looks at before the end", unit="share", ge=0, lt=1
+    )
     split_seed: int = setting(0, "Changes which documents are held out", ge=0, le=MAX_SEED)
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "The byte-level BPE tokenizer")
-    shard_bytes: int = setting(64_000_000, "Input gathered into one shard", unit="bytes", ge=1)
-    workers: int = setting(0, "Processes; 0: one for each core", unit="processes", ge=0, identity=False)
+    incremental: bool = setting(
+        False,
+        "Files that come later go behind those that were there: their shards and the tokenizer stay",
+        identity=False,  # which files came when decides, by their digests
+    )
+    shard_bytes: int = setting(
+        64_000_000, "Most text of a shard, but for a single larger file", unit="bytes", ge=1
+    )
+    memory_bytes: int = setting(
+        1_000_000_000,
+        "Memory of the steps that look at all documents, which go to the disk beyond it",
+        unit="bytes",
+        ge=64_000_000,
+        identity=False,
+    )
+    workers: int = setting(0, "Shards worked on at a time; 0: one for each core", ge=0, identity=False)
+    executor: Literal["auto", "threads", "processes"] = setting(
+        "auto", "What works on a shard; auto: threads for little work, processes for much", identity=False
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"each source needs a name of its own; found {names}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "validation_fraction and test_fraction leave nothing to train on; expected a sum below 1, "
+                f"found {self.validation_fraction + self.test_fraction:g}"
+            )
         return self
 
 

@@ -26,6 +26,11 @@ class Home:
         return self.root / "store"
 
     @property
+    def growth(self) -> Path:
+        """What came when, of sources that grow."""
+        return self.root / "growth"
+
+    @property
     def runs(self) -> Path:
         """One directory a run: what it was asked, did and logged."""
         return self.root / "runs"

@@ -142,12 +142,13 @@ class Store:
         self.root = Path(root)
         self._on_wait = on_wait
 
-    def ensure(self, stage: Stage, build: Build) -> Artifact:
+    def ensure(self, stage: Stage, build: Build, *, why: bool = True) -> Artifact:
         """Return the artifact of ``stage``; build and commit it if it is not there.
 
         Args:
             stage: What to make, of what.
             build: Writes the files into the directory it is given and returns a JSON summary.
+            why: Whether to find out why it is built: that compares with every artifact of the stage.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -160,7 +161,7 @@ class Store:
                 manifest, damage = self._look(target)
                 if manifest is not None:
                     return _artifact(target, manifest, "reused", "", start)
-                reason = damage or self._why_not_reused(stage)
+                reason = damage or (self._why_not_reused(stage) if why else "")
                 if damage:
                     target.rename(target.parent / f".damaged-{stage.key}-{uuid.uuid4().hex[:8]}")
                 self._sweep(target.parent, stage.key)
@@ -330,6 +331,7 @@ def write_atomically(path: Path, text: str) -> None:
     _sync_directory(path.parent)
 
 
+@functools.cache
 def git_commit() -> str:
     """Commit of the checkout this code runs from, ``-dirty`` appended if it was changed; or empty."""
     root = Path(__file__).resolve().parents[1]
@@ -339,6 +341,14 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def link(source: Path, target: Path) -> None:
+    """Let ``target`` be the same file as ``source``, which nobody writes to again; or a copy of it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:

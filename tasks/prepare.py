@@ -62,7 +62,10 @@ def splits_stage(config: DataConfig, documents: Artifact) -> Stage:
 def tokenizer_stage(config: DataConfig, documents: Artifact, splits: Artifact) -> Stage:
     """The stage that trains the tokenizer."""
     identity = identify(*prepare.TOKENIZER_SETTINGS, data=config)
-    inputs = {"documents": documents.digest, "splits": splits.digest}
+    # Files that came later do not make another one.
+    inputs = {a.stage: a.summary["first_generation"] for a in (documents, splits)}
+    if config.tokenizer.path:
+        inputs = {"tokenizer.json": prepare.tokenizer_digest(config)}
     return Stage("tokenizer", prepare.TOKENIZER_VERSION, identity, inputs, deciding=("tokenizers",))
 
 
@@ -83,9 +86,12 @@ def clean_documents(config: DataConfig, inventory: prepare.Inventory) -> Artifac
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         require_space(Home.here().root, needed_bytes=SPACE_RATIO * inventory.total_bytes)
-        return prepare.build_documents(config, inventory, out, progress)
+        shop = prepare.workshop(config, inventory.text_bytes, Home.here().store)
+        return prepare.build_documents(config, inventory, out, progress, shop)
 
-    return ensure(documents_stage(config, inventory), build)
+    documents = ensure(documents_stage(config, inventory), build)
+    prepare.remember_inventory(config, inventory)
+    return documents
 
 
 @task(name="splits", task_run_name="drop duplicates and split", **STAGE_OPTIONS)
@@ -93,7 +99,9 @@ def split_documents(config: DataConfig, documents: Artifact) -> Artifact:
     """Keep one of several equal documents, hold some out for validation, balance the books."""
     return ensure(
         splits_stage(config, documents),
-        lambda out, progress: prepare.build_splits(config, documents.path, out, progress),
+        lambda out, progress: prepare.build_splits(
+            config, documents.path, out, progress, _workshop(config, documents).workers
+        ),
     )
 
 
@@ -112,6 +120,16 @@ def encode_tokens(config: DataConfig, documents: Artifact, splits: Artifact, tok
     return ensure(
         tokens_stage(config, documents, splits, tokenizer),
         lambda out, progress: prepare.build_tokens(
-            config, documents.path, splits.path, tokenizer.path, out, progress
+            config,
+            documents.path,
+            splits.path,
+            tokenizer.path,
+            out,
+            progress,
+            _workshop(config, documents),
         ),
     )
+
+
+def _workshop(config: DataConfig, documents: Artifact) -> prepare.Workshop:
+    return prepare.workshop(config, documents.summary["bytes"], Home.here().store)

@@ -19,25 +19,29 @@ class Books:
         quarantined: Records that could not be read.
         passed: Records that could be read: documents.
         dropped: Documents that each quality rule dropped, by rule.
+        contaminated: Documents that hold text of an evaluation set.
         duplicates: Documents with the text of an earlier one.
         near_duplicates: Documents much like an earlier one.
         train: Documents kept for training.
         validation: Documents kept and held out.
+        test: Documents kept and held out to the end.
     """
 
     documents_in: int = 0
     quarantined: int = 0
     passed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    contaminated: int = 0
     duplicates: int = 0
     near_duplicates: int = 0
     train: int = 0
     validation: int = 0
+    test: int = 0
 
     @property
     def kept(self) -> int:
-        """Documents in the training and validation splits."""
-        return self.train + self.validation
+        """Documents in the splits."""
+        return self.train + self.validation + self.test
 
     def check_intake(self, where: str) -> None:
         """Raise DataError unless in = quarantined + passed."""
@@ -49,10 +53,12 @@ class Books:
         self.check_intake(where)
         dropped = {f"dropped by {rule}": count for rule, count in sorted(self.dropped.items())}
         split = {
+            "contaminated": self.contaminated,
             "duplicates": self.duplicates,
             "near duplicates": self.near_duplicates,
             "train": self.train,
             "validation": self.validation,
+            "test": self.test,
         }
         self._balance(where, "documents passed", self.passed, {**dropped, **split})
 
@@ -73,13 +79,16 @@ class Books:
         steps = [("documents in", left)]
         losses = {"readable": self.quarantined}
         losses |= {f"after {rule}": self.dropped[rule] for rule in sorted(self.dropped)}
+        if self.contaminated:
+            losses["uncontaminated"] = self.contaminated
         losses["distinct"] = self.duplicates
         if self.near_duplicates:
             losses["unlike others"] = self.near_duplicates
         for label, loss in losses.items():
             left -= loss
             steps.append((label, left))
-        return [*steps, ("train", self.train), ("validation", self.validation)]
+        steps += [("train", self.train), ("validation", self.validation)]
+        return [*steps, ("test", self.test)] if self.test else steps
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a summary or a file."""
@@ -88,11 +97,13 @@ class Books:
             "quarantined": self.quarantined,
             "dropped": dict(sorted(self.dropped.items())),
             "passed": self.passed,
+            "contaminated": self.contaminated,
             "duplicates": self.duplicates,
             "near_duplicates": self.near_duplicates,
             "kept": self.kept,
             "train": self.train,
             "validation": self.validation,
+            "test": self.test,
         }
 
     @classmethod
@@ -110,8 +121,10 @@ class Books:
             whole.quarantined += part.quarantined
             whole.dropped += part.dropped
             whole.passed += part.passed
+            whole.contaminated += part.contaminated
             whole.duplicates += part.duplicates
             whole.near_duplicates += part.near_duplicates
             whole.train += part.train
             whole.validation += part.validation
+            whole.test += part.test
         return whole

@@ -19,7 +19,7 @@ class Decoder:
         tokenizer_dir: Holds ``tokenizer.json``.
 
     Attributes:
-        eos_id: Id of ``<|endoftext|>``.
+        eos_id: Id of the token that ends a document.
         vocab_size: Ids it knows are below this.
 
     Raises:
@@ -28,7 +28,7 @@ class Decoder:
 
     def __init__(self, tokenizer_dir: Path) -> None:
         tokenizer = load_tokenizer(tokenizer_dir)
-        self.eos_id = eos_id(tokenizer)
+        self.eos_id = eos_id(tokenizer, tokenizer_dir)
         vocabulary = tokenizer.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
         added = tokenizer.get_added_tokens_decoder()

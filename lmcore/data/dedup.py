@@ -1,7 +1,7 @@
-"""Decide which documents are kept once, and which are held out.
+"""What a document's text is known by, and the number that decides on which side of a split it falls.
 
-Both decisions look at the content hash alone, so they do not depend on shards, workers or file names: the
-same text lands in the same split wherever it is found.
+Both look at the text alone, so they do not depend on shards, workers or file names: the same text lands in
+the same split wherever it is found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.data.arrow import text_buffers
-from lmcore.errors import DataError
 
 HASH_BYTES = 16
 
@@ -40,56 +39,24 @@ def content_hashes(texts: pa.Array) -> pa.Array:
 
 def order_by_hash(hashes: np.ndarray) -> np.ndarray:
     """Indices that sort ``hashes`` (uint8 [n, 16]) by value, then by position; int64 [n]."""
-    halves = np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2)
-    return np.lexsort((halves[:, 1], halves[:, 0]))
+    upper, lower = halves(hashes)
+    return np.lexsort((lower, upper))
 
 
-def first_occurrences(hashes: np.ndarray) -> np.ndarray:
-    """For each of ``hashes`` (uint8 [n, 16]) the position of the first equal one; int64 [n]."""
-    if not len(hashes):
-        return np.empty(0, np.int64)
-    order = order_by_hash(hashes)
-    ordered = hashes[order]
-    starts_group = np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)]
-    # lexsort is stable: the first of a group is the one that comes first in the corpus.
-    firsts = np.empty(len(hashes), np.int64)
-    firsts[order] = order[starts_group][np.cumsum(starts_group) - 1]
-    return firsts
+def halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upper and lower half of each of ``hashes`` (uint8 [n, 16]), as numbers; uint64 [n] each."""
+    both = np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2).astype(np.uint64)
+    return both[:, 0], both[:, 1]
 
 
-def hold_out(hashes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, str]:
-    """Choose the validation documents among distinct ``hashes`` (uint8 [n, 16]).
+def draws(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each of ``hashes`` (uint8 [n, 16]), drawn from it and ``seed``; float64 [n].
 
-    Each is held out when a number drawn from its hash and ``seed`` falls below ``fraction``. Should that
-    take none of them, the one with the smallest number is taken; should it take all, the one with the
-    largest is given back.
-
-    Returns:
-        bool [n], and what was done about an empty split (usually nothing: an empty text).
-
-    Raises:
-        DataError: fewer than two documents cannot be split.
+    Splitmix64's finalizer (Steele et al. 2014) on a half of the hash, which is random already.
     """
-    if len(hashes) < 2:
-        raise DataError(
-            "the corpus cannot be split into training and validation",
-            expected="at least 2 distinct documents",
-            found=str(len(hashes)),
-            remedy="Add documents, or loosen data.quality.",
-        )
-    key = seed.to_bytes(16, "little")
-    draws = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest(), "big")
-            for row in np.ascontiguousarray(hashes)
-        ],
-        np.uint64,
-    )
-    held = draws < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-    if not held.any():
-        held[np.argmin(draws)] = True
-        return held, "no document fell into validation, so the one with the smallest draw was held out"
-    if held.all():
-        held[np.argmax(draws)] = False
-        return held, "every document fell into validation, so the one with the largest draw was given back"
-    return held, ""
+    key = int.from_bytes(hashlib.blake2b(seed.to_bytes(16, "little"), digest_size=8).digest(), "big")
+    x = halves(hashes)[1] ^ np.uint64(key)
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53

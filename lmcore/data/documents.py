@@ -3,20 +3,23 @@
 Nothing is dropped here: figures that quality rules look at are stored beside the text, and the splits stage
 decides by them.
 
-Each shard is a run of files of one source and is worked on alone, so the output is the same for any number of
-processes. Layout::
+Each shard is an artifact of its own, made of a few files of one source (``lmcore.data.shards``), so the
+result is the same for any number of workers, and what did not change is not made again. The stage's own
+artifact links to their files. Layout::
 
     documents/00000.parquet    what could be read, in the order of the files
     quarantine/00000.parquet   what could not be read, only for shards that have any
-    books.json                 source and books of each shard
+    books.json                 source, generation and books of each shard
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +28,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmcore.config import DataConfig, SourceConfig
+from lmcore.config import DataConfig, Identity, identify
 from lmcore.data.arrow import text_array
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hashes
-from lmcore.data.pool import map_in_order
+from lmcore.data.pool import Threads, Unit, Workshop, local_workers
 from lmcore.data.privacy import kinds_of, mask
-from lmcore.data.quality import signals_of
+from lmcore.data.quality import stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
+from lmcore.data.shards import Shard, cut
 from lmcore.data.sources import Inventory, SourceFile
 from lmcore.data.text import normalise
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
+from lmcore.store import UNICODE, Stage, link, sha256_json
 
 if TYPE_CHECKING:
     from lmcore.data.signals import Measured
@@ -62,25 +67,24 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-ROW_GROUP_TEXT = 16_000_000  # characters
-
+SHARD_VERSION = 1
+SHARD_SETTINGS = (
+    "data.limits.max_record_bytes",
+    "data.limits.max_expansion",
+    "data.quality.profile",
+    "data.quality.c4_lines",
+    "data.near_dedup",
+    "data.privacy",
+    "data.decontamination.sources",
+    "data.decontamination.ngram_words",
+)
+DECIDING = ("pyarrow", UNICODE)
+ROW_GROUP_TEXT = 4_000_000  # characters
+EVALUATION_NGRAMS = "evaluation_ngrams.npy"
+_THREADS = 2
+_AHEAD = 2
 
 _Row = tuple[str, str, str, int, str]  # doc_id, source, path, record, text
-
-
-@dataclass
-class Shard:
-    """Files of one source that are worked on together."""
-
-    index: int
-    source: SourceConfig
-    files: list[SourceFile] = field(default_factory=list)
-    num_bytes: int = 0  # as stored
-
-    @property
-    def name(self) -> str:
-        """File name of its outputs."""
-        return f"{self.index:05d}.parquet"
 
 
 @dataclass
@@ -95,43 +99,96 @@ class ShardResult:
     examples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file."""
+        """Plain values, for a manifest."""
         return {
             "source": self.source,
             "books": self.books.to_json(),
             "bytes": self.num_bytes,
+            "broken_files": self.broken_files,
             "masked": dict(sorted(self.masked.items())),
+            "examples": self.examples,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ShardResult:
+        """Rebuild from ``to_json``."""
+        return cls(
+            source=values["source"],
+            books=Books.from_json(values["books"]),
+            num_bytes=values["bytes"],
+            broken_files=values["broken_files"],
+            masked=Counter(values["masked"]),
+            examples=values["examples"],
+        )
 
 
 def build_documents(
-    config: DataConfig, inventory: Inventory, out: Path, progress: Progress
+    config: DataConfig,
+    inventory: Inventory,
+    out: Path,
+    progress: Progress,
+    workshop: Workshop | None = None,
 ) -> dict[str, Any]:
-    """Read, normalise and filter every file of ``inventory``.
+    """Read, normalise and measure every file of ``inventory``.
+
+    Args:
+        config: Sources, limits, and what is measured and masked.
+        inventory: Of the sources.
+        out: Written to.
+        progress: Told of bytes read.
+        workshop: Where shards are made; None: here, and they are not kept.
 
     Returns:
-        Files, bytes (of UTF-8 text that passed) and the books in all, by source and by shard.
+        Files, bytes (of UTF-8 text) and the books in all, by source and by shard; shards made and reused.
 
     Raises:
         DataError: nothing can be read, too much was quarantined, or the books do not balance.
     """
-    shards = _cut(config, inventory)
+    shards = cut(config.sources, inventory.generations, config.shard_bytes)
+    evaluated = _read_evaluation_sets(config, inventory, out)
     _compile(config)
-    (out / "documents").mkdir()
+    for name in ("documents", "quarantine"):
+        (out / name).mkdir()
     paced = Paced(progress, "read documents", inventory.total_bytes, "bytes")
-    results = []
-    for shard, result in zip(shards, _map(config, shards, out, paced), strict=True):
-        result.books.check_intake(f"shard {shard.index} ({shard.source.name})")
-        results.append(result)
+    results: list[ShardResult] = []
+    digests: list[str] = []
+    made = 0
+    with _workshop(workshop, config, inventory, out) as shop:
+        artifacts = shop.make(_unit(config, shard, inventory.evaluation_digest, out) for shard in shards)
+        for number, (shard, artifact) in enumerate(zip(shards, artifacts, strict=True)):
+            result = ShardResult.from_json(artifact.summary)
+            result.books.check_intake(f"shard {number} ({shard.source.name})")
+            for path in sorted(artifact.path.glob("*.parquet")):
+                link(path, out / path.stem / f"{number:05d}.parquet")
+            results.append(result)
+            digests.append(artifact.digest)
+            made += artifact.status == "built"
+            paced.advance(shard.num_bytes)
     paced.finish()
+    with contextlib.suppress(OSError):
+        (out / "quarantine").rmdir()  # where there is nothing in it
+    first = [digest for shard, digest in zip(shards, digests, strict=True) if not shard.generation]
+    summary = _summary(config, inventory, shards, results, out)
+    summary |= evaluated
+    return {**summary, "shards_made": made, "first_generation": sha256_json(first)}
+
+
+def _summary(
+    config: DataConfig, inventory: Inventory, shards: list[Shard], results: list[ShardResult], out: Path
+) -> dict[str, Any]:
     books = Books.total(result.books for result in results)
     examples = [example for result in results for example in result.examples]
     _check_quarantine(config, books, examples)
     broken_files = sum(result.broken_files for result in results)
-    _check_broken_files(config, broken_files, len(inventory.files), examples)
+    _check_broken_files(config, broken_files, inventory.num_files, examples)
     if not books.passed:
         raise nothing_left(books, examples)
-    (out / "books.json").write_text(json.dumps([result.to_json() for result in results]), encoding="utf-8")
+    entries = [
+        {"source": result.source, "generation": shard.generation, "bytes": result.num_bytes}
+        | {"books": result.books.to_json()}
+        for shard, result in zip(shards, results, strict=True)
+    ]
+    (out / "books.json").write_text(json.dumps(entries), encoding="utf-8")
     by_source: dict[str, Books] = {}
     for source in config.sources:
         by_source[source.name] = Books.total(r.books for r in results if r.source == source.name)
@@ -142,69 +199,117 @@ def build_documents(
         "bytes": sum(result.num_bytes for result in results),
         "books": books.to_json(),
         "sources": {name: part.to_json() for name, part in by_source.items()},
-        "shards": [result.to_json() for result in results],
+        "shards": len(shards),
         "broken_files": broken_files,
         "masked": dict(sorted(sum((result.masked for result in results), Counter()).items())),
         "quarantine_examples": examples[:5],
     }
 
 
-def _cut(config: DataConfig, inventory: Inventory) -> list[Shard]:
-    sources = {source.name: source for source in config.sources}
-    shards: list[Shard] = []
-    for file in inventory.files:
-        last = shards[-1] if shards else None
-        if last is None or last.source.name != file.source or last.num_bytes >= config.shard_bytes:
-            last = Shard(len(shards), sources[file.source])
-            shards.append(last)
-        last.files.append(file)
-        last.num_bytes += file.num_bytes
-    return shards
+@contextlib.contextmanager
+def _workshop(
+    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path
+) -> Iterator[Workshop]:
+    workers = workshop.workers if workshop else local_workers(config, inventory.text_bytes)
+    # Another process cannot see fsspec's in-memory files.
+    if any(file.url.startswith("memory:") for file in inventory.files):
+        workers = Threads(workers.count)
+    if workshop:
+        yield Workshop(workshop.root, workers)
+        return
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
+        yield Workshop(Path(folder), workers)
 
 
 # --- one shard -------------------------------------------------------------------------------------
 
 
-def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None = None) -> ShardResult:
-    """Work on one shard; ``out`` is the stage's directory."""
+def _read_evaluation_sets(config: DataConfig, inventory: Inventory, out: Path) -> dict[str, Any]:
+    """Keep the n-grams of the evaluation sets in ``out``; say how many there are."""
+    if not config.decontamination.sources:
+        return {}
+    from lmcore.data.contamination import read_evaluation_sets
+
+    found = read_evaluation_sets(config, inventory.evaluation)
+    np.save(out / EVALUATION_NGRAMS, found.hashes)
+    return {
+        "evaluation_items": found.items,
+        "evaluation_items_too_short": found.too_short,
+        "evaluation_ngrams": len(found.hashes),
+    }
+
+
+def _unit(config: DataConfig, shard: Shard, evaluation_digest: str, out: Path) -> Unit:
+    identity = identify(*SHARD_SETTINGS, data=config)
+    of_source = identify(source=shard.source)
+    identity = Identity(identity.values | of_source.values, identity.chosen | of_source.chosen)
+    inputs = {"files": shard.digest}
+    if config.decontamination.sources:
+        inputs["evaluation"] = evaluation_digest
+    stage = Stage("documents-shard", SHARD_VERSION, identity, inputs, deciding=DECIDING)
+    return Unit(stage, build_shard, (config, shard, out / EVALUATION_NGRAMS))
+
+
+def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> dict[str, Any]:
+    """Read and measure one shard into ``out``: ``documents.parquet``, and ``quarantine.parquet`` if need be.
+
+    One thread reads, others clean and measure what was read, so that one large compressed file keeps more
+    than one core busy. Rows are in the order of the files all the same.
+    """
     result = ShardResult(shard.source.name, Books())
-    kinds = kinds_of(config.privacy)
     quarantined: list[dict[str, Any]] = []
-    path = out / "documents" / shard.name
-    signals = [pa.field(name, pa.float64(), nullable=False) for name in signals_of(config.quality)]
-    bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
-    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands])
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        rows: list[_Row] = []
-        held = 0
-        for file, record in _records(config, shard, paced):
-            if isinstance(record, Quarantined):
-                result.books.documents_in += record.num_records
-                result.books.quarantined += record.num_records
-                result.broken_files += record.breaks_off
-                quarantined.append(_quarantine_row(file, record))
-                continue
-            result.books.documents_in += 1
-            result.books.passed += 1
-            text = mask(normalise(record.text), kinds, result.masked)
-            rows.append((_doc_id(file, record), file.source, file.name, record.index, text))
-            held += len(text)
-            if held >= ROW_GROUP_TEXT:
-                result.num_bytes += _write(writer, schema, config, rows)
-                rows, held = [], 0
-        if rows:
-            result.num_bytes += _write(writer, schema, config, rows)
+    schema = _schema(config)
+    path = out / "documents.parquet"
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        waiting: list[Future[_Group]] = []
+        for rows in _batches(config, shard, result, quarantined):
+            waiting.append(pool.submit(_row_group, rows, schema, config, ngrams))
+            if len(waiting) > _THREADS * _AHEAD:
+                _write(writer, waiting.pop(0).result(), result)
+        for group in waiting:
+            _write(writer, group.result(), result)
     if quarantined:
-        (out / "quarantine").mkdir(exist_ok=True)
         table = pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA)
-        pq.write_table(table, out / "quarantine" / shard.name, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, out / "quarantine.parquet", compression="zstd", write_page_checksum=True)
         result.examples = [_example(row) for row in quarantined[:3]]
-    return result
+    return result.to_json()
 
 
-def _records(
-    config: DataConfig, shard: Shard, paced: Paced | None
-) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
+def _schema(config: DataConfig) -> pa.Schema:
+    signals = [pa.field(name, pa.float64(), nullable=False) for name in stored_signals(config)]
+    bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
+    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands])
+
+
+def _batches(
+    config: DataConfig, shard: Shard, result: ShardResult, quarantined: list[dict[str, Any]]
+) -> Iterator[list[_Row]]:
+    """Read the documents of a row group at a time; what cannot be read goes to ``quarantined``."""
+    books = result.books
+    rows: list[_Row] = []
+    held = 0
+    for file, record in _records(config, shard):
+        if isinstance(record, Quarantined):
+            books.documents_in += record.num_records
+            books.quarantined += record.num_records
+            result.broken_files += record.breaks_off
+            quarantined.append(_quarantine_row(file, record))
+            continue
+        books.documents_in += 1
+        books.passed += 1
+        rows.append((_doc_id(file, record), file.source, file.name, record.index, record.text))
+        held += len(record.text)
+        if held >= ROW_GROUP_TEXT:
+            yield rows
+            rows, held = [], 0
+    if rows:
+        yield rows
+
+
+def _records(config: DataConfig, shard: Shard) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
         try:
             for record in read_records(file, shard.source, config.limits):
@@ -215,8 +320,6 @@ def _records(
                 found=str(error),
                 remedy="Run again when nothing moves or removes it.",
             ) from error
-        if paced:
-            paced.advance(file.num_bytes)
 
 
 def _doc_id(file: SourceFile, record: Record) -> str:
@@ -227,9 +330,19 @@ def _doc_id(file: SourceFile, record: Record) -> str:
     return f"{file.source}:{file.name}" + ("" if whole_file else f"#{record.index}")
 
 
-def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows: list[_Row]) -> int:
-    """Measure ``rows`` and write them as one row group; return the bytes of their text."""
-    doc_ids, sources, paths, records, texts = zip(*rows, strict=True)
+@dataclass
+class _Group:
+    table: pa.Table
+    num_bytes: int
+    masked: Counter[str]
+
+
+def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: Path) -> _Group:
+    """Clean and measure ``rows``."""
+    doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
+    masked: Counter[str] = Counter()
+    kinds = kinds_of(config.privacy)
+    texts = [mask(normalise(text), kinds, masked) for text in raw]
     measured, bands = _measure(text_array(texts), config)
     columns = [
         pa.array(doc_ids, pa.string()),
@@ -239,10 +352,16 @@ def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows
         measured.texts,
         content_hashes(measured.texts),
         *map(pa.array, measured.signals.values()),
+        *_contamination(measured.texts, config, ngrams),
         *map(pa.array, bands),
     ]
-    writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
-    return measured.num_bytes
+    return _Group(pa.Table.from_arrays(columns, schema=schema), measured.num_bytes, masked)
+
+
+def _write(writer: pq.ParquetWriter, group: _Group, result: ShardResult) -> None:
+    writer.write_table(group.table, row_group_size=len(group.table))
+    result.num_bytes += group.num_bytes
+    result.masked += group.masked
 
 
 def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.ndarray]]:
@@ -255,6 +374,14 @@ def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.nda
     if not config.near_dedup.enabled:
         return measured, []
     return measured, list(np.ascontiguousarray(band_hashes(measured.texts, config.near_dedup).T))
+
+
+def _contamination(texts: pa.Array, config: DataConfig, ngrams: Path) -> list[pa.Array]:
+    if not config.decontamination.sources:
+        return []
+    from lmcore.data.contamination import count_shared
+
+    return [pa.array(count_shared(texts, ngrams, config.decontamination.ngram_words))]
 
 
 def band_names(config: DataConfig) -> list[str]:
@@ -282,24 +409,6 @@ def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:
 def _example(row: dict[str, Any]) -> str:
     place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']}"
     return f"{row['source']}:{row['path']} record {row['record']}{place}: {row['reason']}"
-
-
-# --- all shards ------------------------------------------------------------------------------------
-
-
-def _map(config: DataConfig, shards: Sequence[Shard], out: Path, paced: Paced) -> Iterator[ShardResult]:
-    """Work on ``shards``, yielding results in their order."""
-    workers = min(config.workers or os.cpu_count() or 1, len(shards))
-    # Another process cannot see fsspec's in-memory files.
-    in_memory = any(file.url.startswith("memory:") for shard in shards for file in shard.files)
-    if workers == 1 or in_memory:
-        for shard in shards:
-            yield build_shard(config, shard, out, paced)
-        return
-    calls = [(config, shard, out) for shard in shards]
-    for shard, result in zip(shards, map_in_order(build_shard, calls, workers), strict=True):
-        paced.advance(shard.num_bytes)
-        yield result
 
 
 # --- what is too much ------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from lmcore.data.arrow import text_buffers
 from lmcore.data.tokenizer import eos_id, load_tokenizer, token_bytes
 from lmcore.errors import DataError
 
@@ -46,20 +48,23 @@ class Encoder:
     Attributes:
         engine: ``gigatoken`` or ``tokenizers``.
         reason: Why this one.
-        eos_id: Id of ``<|endoftext|>``.
+        eos_id: Id of the token that ends a document.
         vocab_size: Entries of the vocabulary.
     """
 
-    def __init__(self, tokenizer_dir: Path, sample: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer_dir: Path, sample: Sequence[str] = (), engine: str = "") -> None:
         self._reference = load_tokenizer(tokenizer_dir)
         self._fast: Any = None
         self._specials = [
             token.content for token in self._reference.get_added_tokens_decoder().values() if token.special
         ]
         self._token_bytes = token_bytes(tokenizer_dir)
-        self.eos_id = eos_id(self._reference)
+        self.eos_id = eos_id(self._reference, tokenizer_dir)
         self.vocab_size: int = self._reference.get_vocab_size()
-        self.engine, self.reason = self._choose(tokenizer_dir, sample)
+        if engine == "tokenizers":
+            self.engine, self.reason = engine, "chosen before"
+        else:
+            self.engine, self.reason = self._choose(tokenizer_dir, sample)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` without EOS.
@@ -76,6 +81,17 @@ class Encoder:
             tokens, lengths = self._encode_fast(texts)
         self._check_bytes(texts, tokens, lengths)
         return tokens, lengths
+
+    def encode_column(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
+        """Encode ``texts`` (``pa.large_string``) as ``encode`` does; also return their UTF-8 bytes."""
+        _, offsets = text_buffers(texts)
+        tokens, lengths = self.encode(texts.to_pylist())
+        return tokens, lengths, int(offsets[-1] - offsets[0])
+
+    def fertility(self, texts: Sequence[str]) -> dict[str, float]:
+        """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
+        words = sum(len(text.split()) for text in texts)
+        return {"tokens_per_word": round(len(self.encode(texts)[0]) / max(1, words), 4)}
 
     def _choose(self, tokenizer_dir: Path, sample: Sequence[str]) -> tuple[str, str]:
         try:

@@ -8,7 +8,6 @@ J^r, and at least one of b bands with 1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 ba
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -52,21 +51,30 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     return bands
 
 
-def clusters(bands: Iterable[np.ndarray], num_documents: int) -> np.ndarray:
-    """Number of the first document in each document's cluster; int64 [num_documents].
-
-    Documents that share a band are in one cluster, and so are those that share one with the same third.
+def ngram_hashes(texts: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the runs of ``size`` words of ``texts``, one text after another.
 
     Args:
-        bands: For each band the hash of every document; uint64 [num_documents].
-        num_documents: Documents in all.
+        texts: ``pa.large_string`` without nulls.
+        size: Words of a run.
+
+    Returns:
+        Hashes, uint64 [sum of counts], and how many each text has, int64 [n].
     """
-    first = np.arange(num_documents)
-    for hashes in bands:
-        order = np.argsort(hashes, kind="stable")
-        _unite(order, hashes, first)
+    data, offsets = text_buffers(texts)
+    longest = int(np.diff(offsets).max(initial=0))
+    # A word and the space behind it are two bytes at least.
+    hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)
+    counts = np.zeros(len(texts), np.int64)
+    table, lower = character_flags(), _lower_case()
+    total = _fill_ngrams(data, offsets, table, lower, size, np.empty(longest + 1, np.uint64), hashes, counts)
+    return hashes[:total], counts
+
+
+def unite(links: np.ndarray, first: np.ndarray) -> None:
+    """Let ``first`` (int64 [n]: of each member the first of its cluster) know of ``links`` (int64 [m, 2])."""
+    _unite(np.ascontiguousarray(links), first)
     _flatten(first)
-    return first
 
 
 @functools.cache
@@ -98,6 +106,22 @@ def _fill(data, offsets, table, lower, shingle_words, factors, shifts, words, le
             for k in range(band * rows, (band + 1) * rows):
                 h = mix(h ^ np.uint64(least[k])) + _GOLDEN
             bands[d, band] = max(h, np.uint64(1))
+
+
+@compiled
+def _fill_ngrams(data, offsets, table, lower, size, words, hashes, counts):
+    total = 0
+    for d in range(len(offsets) - 1):
+        count = _hash_words(data, offsets[d], offsets[d + 1], table, lower, words)
+        for i in range(count - size + 1):
+            h = FNV_START
+            for j in range(i, i + size):
+                h = (h ^ words[j]) * _GOLDEN
+                h ^= h >> np.uint64(29)
+            hashes[total] = mix(h)
+            total += 1
+        counts[d] = max(0, count - size + 1)
+    return total
 
 
 @compiled
@@ -147,12 +171,10 @@ def _root(first, i):
 
 
 @compiled
-def _unite(order, hashes, first):
-    for k in range(1, len(order)):
-        h = hashes[order[k]]
-        if h and h == hashes[order[k - 1]]:
-            a, b = _root(first, order[k - 1]), _root(first, order[k])
-            first[max(a, b)] = min(a, b)
+def _unite(links, first):
+    for k in range(len(links)):
+        a, b = _root(first, links[k, 0]), _root(first, links[k, 1])
+        first[max(a, b)] = min(a, b)
 
 
 @compiled

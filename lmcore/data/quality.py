@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from lmcore.config import Config, QualityConfig
+from lmcore.config import Config, DataConfig, QualityConfig
 
 # What is measured, in the order of the rows of ``lmcore.data.signals``.
 CODE_SIGNALS = ("line_chars", "mean_line_chars", "alphanumeric_share", "generated", "licence_share")
@@ -45,6 +45,8 @@ TEXT_SIGNALS = (
     "repeated_line_char_share",
     "line_ends_per_word",
 )
+CONTAMINATED_SIGNAL = "evaluation_ngrams"
+CONTAMINATED = "decontamination.max_ngrams"
 PROFILES: dict[str, tuple[str, ...]] = {
     "code": ("code",),
     "prose": ("gopher",),
@@ -98,25 +100,51 @@ def rules_in(group: str, section: Config) -> list[Rule]:
     return rules
 
 
+def decision_rules(config: DataConfig) -> list[Rule]:
+    """All rules that decide about a document before duplicates are looked for, in their order."""
+    rules = rules_of(config.quality)
+    if config.decontamination.sources:
+        limit = float(config.decontamination.max_ngrams)
+        rules.append(Rule(CONTAMINATED, CONTAMINATED_SIGNAL, limit, below=False))
+    return rules
+
+
 def first_broken_rules(
     config: QualityConfig, signals: Mapping[str, np.ndarray], num_documents: int
 ) -> pa.Array:
-    """Name of the first rule that each document breaks, or null; ``pa.string`` [num_documents]."""
-    return broken_rule_of(rules_of(config), signals, num_documents)
+    """Name of the first rule of quality that each document breaks, or null; ``pa.string`` [n]."""
+    rules = rules_of(config)
+    return broken_rule_of(rules, signals, num_documents)
 
 
 def broken_rule_of(rules: Sequence[Rule], signals: Mapping[str, np.ndarray], num_documents: int) -> pa.Array:
     """Name of the first of ``rules`` that each document breaks, or null; ``pa.string`` [num_documents]."""
+    broken = _first_broken(rules, signals, num_documents)
+    names = pa.array([rule.name for rule in rules], pa.string())
+    return names.take(pa.array(broken, mask=broken < 0))
+
+
+def broken_rules(rules: Sequence[Rule], table: pa.Table) -> np.ndarray:
+    """Number of the first of ``rules`` that each row of ``table``, with its figures, breaks, or -1; int32."""
+    signals = {rule.signal: table[rule.signal].to_numpy() for rule in rules}
+    return _first_broken(rules, signals, len(table))
+
+
+def _first_broken(rules: Sequence[Rule], signals: Mapping[str, np.ndarray], num_documents: int) -> np.ndarray:
     broken = np.full(num_documents, -1, np.int32)
     for number, rule in enumerate(rules):
         broken[(broken < 0) & rule.breaks(signals[rule.signal])] = number
-    names = pa.array([rule.name for rule in rules], pa.string())
-    return names.take(pa.array(broken, mask=broken < 0))
+    return broken
 
 
 def takes_lines_out(config: QualityConfig) -> bool:
     """Whether C4's line rules change the text."""
     return "c4" in PROFILES[config.profile]
+
+
+def stored_signals(config: DataConfig) -> tuple[str, ...]:
+    """Names of all figures that are stored with a document."""
+    return (*signals_of(config.quality), *([CONTAMINATED_SIGNAL] if config.decontamination.sources else []))
 
 
 def signals_of(config: QualityConfig) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Record:
     """A readable record.
 
     Attributes:
-        index: Position in its file, bad records counted.
+        index: Position in its file, bad records counted; in a file of lines the line, from 0.
         id: From ``id_field``; empty if the source names none.
         text: As stored; it may hold lone surrogates.
     """
@@ -110,20 +110,19 @@ def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
 def _read_lines(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig
 ) -> Iterator[Record | Quarantined]:
-    index, after = 0, 0
+    index, after = file.first_record, 0
     with file.open() as stream:
         lines = _lines(_checked_chunks(stream, file, limits), limits.max_record_bytes)
         try:
-            for offset, raw, num_bytes in lines:
+            for index, (offset, raw, num_bytes) in enumerate(lines, file.first_record):
+                offset += file.start
                 after = offset + num_bytes + 1
                 if offset == 0:
                     raw = raw.removeprefix(_BYTE_ORDER_MARK)
-                if num_bytes <= limits.max_record_bytes and not raw.strip():
-                    continue
-                yield _record(index, offset, raw, num_bytes, source, limits)
-                index += 1
+                if num_bytes > limits.max_record_bytes or raw.strip():
+                    yield _record(index, offset, raw, num_bytes, source, limits)
         except BrokenStreamError as error:
-            yield Quarantined(index, after, str(error), breaks_off=True)
+            yield Quarantined(index + 1 if after else index, after, str(error), breaks_off=True)
 
 
 def _record(
@@ -140,7 +139,8 @@ def _record(
 
 def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
     """Yield the uncompressed bytes; the stored ones are compared with the inventory on the way."""
-    stored = _Digesting(stream)
+    # Lines that were appended since are not of this part.
+    stored = _Digesting(stream, file.num_bytes if file.suffix == ".jsonl" else None)
     compressed = file.suffix != ".jsonl"
     total, most = 0, int(limits.max_expansion * file.num_bytes)
     broken = None
@@ -160,19 +160,22 @@ def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) ->
 
 
 class _Digesting:
-    """A stream that digests what is read from it."""
+    """A stream, or the next ``limit`` bytes of one, that digests what is read from it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
         self._stream = stream
+        self._left = limit
         self._digest = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        data = self._stream.read(size if self._left is None else min(size, self._left))
+        if self._left is not None:
+            self._left -= len(data)
         self._digest.update(data)
         return data
 
     def whole(self) -> str:
-        """SHA-256 of the whole stream, what was not read before included."""
+        """SHA-256 of all of it, what was not read before included."""
         while self.read(_DIGEST_BYTES):
             pass
         return self._digest.hexdigest()

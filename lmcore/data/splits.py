@@ -1,17 +1,22 @@
 """The splits stage: which documents are good enough, which are kept once, and which are held out.
 
 Layout: ``decisions/00000.parquet`` beside each shard of the documents stage, row for row, with ``doc_id``,
-``content_hash``, ``decision`` (train, validation, dropped, duplicate or near_duplicate), the ``rule`` that
-dropped it and the document that it is a ``duplicate_of``. The text stays where it is: another threshold or
-seed costs seconds.
+``content_hash``, ``decision``, the ``rule`` that dropped it and the document that it is a ``duplicate_of``.
+The text stays where it is: another threshold or seed costs seconds.
+
+It takes three steps. Each shard is judged by its stored figures, alone; duplicates are found among what is
+good (``lmcore.data.duplicates``); each shard's decisions are written, alone. Memory holds the documents of
+the shards that are worked on and the pairs of duplicates, not the corpus.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +29,19 @@ import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
 from lmcore.data.books import Books
-from lmcore.data.dedup import HASH_BYTES, first_occurrences, hold_out, order_by_hash
+from lmcore.data.dedup import HASH_BYTES, draws, halves, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
-from lmcore.data.quality import first_broken_rules, rules_of
+from lmcore.data.duplicates import Grouping, Pairs, find_alike, find_copies
+from lmcore.data.pool import Threads, Workers
+from lmcore.data.quality import CONTAMINATED, broken_rules, decision_rules
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
+from lmcore.store import sha256_file, sha256_json
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+DECISIONS = (*SPLITS, "dropped", "contaminated", "duplicate", "near_duplicate")
+_TRAIN, _VALIDATION, _TEST, _DROPPED, _CONTAMINATED, _DUPLICATE, _NEAR = range(len(DECISIONS))
 
 DECISIONS_SCHEMA = pa.schema(
     [
@@ -42,9 +52,7 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("duplicate_of", pa.string()),
     ]
 )
-# Text is gathered in the order of its hash, this much at a time: the memory that one pass takes.
-PASS_TEXT_BYTES = 1_000_000_000
-
+_DOCUMENT_COLUMNS = ("doc_id", "source", "text", "content_hash")
 _ROWS_AT_A_TIME = 256
 
 
@@ -63,120 +71,332 @@ class Document:
     text: str
 
 
-def build_splits(config: DataConfig, documents_dir: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def build_splits(
+    config: DataConfig, documents_dir: Path, out: Path, progress: Progress, workers: Workers | None = None
+) -> dict[str, Any]:
     """Drop by the rules, then documents like an earlier one of any source; hold out by content hash.
 
+    Args:
+        config: Rules, near duplicates, shares and seed.
+        documents_dir: What the documents stage made.
+        out: Written to.
+        progress: Told of shards.
+        workers: Who works; None: a thread for each core.
+
     Returns:
-        The books in all, by source and by shard, the funnel, and the digest of each split's content.
+        The books in all and by source, the funnel, and the digest of each split's content.
 
     Raises:
-        DataError: fewer than two distinct documents are left, or the books do not balance.
+        DataError: fewer than two documents are left, or the books do not balance.
     """
+    workers = workers or Threads(config.workers or 2)
     shards = _shards(documents_dir)
-    paced = Paced(progress, "split documents", len(shards), "shards")
-    hashes, ids, sizes = _read_hashes(shards)
-    rules = pa.concat_arrays([_broken_rules(config, shard) for shard in shards])
-    _check_names(ids, first_occurrences(hashes))
-    dropped = rules.is_valid().to_numpy(zero_copy_only=False)
-    decisions, firsts, remedy = _decide(config, shards, hashes, dropped)
-    intake = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
-    if not np.isin(decisions, SPLITS).any():
-        whole = Books.total(Books.from_json(entry["books"]) for entry in intake)
-        whole.dropped = _count(rules)
-        raise nothing_left(whole)
-    (out / "decisions").mkdir()
-    books: list[tuple[str, Books]] = []
-    start = 0
-    for shard, size, entry in zip(shards, sizes, intake, strict=True):
-        rows = slice(start, start + size)
-        _write_decisions(out / "decisions" / shard.name, rows, ids, hashes, decisions, rules, firsts)
-        books.append(
-            (entry["source"], _shard_books(entry["books"], size, decisions[rows], rules.slice(start, size)))
-        )
-        books[-1][1].check(f"shard {shard.stem} ({entry['source']})")
-        start += size
+    work, decided = out / ".work", out / "decisions"
+    work.mkdir()
+    decided.mkdir()
+    paced = Paced(progress, "split documents", 2 * len(shards), "shards")
+    rows = 0
+    for shard, good in zip(shards, workers.map(_judge, ((config, s, work) for s in shards)), strict=True):
+        if good.rows != shard.books.passed:
+            shard.books.passed = good.rows
+            shard.books.check(f"shard {shard.path.stem} ({shard.source})")
+        rows += good.good
         paced.advance(1)
+    _check_names(config, shards)
+    if not rows:
+        whole = Books.total(shard.books for shard in shards)
+        raise nothing_left(_with_drops(whole, work, decision_rules(config)))
+    lost = _find_lost(config, shards, work, workers)
+    calls = [_call(config, shard, lost, work, decided) for shard in shards]
+    results = []
+    for result in workers.map(_decide, calls):
+        results.append(result)
+        paced.advance(1)
+    remedy = _fill_empty_split(config, calls, results)
     paced.finish()
-    return _summary(config, books, hashes, decisions, remedy)
+    shutil.rmtree(work)
+    return _summary(config, shards, results, remedy, decided)
 
 
-def _broken_rules(config: DataConfig, shard: Path) -> pa.Array:
-    """Name of the rule that drops each document of a shard, or null; by the stored figures alone."""
-    names = sorted({rule.signal for rule in rules_of(config.quality)})
-    table = _read(shard, [*names, "record"])
-    signals = {name: table[name].to_numpy() for name in names}
-    return first_broken_rules(config.quality, signals, len(table))
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    source: str
+    generation: int
+    start: int  # number of its first document in the corpus
+    books: Books
+
+    @property
+    def end(self) -> int:
+        return self.start + self.books.passed
 
 
-def _decide(
-    config: DataConfig, shards: list[Path], hashes: np.ndarray, dropped: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Decision about each document, the first of its kind, and what was done about an empty split."""
-    decisions = np.full(len(hashes), "dropped", object)
-    firsts = np.arange(len(hashes))
-    good = np.flatnonzero(~dropped)
-    if not len(good):
-        return decisions, firsts, ""
-    firsts[good] = good[first_occurrences(hashes[good])]
-    is_copy = firsts[good] != good
-    distinct = good[~is_copy]
-    alike = _first_alike(config, shards, distinct)
-    kept = distinct[alike == distinct]
-    held, remedy = hold_out(hashes[kept], config.validation_fraction, config.split_seed)
-    decisions[kept] = np.where(held, "validation", "train")
-    decisions[distinct[alike != distinct]] = "near_duplicate"
-    firsts[distinct] = alike
-    copies = good[is_copy]
-    decisions[copies] = "duplicate" if config.exact_dedup else decisions[firsts[copies]]
-    return decisions, firsts, remedy
+def _shards(documents_dir: Path) -> list[_Shard]:
+    entries = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
+    shards, start = [], 0
+    for path, entry in zip(document_files(documents_dir), entries, strict=True):
+        books = Books.from_json(entry["books"])
+        shards.append(_Shard(path, entry["source"], entry["generation"], start, books))
+        start += books.passed
+    return shards
 
 
-def _first_alike(config: DataConfig, shards: list[Path], rows: np.ndarray) -> np.ndarray:
-    """For each document of ``rows`` (ascending) the first one that it is like; int64."""
-    if not config.near_dedup.enabled:
-        return rows
-    from lmcore.data.minhash import clusters  # the compiler takes a third of a second to import
-
-    bands = (
-        np.concatenate([_read(shard, [name])[name].to_numpy() for shard in shards])[rows]
-        for name in band_names(config)
-    )
-    return rows[clusters(bands, len(rows))]
-
-
-def _count(rules: pa.Array) -> Counter[str]:
-    counted = rules.drop_null().value_counts().to_pylist()
-    return Counter({entry["values"]: entry["counts"] for entry in counted})
-
-
-def _shards(documents_dir: Path) -> list[Path]:
+def document_files(documents_dir: Path) -> list[Path]:
+    """The documents of each shard, in order."""
     return sorted((documents_dir / "documents").glob("*.parquet"))
 
 
-def _read_hashes(shards: list[Path]) -> tuple[np.ndarray, pa.Array, list[int]]:
-    """Content hashes (uint8 [n, 16]) and names of all documents, and how many each shard holds."""
-    tables = [_read(shard, ["doc_id", "content_hash"]) for shard in shards]
-    whole = pa.concat_tables(tables).combine_chunks()
-    return _hashes(whole["content_hash"]), whole["doc_id"], [len(table) for table in tables]
+def first_generation(documents_dir: Path) -> list[Path]:
+    """The documents of the shards whose files were there first."""
+    entries = json.loads((documents_dir / "books.json").read_text(encoding="utf-8"))
+    files = zip(document_files(documents_dir), entries, strict=True)
+    return [path for path, entry in files if not entry["generation"]]
 
 
-def _check_names(ids: Any, firsts: np.ndarray) -> None:
-    """Check that no two documents of different text have the same name."""
-    names = ids.combine_chunks().dictionary_encode()
-    names = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
-    numbers = names.indices.to_numpy().astype(np.int64)
-    pairs, places = np.unique(numbers * len(firsts) + firsts, return_index=True)
-    if len(pairs) == len(names.dictionary):
+# --- judging ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judged:
+    rows: int
+    good: int
+
+
+def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
+    """Note which rule drops each document of a shard, and what duplicates are found by of the others."""
+    rules, bands = decision_rules(config), band_names(config)
+    table = _read(shard.path, [*{rule.signal: 0 for rule in rules}, *bands, "content_hash"])
+    broken = broken_rules(rules, table)
+    np.save(work / f"rules-{shard.path.stem}.npy", broken)
+    good = np.flatnonzero(broken < 0)
+    high, low = halves(hashes_of(table["content_hash"])[good])
+    columns = {
+        "doc": pa.array(shard.start + good, pa.int64()),
+        "high": pa.array(high),
+        "low": pa.array(low),
+        **{name: pa.array(table[name].to_numpy()[good]) for name in bands},
+    }
+    pq.write_table(pa.table(columns), work / f"good-{shard.path.stem}.parquet", compression="none")
+    return _Judged(len(table), len(good))
+
+
+def _with_drops(books: Books, work: Path, rules: list[Any]) -> Books:
+    counts = sum((Counter(np.load(path).tolist()) for path in work.glob("rules-*.npy")), Counter())
+    books.dropped = Counter({rules[number].name: count for number, count in counts.items()})
+    return books
+
+
+def _check_names(config: DataConfig, shards: list[_Shard]) -> None:
+    """Check that no two documents of different text have the same name, where a source names them itself."""
+    named = {source.name for source in config.sources if source.id_field}
+    paths = [str(shard.path) for shard in shards if shard.source in named]
+    if not paths:
         return
-    texts_named = np.bincount(numbers[places], minlength=len(names.dictionary))
-    example = names.dictionary[int(np.argmax(texts_named > 1))]
-    raise DataError(
-        "documents of different text have the same name",
-        expected="a name for each",
-        found=f"{int((texts_named > 1).sum())} names of several, first {example}",
-        remedy="Set id_field of that source to a field that differs, or leave it empty: then file and "
-        "position are the name.",
+    import duckdb  # takes 0.1 s
+
+    settings = {"memory_limit": f"{config.memory_bytes}B", "preserve_insertion_order": False}
+    with duckdb.connect(config=settings) as database:
+        found = database.execute(
+            "SELECT doc_id FROM read_parquet($paths) GROUP BY doc_id "
+            "HAVING min(content_hash) <> max(content_hash) ORDER BY doc_id",
+            {"paths": paths},
+        ).fetchall()
+    if found:
+        raise DataError(
+            "documents of different text have the same name",
+            expected="a name for each",
+            found=f"{len(found)} names of several, first {found[0][0]}",
+            remedy="Set id_field of that source to a field that differs, or leave it empty: then file and "
+            "position are the name.",
+        )
+
+
+# --- duplicates ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Documents that an earlier one stands for, and the names of those."""
+
+    copies: Pairs
+    alike: Pairs
+    names: dict[int, str]
+
+
+def _find_lost(config: DataConfig, shards: list[_Shard], work: Path, workers: Workers) -> _Lost:
+    grouping = Grouping(work, config.memory_bytes, workers)
+    copies = find_copies(grouping)
+    alike = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+    if config.near_dedup.enabled:
+        starts = [next(g).start for _, g in itertools.groupby(shards, key=lambda shard: shard.generation)]
+        alike = find_alike(grouping, band_names(config), copies, starts)
+    if not config.exact_dedup:  # a copy goes where its first goes
+        firsts = alike.first_of(copies.firsts)
+        documents = np.concatenate([alike.documents, copies.documents[firsts >= 0]])
+        order = np.argsort(documents)
+        alike = Pairs(documents[order], np.concatenate([alike.firsts, firsts[firsts >= 0]])[order])
+        copies = Pairs(copies.documents[:0], copies.firsts[:0])
+    wanted = np.unique(np.concatenate([copies.firsts, alike.firsts]))
+    names: dict[int, str] = {}
+    for shard in shards:
+        low, high = np.searchsorted(wanted, [shard.start, shard.end])
+        if high > low:
+            ids = _read(shard.path, ["doc_id"])["doc_id"].take(pa.array(wanted[low:high] - shard.start))
+            names |= zip(wanted[low:high].tolist(), ids.to_pylist(), strict=True)
+    return _Lost(copies, alike, names)
+
+
+# --- deciding --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is to be decided about one shard."""
+
+    config: DataConfig
+    shard: _Shard
+    copies: Pairs
+    alike: Pairs
+    names: dict[int, str]
+    work: Path
+    out: Path
+    forced: tuple[int, int] | None = None  # row, and the split that it must go to
+
+
+@dataclass(frozen=True)
+class _Decided:
+    books: Books
+    digests: dict[Split, int]  # sums of content hashes: the same whatever the shards
+    lowest: tuple[float, int]  # smallest draw of what was kept, and its row
+    highest: tuple[float, int]
+
+
+def _call(config: DataConfig, shard: _Shard, lost: _Lost, work: Path, out: Path) -> tuple[_Call]:
+    copies, alike = (pairs.between(shard.start, shard.end) for pairs in (lost.copies, lost.alike))
+    firsts = [*copies.firsts.tolist(), *alike.firsts.tolist()]
+    names = {first: lost.names[first] for first in firsts}
+    return (_Call(config, shard, copies, alike, names, work, out),)
+
+
+def _decide(call: _Call) -> _Decided:
+    """Write the decisions about a shard."""
+    config, shard = call.config, call.shard
+    rules = decision_rules(config)
+    table = _read(shard.path, ["doc_id", "content_hash"])
+    hashes = hashes_of(table["content_hash"])
+    broken = np.load(call.work / f"rules-{shard.path.stem}.npy")
+    drawn = draws(hashes, config.split_seed)
+    decisions = np.full(len(table), _TRAIN, np.int8)
+    decisions[drawn < config.validation_fraction] = _VALIDATION
+    decisions[drawn >= 1.0 - config.test_fraction] = _TEST
+    decisions[broken >= 0] = _DROPPED
+    contaminated = np.array([rule.name == CONTAMINATED for rule in rules])
+    decisions[(broken >= 0) & contaminated[broken]] = _CONTAMINATED
+    originals = np.full(len(table), -1, np.int64)
+    for pairs, decision in ((call.copies, _DUPLICATE), (call.alike, _NEAR)):
+        places = pairs.documents - shard.start
+        decisions[places] = decision
+        originals[places] = pairs.firsts
+    if call.forced:
+        decisions[call.forced[0]] = call.forced[1]
+    columns = [
+        table["doc_id"].combine_chunks(),
+        table["content_hash"].combine_chunks(),
+        pa.array(DECISIONS, pa.string()).take(pa.array(decisions)),
+        pa.array([rule.name for rule in rules], pa.string()).take(pa.array(broken, mask=broken < 0)),
+        pa.array([call.names.get(first) for first in originals.tolist()], pa.string()),
+    ]
+    decided = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
+    path = call.out / shard.path.name
+    pq.write_table(decided, path, compression="zstd", write_page_checksum=True)
+    books = _books(shard, decisions, broken, [rule.name for rule in rules])
+    kept = np.flatnonzero(decisions <= _TEST)
+    least, most = (int(kept[f(drawn[kept])]) if len(kept) else -1 for f in (np.argmin, np.argmax))
+    return _Decided(
+        books,
+        {split: _sum(hashes[decisions == number]) for number, split in enumerate(SPLITS)},
+        (float(drawn[least]), least) if len(kept) else (math.inf, -1),
+        (float(drawn[most]), most) if len(kept) else (-math.inf, -1),
     )
+
+
+def _books(shard: _Shard, decisions: np.ndarray, broken: np.ndarray, rules: list[str]) -> Books:
+    counts = dict(zip(DECISIONS, np.bincount(decisions, minlength=len(DECISIONS)).tolist(), strict=True))
+    dropped = Counter(broken[decisions == _DROPPED].tolist())
+    books = dataclasses.replace(
+        shard.books,
+        dropped=Counter({rules[number]: count for number, count in dropped.items()}),
+        contaminated=counts["contaminated"],
+        duplicates=counts["duplicate"],
+        near_duplicates=counts["near_duplicate"],
+        train=counts["train"],
+        validation=counts["validation"],
+        test=counts["test"],
+    )
+    books.check(f"shard {shard.path.stem} ({shard.source})")
+    return books
+
+
+def _fill_empty_split(config: DataConfig, calls: list[tuple[_Call]], results: list[_Decided]) -> str:
+    """Give a document to training or to validation if none fell there; say which."""
+    whole = Books.total(result.books for result in results)
+    if whole.kept < 2:
+        raise DataError(
+            "the corpus cannot be split into training and validation",
+            expected="at least 2 distinct documents",
+            found=str(whole.kept),
+            remedy="Add documents, or loosen data.quality.",
+        )
+    if whole.train and whole.validation:
+        return ""
+    if whole.train:
+        number = min(range(len(results)), key=lambda i: results[i].lowest)
+        forced = (results[number].lowest[1], _VALIDATION)
+        remedy = "no document fell into validation, so the one with the smallest draw was held out"
+    else:
+        number = max(range(len(results)), key=lambda i: results[i].highest)
+        forced = (results[number].highest[1], _TRAIN)
+        remedy = "no document was left to train on, so the one with the largest draw was given back"
+    results[number] = _decide(dataclasses.replace(calls[number][0], forced=forced))
+    return remedy
+
+
+def _summary(
+    config: DataConfig, shards: list[_Shard], results: list[_Decided], remedy: str, out: Path
+) -> dict[str, Any]:
+    whole = Books.total(result.books for result in results)
+    whole.check("the corpus")
+    sources = {}
+    for source in config.sources:
+        parts = zip(shards, results, strict=True)
+        sources[source.name] = Books.total(r.books for s, r in parts if s.source == source.name)
+        sources[source.name].check(f"source {source.name}")
+    digests = {}
+    for split in SPLITS:
+        total = sum(result.digests[split] for result in results) % 2 ** (8 * HASH_BYTES)
+        text = f"{getattr(whole, split)} {total}"
+        digests[f"{split}_digest"] = hashlib.sha256(text.encode()).hexdigest()
+    return {
+        "documents": whole.kept,
+        "train_documents": whole.train,
+        "validation_documents": whole.validation,
+        "test_documents": whole.test,
+        "duplicates": whole.duplicates,
+        "near_duplicates": whole.near_duplicates,
+        "contaminated": whole.contaminated,
+        **digests,
+        "empty_split_remedy": remedy,
+        "funnel": [[label, count] for label, count in whole.funnel()],
+        "books": whole.to_json(),
+        "sources": {name: part.to_json() for name, part in sources.items()},
+        "shards": len(shards),
+        "first_generation": sha256_json(
+            [sha256_file(out / shard.path.name) for shard in shards if not shard.generation]
+        ),
+    }
+
+
+# --- columns ---------------------------------------------------------------------------------------
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
@@ -185,134 +405,73 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         return file.read(columns=columns)
 
 
-def _hashes(column: pa.ChunkedArray) -> np.ndarray:
-    parts = [np.frombuffer(b"".join(chunk.to_pylist()), np.uint8) for chunk in column.chunks]
-    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, HASH_BYTES)
+def hashes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """The content hashes of ``column``; uint8 [n, 16]."""
+    parts = []
+    for chunk in column.chunks:
+        data = np.frombuffer(chunk.buffers()[1] or b"", np.uint8).reshape(-1, HASH_BYTES)
+        parts.append(data[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate([np.empty((0, HASH_BYTES), np.uint8), *parts])
 
 
-def _write_decisions(
-    path: Path,
-    rows: slice,
-    ids: Any,
-    hashes: np.ndarray,
-    decisions: np.ndarray,
-    rules: pa.Array,
-    firsts: np.ndarray,
-) -> None:
-    duplicate = np.isin(decisions[rows], ("duplicate", "near_duplicate"))
-    originals = ids.take(pa.array(firsts[rows])).combine_chunks()
-    columns = [
-        ids.slice(rows.start, rows.stop - rows.start).combine_chunks(),
-        pa.array([row.tobytes() for row in hashes[rows]], pa.binary(HASH_BYTES)),
-        pa.array(decisions[rows].tolist(), pa.string()),
-        rules.slice(rows.start, rows.stop - rows.start),
-        pa.array(originals.to_pylist(), pa.string(), mask=~duplicate),
-    ]
-    table = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-
-
-def _shard_books(intake: dict[str, Any], num_rows: int, decisions: np.ndarray, rules: pa.Array) -> Books:
-    books = Books.from_json(intake)
-    # What lies on the disk decides, not what the shard said it wrote.
-    books.passed = num_rows
-    books.dropped = _count(rules)
-    books.duplicates = int((decisions == "duplicate").sum())
-    books.near_duplicates = int((decisions == "near_duplicate").sum())
-    books.train = int((decisions == "train").sum())
-    books.validation = int((decisions == "validation").sum())
-    return books
-
-
-def _summary(
-    config: DataConfig,
-    books: list[tuple[str, Books]],
-    hashes: np.ndarray,
-    decisions: np.ndarray,
-    remedy: str,
-) -> dict[str, Any]:
-    whole = Books.total(part for _, part in books)
-    whole.check("the corpus")
-    sources = {
-        source.name: Books.total(part for name, part in books if name == source.name)
-        for source in config.sources
-    }
-    for name, part in sources.items():
-        part.check(f"source {name}")
-    digests = {}
-    for split in SPLITS:
-        chosen = hashes[decisions == split]
-        digests[f"{split}_digest"] = hashlib.sha256(chosen[order_by_hash(chosen)].tobytes()).hexdigest()
-    return {
-        "documents": whole.kept,
-        "train_documents": whole.train,
-        "validation_documents": whole.validation,
-        "duplicates": whole.duplicates,
-        "near_duplicates": whole.near_duplicates,
-        **digests,
-        "empty_split_remedy": remedy,
-        "funnel": [[label, count] for label, count in whole.funnel()],
-        "books": whole.to_json(),
-        "sources": {name: part.to_json() for name, part in sources.items()},
-        "shards": [{"source": source, "books": part.to_json()} for source, part in books],
-    }
+def _sum(hashes: np.ndarray) -> int:
+    # Halves of 32 bits, so that 64 hold the sum of four billion of them.
+    words = np.ascontiguousarray(hashes).view(">u4").reshape(-1, 4).astype(np.uint64).sum(axis=0)
+    return sum(int(word) << (32 * (3 - place)) for place, word in enumerate(words))
 
 
 # --- reading a split -------------------------------------------------------------------------------
 
 
 def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[Document]:
-    """Yield the documents of ``split`` by content hash, so that files of one source are mixed.
-
-    Each pass over the shards gathers a range of hashes that holds about ``PASS_TEXT_BYTES`` of its text.
+    """Yield the documents of ``split``, shard after shard, in each by content hash.
 
     Raises:
         DataError: the decisions are of other documents.
     """
-    shards = _shards(documents_dir)
-    text_bytes = sum(entry["bytes"] for entry in json.loads((documents_dir / "books.json").read_text()))
-    share = split_size(splits_dir, split) / max(1, sum(pq.read_metadata(s).num_rows for s in shards))
-    passes = max(1, math.ceil(text_bytes * share / PASS_TEXT_BYTES))
-    edges = [round(i * 2**16 / passes) for i in range(passes + 1)]
-    for low, high in itertools.pairwise(edges):
-        table = pa.concat_tables([_gather(shard, splits_dir, split, low, high) for shard in shards])
-        order = order_by_hash(_hashes(table["content_hash"]))
-        # One chunk, so that taking rows by number needs no search; batches, so that there is no second copy.
-        table = table.select(["doc_id", "source", "text"]).combine_chunks()
-        for start in range(0, len(order), _ROWS_AT_A_TIME):
-            batch = table.take(pa.array(order[start : start + _ROWS_AT_A_TIME]))
-            columns = (column.to_pylist() for column in batch.columns)
+    for documents in document_files(documents_dir):
+        table = split_of_shard(documents, splits_dir / "decisions" / documents.name, split)
+        for start in range(0, len(table), _ROWS_AT_A_TIME):
+            columns = (c.to_pylist() for c in table.slice(start, _ROWS_AT_A_TIME).columns[:3])
             for doc_id, source, text in zip(*columns, strict=True):
                 yield Document(doc_id, source, text)
 
 
-def split_size(splits_dir: Path, split: Split) -> int:
-    """Documents of ``split``."""
-    decisions = (
-        _read(path, ["decision"])["decision"] for path in sorted((splits_dir / "decisions").glob("*.parquet"))
-    )
-    return sum(int((column.to_numpy() == split).sum()) for column in decisions)
+def split_of_shard(documents: Path, decisions: Path, split: Split, below: float = 1.0) -> pa.Table:
+    """Documents of a shard that belong to ``split``, by content hash, so that its files are mixed.
 
+    Args:
+        documents: File of the documents stage.
+        decisions: File of the splits stage.
+        split: Which.
+        below: Only the documents whose content hash, as a number in [0, 1), is below this: a sample that
+            does not depend on the shards.
 
-def _gather(shard: Path, splits_dir: Path, split: Split, low: int, high: int) -> pa.Table:
-    """Rows of a shard that belong to ``split`` and whose hash begins with 16 bits in [low, high)."""
-    decided = _read(splits_dir / "decisions" / shard.name, ["content_hash", "decision"])
-    hashes = _hashes(decided["content_hash"])
-    leading = hashes[:, 0].astype(np.int64) * 256 + hashes[:, 1]
-    chosen = (leading >= low) & (leading < high) & (decided["decision"].to_numpy() == split)
+    Returns:
+        ``doc_id``, ``source``, ``text`` and ``content_hash``.
+
+    Raises:
+        DataError: the decisions are of other documents.
+    """
+    decided = _read(decisions, ["content_hash", "decision"])
+    hashes = hashes_of(decided["content_hash"])
+    chosen = decided["decision"].to_numpy(zero_copy_only=False) == split
+    if below < 1.0:
+        chosen &= halves(hashes)[0].astype(np.float64) * 2.0**-64 < below
     parts, start = [], 0
-    with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+    with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         if file.metadata.num_rows != len(chosen):
-            raise _other_documents(shard, f"{file.metadata.num_rows} rows", str(len(chosen)))
+            raise _other_documents(documents, f"{file.metadata.num_rows} rows", str(len(chosen)))
         for group in range(file.num_row_groups):
             rows = chosen[start : (start := start + file.metadata.row_group(group).num_rows)]
             if rows.any():
-                table = file.read_row_group(group, columns=["doc_id", "source", "text", "content_hash"])
-                if not np.array_equal(_hashes(table["content_hash"]), hashes[start - len(rows) : start]):
-                    raise _other_documents(shard, "the same content hashes", "others")
-                parts.append(table.filter(pa.array(rows)))
-        schema = pa.schema([file.schema_arrow.field(n) for n in ("doc_id", "source", "text", "content_hash")])
-    return pa.concat_tables(parts) if parts else schema.empty_table()
+                table = file.read_row_group(group, columns=list(_DOCUMENT_COLUMNS))
+                if not np.array_equal(hashes_of(table["content_hash"]), hashes[start - len(rows) : start]):
+                    raise _other_documents(documents, "the same content hashes", "others")
+                parts.append(table if rows.all() else table.filter(pa.array(rows)))
+        schema = pa.schema([file.schema_arrow.field(name) for name in _DOCUMENT_COLUMNS])
+    whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()
+    return whole.take(pa.array(order_by_hash(hashes_of(whole["content_hash"]))))
 
 
 def _other_documents(shard: Path, expected: str, found: str) -> DataError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.errors import DataError
+from lmcore.store import link
 
 INDEX = "index.json"
 IDS_PATH = "input_ids.list.element"
@@ -123,7 +124,7 @@ class TokenWriter:
             **self._totals,
             "eos_id": self._eos_id,
             "vocab_size": self._vocab_size,
-            "digest": self._digest.hexdigest(),
+            "digest": digest_of(self._files),
             "files": self._files,
         }
         (self._directory / INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -196,8 +197,39 @@ class TokenWriter:
                         found=f"something else, written by pyarrow {pa.__version__}",
                         remedy="Use a pyarrow version of infra/constraints.txt.",
                     )
-        self._files.append({"name": path.name, "num_rows": metadata.num_rows, "row_groups": groups})
-        self._checksums = []
+        self._files.append(
+            {"name": path.name, "num_rows": metadata.num_rows, "row_groups": groups}
+            | {"digest": self._digest.hexdigest()}
+        )
+        self._checksums, self._digest = [], hashlib.sha256()
+
+
+def digest_of(files: Iterable[Mapping[str, Any]]) -> str:
+    """Digest of the tokens of ``files``, entries of an index; 64 hexadecimal digits."""
+    return hashlib.sha256("".join(entry["digest"] for entry in files).encode()).hexdigest()
+
+
+def gather(parts: Iterable[Path], out: Path) -> dict[str, int]:
+    """Let ``out`` hold what the directories ``parts`` hold, one after another, without a copy.
+
+    Returns:
+        ``num_tokens``, ``num_documents`` and ``num_bytes`` of all.
+    """
+    out.mkdir(parents=True)
+    totals = {"num_tokens": 0, "num_documents": 0, "num_bytes": 0}
+    files: list[dict[str, Any]] = []
+    described: dict[str, Any] = {}
+    for part in parts:
+        index = json.loads((part / INDEX).read_text(encoding="utf-8"))
+        described = {name: index[name] for name in ("eos_id", "vocab_size")}
+        totals = {name: count + index[name] for name, count in totals.items()}
+        for entry in index["files"]:
+            name = f"{len(files):05d}.parquet"
+            link(part / entry["name"], out / name)
+            files.append(entry | {"name": name})
+    index = {**totals, **described, "digest": digest_of(files), "files": files}
+    (out / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return totals
 
 
 def payload_offset(metadata: pq.FileMetaData, row_group: int) -> int:

@@ -6,20 +6,30 @@ Every byte is in the vocabulary, so any text survives encoding and decoding unch
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmcore.config import DataConfig, TokenizerConfig
-from lmcore.data.splits import read_split
+from lmcore.data.dedup import order_by_hash
+from lmcore.data.splits import first_generation, hashes_of, split_of_shard
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
+from lmcore.store import sha256_file
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
+TOKENIZER = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_SPARE = 1.25
+# Where nearly all would be read, chance must not leave too little.
+_MOST_SHARE = 0.5
 
 # As the published tokenizer.json files write them, so that gigatoken knows them. cl100k is the spelling
 # without possessive quantifiers: Oniguruma, which `tokenizers` uses, reads `{1,3}+` as a repeated group.
@@ -42,7 +52,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *config.special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -64,25 +74,31 @@ def _splitter(pattern: str) -> Any:
 def build_tokenizer(
     config: DataConfig, documents_dir: Path, splits_dir: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Learn a tokenizer from the training split and write it where ``transformers`` finds it.
+    """Learn a tokenizer from the training split, or bring one, and write it where ``transformers`` finds it.
+
+    It learns from the documents with the smallest content hashes, of those files that were there first: the
+    same whatever the shards, and whatever came later.
 
     Returns:
         Its true size, the size asked for, and the text it learned from.
+
+    Raises:
+        DataError: the tokenizer that is to be brought cannot be used.
     """
     wanted = config.tokenizer
+    if wanted.path:
+        return _bring(wanted, out)
+    shards = [(path, splits_dir / "decisions" / path.name) for path in first_generation(documents_dir)]
     taken = {"documents": 0, "bytes": 0}
-    total = wanted.sample_bytes or _split_bytes(documents_dir)
-    paced = Paced(progress, "learn merges", min(total, _split_bytes(documents_dir)), "bytes")
+    paced = Paced(progress, "learn merges", wanted.sample_bytes, "bytes")
 
     def sample() -> Iterator[str]:
-        for document in read_split(documents_dir, splits_dir, "train"):
-            size = len(document.text.encode())
-            if wanted.sample_bytes and taken["documents"] and taken["bytes"] + size > wanted.sample_bytes:
-                return
+        for text in _sample(shards, wanted.sample_bytes):
+            size = len(text.encode())
             taken["documents"] += 1
             taken["bytes"] += size
             paced.advance(size)
-            yield document.text
+            yield text
 
     tokenizer = train_tokenizer(wanted, sample())
     paced.finish()
@@ -99,50 +115,129 @@ def build_tokenizer(
     }
 
 
-def _split_bytes(documents_dir: Path) -> int:
-    return sum(entry["bytes"] for entry in json.loads((documents_dir / "books.json").read_text()))
+def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[str]:
+    """Training documents by content hash up to ``most_bytes``, at least one; 0: all, shard after shard."""
+    if not most_bytes:
+        for documents, decisions in shards:
+            yield from split_of_shard(documents, decisions, "train")["text"].to_pylist()
+        return
+    # Each character is at least a byte, so that this much of the hashes holds enough.
+    share = _SPARE * most_bytes / max(1, sum(_train_chars(*shard) for shard in shards))
+    tables = [split_of_shard(*shard, "train", share if share < _MOST_SHARE else 1.0) for shard in shards]
+    whole = pa.concat_tables(tables).select(["text", "content_hash"]).combine_chunks()
+    size = 0
+    for row in order_by_hash(hashes_of(whole["content_hash"])).tolist():
+        text = whole["text"][row].as_py()
+        if size and size + len(text.encode()) > most_bytes:
+            return
+        size += len(text.encode())
+        yield text
+
+
+def _train_chars(documents: Path, decisions: Path) -> int:
+    with pq.ParquetFile(documents) as file, pq.ParquetFile(decisions) as decided:
+        chars = file.read(["chars"])["chars"].to_numpy()
+        return int(chars[decided.read(["decision"])["decision"].to_numpy() == "train"].sum())
+
+
+def tokenizer_digest(config: DataConfig) -> str:
+    """SHA-256 of the tokenizer that is to be brought, in hexadecimal.
+
+    Raises:
+        DataError: there is none.
+    """
+    return sha256_file(_brought(config.tokenizer))
+
+
+def _brought(wanted: TokenizerConfig) -> Path:
+    path = Path(wanted.path).expanduser()
+    if path.is_file() and path.name != TOKENIZER:
+        raise DataError(
+            f"tokenizer {path} cannot be used", expected=f"a file {TOKENIZER}, or its folder", found=path.name
+        )
+    return _file(path.parent if path.name == TOKENIZER else path)
+
+
+def _bring(wanted: TokenizerConfig, out: Path) -> dict[str, Any]:
+    """Take over the tokenizer at ``wanted.path``: a ``tokenizer.json`` or a folder that holds one."""
+    path = _brought(wanted)
+    shutil.copyfile(path, out / TOKENIZER)
+    _describe(out, wanted.end_of_text)
+    size = load_tokenizer(out).get_vocab_size()
+    return {
+        "vocab_size": size,
+        "vocab_size_wanted": size,
+        "note": f"brought: {path}",
+        "pattern": "",
+        "sample_documents": 0,
+        "sample_bytes": 0,
+    }
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
-    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    _describe(directory, END_OF_TEXT)
+
+
+def _describe(directory: Path, end_of_text: str) -> None:
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
-        "eos_token": END_OF_TEXT,
+        "eos_token": end_of_text,
         "unk_token": None,
         "pad_token": None,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    (directory / _CONFIG).write_text(json.dumps(described, indent=2), encoding="utf-8")
+
+
+def _file(directory: Path) -> Path:
+    path = directory / TOKENIZER
+    if not path.is_file():
+        raise DataError(
+            f"tokenizer {path} cannot be read",
+            expected="a file that `tokenizers` wrote",
+            found="none",
+            remedy="Correct data.tokenizer.path, or leave it empty to learn one.",
+        )
+    return path
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read ``tokenizer.json``; text that looks like a special token is encoded as text.
 
     Raises:
-        DataError: there is none, or it does not know ``<|endoftext|>``.
+        DataError: there is none, or it does not know its own end of text.
     """
-    path = directory / "tokenizer.json"
+    path = _file(directory)
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"tokenizer {path} cannot be read", found=str(error)) from error
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{path} is not a tokenizer", found=str(error)) from error
-    eos_id(tokenizer)
+    eos_id(tokenizer, directory)
     # Not stored in the file: each loader chooses anew.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def eos_id(tokenizer: Tokenizer) -> int:
-    """Id of ``<|endoftext|>``; DataError if the tokenizer has none."""
-    index = tokenizer.token_to_id(END_OF_TEXT)
+def eos_id(tokenizer: Tokenizer, directory: Path) -> int:
+    """Id of the token that ends a document, which ``tokenizer_config.json`` names; or DataError."""
+    try:
+        name = json.loads((directory / _CONFIG).read_text(encoding="utf-8")).get("eos_token") or END_OF_TEXT
+    except (OSError, ValueError):
+        name = END_OF_TEXT
+    name = name["content"] if isinstance(name, dict) else name
+    index = tokenizer.token_to_id(name)
     if index is None:
         raise DataError(
-            "the tokenizer cannot end a document", expected=f"a token {END_OF_TEXT}", found="none"
+            "the tokenizer cannot end a document",
+            expected=f"a token {name}",
+            found="none",
+            remedy="Set data.tokenizer.end_of_text to the one that it has.",
         )
     return index
 

@@ -22,10 +22,10 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (3, "03d9cd3e86f2461b"),
-    "splits": (2, "7ae9d84efec32e95"),
-    "tokenizer": (1, "ce8d4601c1a204cd"),
-    "tokens": (2, "ce8d4601c1a204cd"),
+    "documents": (4, "6b79df5dabb6160b"),
+    "splits": (3, "9e35b02bbcd8d900"),
+    "tokenizer": (2, "7ef74acc5dfeb4ee"),
+    "tokens": (3, "7ef74acc5dfeb4ee"),
     "train": (1, "94a52ddc181118d0"),
     "evaluate": (1, "fcf5f6a264f83206"),
 }

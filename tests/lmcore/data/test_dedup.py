@@ -1,10 +1,8 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.data.dedup import content_hash, first_occurrences, hold_out, order_by_hash
-from lmcore.errors import DataError
+from lmcore.data.dedup import content_hash, draws, order_by_hash
 
 
 def hashes_of(texts):
@@ -16,44 +14,19 @@ def many(count):
 
 
 @given(st.lists(st.sampled_from("abcdefgh")))
-def test_the_first_of_equal_documents_is_found(texts):
-    assert first_occurrences(hashes_of(texts)).tolist() == [texts.index(text) for text in texts]
-
-
-@given(st.lists(st.sampled_from("abcdefgh")))
 def test_the_order_is_that_of_the_hashes_as_bytes_then_of_positions(texts):
     expected = sorted(range(len(texts)), key=lambda i: (content_hash(texts[i]), i))
     assert order_by_hash(hashes_of(texts)).tolist() == expected
 
 
-def test_the_share_held_out_is_the_one_asked_for():
-    held, remedy = hold_out(many(20_000), 0.1, seed=3)
-    assert abs(held.mean() - 0.1) < 0.01
-    assert not remedy
+def test_draws_are_spread_evenly():
+    drawn = draws(many(20_000), seed=3)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert np.abs(np.sort(drawn) - np.linspace(0, 1, 20_000)).max() < 0.015
 
 
-def test_a_document_keeps_its_side_whatever_the_others_are():
-    hashes = many(2_000)
-    whole, _ = hold_out(hashes, 0.1, seed=0)
-    half, _ = hold_out(hashes[::-2], 0.1, seed=0)
-    assert (whole[::-2] == half).all()
-    larger, _ = hold_out(hashes, 0.2, seed=0)
-    assert larger[whole].all()
-
-
-def test_the_seed_changes_who_is_held_out():
+def test_a_draw_depends_on_its_text_and_the_seed_alone():
     hashes = many(500)
-    assert (hold_out(hashes, 0.5, 0)[0] != hold_out(hashes, 0.5, 1)[0]).any()
-
-
-@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
-def test_neither_split_is_left_empty_and_it_is_said(fraction):
-    held, remedy = hold_out(many(5), fraction, seed=0)
-    assert held.any()
-    assert not held.all()
-    assert remedy
-
-
-def test_one_document_cannot_be_split():
-    with pytest.raises(DataError, match="at least 2 distinct documents"):
-        hold_out(many(1), 0.5, seed=0)
+    assert (draws(hashes, 0)[::-2] == draws(hashes[::-2], 0)).all()
+    assert abs(np.corrcoef(draws(hashes, 0), draws(hashes, 1))[0, 1]) < 0.15

@@ -1,14 +1,19 @@
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, NearDedupConfig, SourceConfig
 from lmcore.data.documents import build_documents
-from lmcore.data.minhash import band_hashes, clusters
+from lmcore.data.duplicates import Grouping, Pairs, find_alike
+from lmcore.data.minhash import band_hashes
+from lmcore.data.pool import Threads
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
 from lmcore.progress import silent
@@ -43,8 +48,24 @@ def planted(count, similarity, seed=0):
         yield " ".join(original), " ".join(other)
 
 
+def clusters(bands, starts=(0,)):
+    """First document of the cluster of each; bands: uint64 [num_bands, n]."""
+    names = [f"band_{i:02d}" for i in range(len(bands))]
+    documents = np.arange(len(bands[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        for part in range(2):  # in files that are not cut where anything is
+            columns = {"doc": documents[part::2]}
+            columns |= {name: band[part::2] for name, band in zip(names, bands, strict=True)}
+            pq.write_table(pa.table(columns), f"{folder}/good-{part}.parquet")
+        grouping = Grouping(Path(folder), 64_000_000, Threads(2))
+        none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+        alike = find_alike(grouping, names, none, starts)
+    firsts = alike.first_of(documents)
+    return np.where(firsts < 0, documents, firsts)
+
+
 def same(bands):
-    return clusters(bands.T, len(bands))
+    return clusters(bands.T)
 
 
 def bands_of(texts, config=NEAR):
@@ -105,7 +126,15 @@ def test_clusters_are_the_connected_parts_and_named_by_their_first(columns):
                 for j in range(6):
                     if band[i] and band[i] == band[j]:
                         expected[i] = expected[j] = min(expected[i], expected[j])
-    assert clusters(bands, 6).tolist() == expected
+    assert clusters(bands).tolist() == expected
+
+
+def test_what_came_later_drops_nothing_that_came_earlier():
+    # 2 is like 0 and like 1: in one go all three are one cluster, coming later it alone is dropped.
+    bands = np.array([[5, 6, 5, 7], [8, 9, 9, 3]], np.uint64)
+    assert clusters(bands).tolist() == [0, 0, 0, 3]
+    assert clusters(bands, (0, 2)).tolist() == [0, 1, 0, 3]
+    assert clusters(bands, (0, 1, 2)).tolist() == [0, 1, 0, 3]
 
 
 def test_other_bands_find_less_alike_documents():

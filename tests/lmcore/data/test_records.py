@@ -93,8 +93,8 @@ def test_a_flipped_bit_in_gzip_is_noticed(read):
 def test_a_bad_line_is_set_aside_with_its_place_and_reason(read, line, reason):
     raw = b'{"text": "before"}\n\n' + line + b'\n{"text": "after"}'
     before, bad, after = read("x.jsonl", raw, {"max_record_bytes": 150_000})
-    assert (before.text, after.text, after.index) == ("before", "after", 2)
-    assert (bad.index, bad.offset, bad.num_bytes) == (1, 20, len(line))
+    assert (before.text, after.text, after.index) == ("before", "after", 3)
+    assert (bad.index, bad.offset, bad.num_bytes) == (2, 20, len(line))
     assert reason in bad.reason
     assert bad.raw == line[:4_096]
 

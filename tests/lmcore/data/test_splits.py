@@ -5,11 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig
-from lmcore.data import splits
 from lmcore.data.dedup import content_hash
 from lmcore.data.documents import build_documents
 from lmcore.data.sources import take_inventory
-from lmcore.data.splits import build_splits, read_split
+from lmcore.data.splits import build_splits, document_files, read_split, split_of_shard
 from lmcore.errors import DataError
 from lmcore.progress import silent
 
@@ -53,11 +52,12 @@ def test_each_text_is_in_one_split_once(corpus, tmp_path):
     assert summary["sources"]["b"]["duplicates"] == 10
 
 
-def test_rules_are_counted_by_name_and_looked_up_without_the_text(corpus, tmp_path, monkeypatch):
+def test_rules_are_counted_by_name_and_looked_up_without_the_text(corpus, tmp_path):
     summary = build(corpus, tmp_path / "out")
     assert summary["books"]["dropped"] == {}
     assert min(map(len, TEXTS)) < 80 < max(map(len, TEXTS))
-    monkeypatch.setattr(splits, "_gather", None)
+    for shard in document_files(tmp_path / "out/documents"):
+        pq.write_table(pq.read_table(shard).drop_columns("text"), shard)
     (tmp_path / "again").mkdir()
     config = DataConfig(quality=QualityConfig(code=CodeRules(max_line_chars=80)))
     again = build_splits(config, tmp_path / "out/documents", tmp_path / "again", silent)
@@ -112,18 +112,20 @@ def test_duplicates_stay_on_one_side_when_they_are_kept(corpus, tmp_path):
     assert summary["duplicates"] == 0
 
 
-def test_documents_come_in_the_order_of_their_hashes_for_any_number_of_passes(corpus, tmp_path, monkeypatch):
-    build(corpus, tmp_path / "out")
-    found = texts_of(tmp_path / "out", "train")
-    assert [content_hash(text) for text in found] == sorted(content_hash(text) for text in found)
-    monkeypatch.setattr(splits, "PASS_TEXT_BYTES", 700)
-    assert texts_of(tmp_path / "out", "train") == found
+def test_documents_of_a_shard_come_in_the_order_of_their_hashes(corpus, tmp_path):
+    build(corpus, tmp_path / "out", shard_bytes=10**9)
+    for shard in document_files(tmp_path / "out/documents"):
+        decisions = tmp_path / "out/splits/decisions" / shard.name
+        found = [content_hash(t) for t in split_of_shard(shard, decisions, "train")["text"].to_pylist()]
+        assert found == sorted(found)
+        some = split_of_shard(shard, decisions, "train", 0.5)["content_hash"].to_pylist()
+        assert some == [one for one in found if one < b"\x80"]
 
 
 def test_the_split_does_not_depend_on_shards(corpus, tmp_path):
     fine = build(corpus, tmp_path / "fine")
     coarse = build(corpus, tmp_path / "coarse", shard_bytes=10**9)
-    assert len(fine["shards"]) > len(coarse["shards"])
+    assert fine["shards"] > coarse["shards"]
     assert fine["validation_digest"] == coarse["validation_digest"]
     assert fine["train_digest"] == coarse["train_digest"]
     other = build(corpus, tmp_path / "other", split_seed=1)

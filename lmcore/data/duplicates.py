@@ -1,0 +1,150 @@
+"""Find the documents that are copies of, or much like, one that came before.
+
+Who shares a value (a content hash, a band of a signature) is found by DuckDB, which goes to the disk when its
+share of the memory is used up; only pairs come back. Each band is a piece of work of its own. Documents that
+pairs connect form a cluster, of which the first in the order of the corpus stays: the order of the sources,
+then of the files' names, then of their records; with ``data.incremental`` what came earlier goes first, and a
+document that was kept once is never dropped for one that came later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmcore.data.pool import Workers
+
+LEAST_MEMORY_BYTES = 64_000_000
+_GOOD = "good-*.parquet"
+_COPIES = "copies.parquet"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Documents, each with an earlier one.
+
+    Attributes:
+        documents: Numbers in the corpus, ascending and distinct; int64 [n].
+        firsts: Numbers of the earlier ones; int64 [n].
+    """
+
+    documents: np.ndarray
+    firsts: np.ndarray
+
+    def between(self, start: int, end: int) -> Pairs:
+        """Those of documents [start, end)."""
+        low, high = np.searchsorted(self.documents, [start, end])
+        return Pairs(self.documents[low:high], self.firsts[low:high])
+
+    def first_of(self, documents: np.ndarray) -> np.ndarray:
+        """The earlier one of each of ``documents``, or -1."""
+        if not len(self.documents):
+            return np.full(len(documents), -1, np.int64)
+        places = np.minimum(np.searchsorted(self.documents, documents), len(self.documents) - 1)
+        return np.where(self.documents[places] == documents, self.firsts[places], -1)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Where the candidates lie, and what may be used to group them.
+
+    Attributes:
+        folder: Holds ``good-*.parquet`` with ``doc`` (int64), ``high`` and ``low`` (uint64: the content
+            hash) and the bands (uint64; 0: none).
+        memory_bytes: Of all workers together; beyond it, DuckDB writes to ``folder``.
+        workers: Who groups.
+    """
+
+    folder: Path
+    memory_bytes: int
+    workers: Workers
+
+
+def find_copies(grouping: Grouping) -> Pairs:
+    """Documents with the content hash of an earlier one."""
+    query = """
+        WITH shared AS (
+            SELECT high, low, min(doc) AS first FROM read_parquet($good)
+            GROUP BY high, low HAVING count(*) > 1
+        )
+        SELECT doc, first FROM read_parquet($good) JOIN shared USING (high, low)
+        WHERE doc <> first ORDER BY doc
+    """
+    values = {"good": str(grouping.folder / _GOOD)}
+    pairs = _query(grouping.folder, query, values, grouping.memory_bytes, grouping.workers.count)
+    return Pairs(pairs[:, 0], pairs[:, 1])
+
+
+def find_alike(
+    grouping: Grouping, bands: Sequence[str], copies: Pairs, generation_starts: Sequence[int]
+) -> Pairs:
+    """Documents, but for ``copies``, that share a band with an earlier one, or with one that does.
+
+    Args:
+        grouping: Where the candidates lie.
+        bands: Names of their columns.
+        copies: Left out.
+        generation_starts: Number of the first document of each generation.
+    """
+    count = max(1, min(grouping.workers.count, len(bands)))
+    pq.write_table(pa.table({"doc": copies.documents}), grouping.folder / _COPIES)
+    calls = [(grouping.folder, band, grouping.memory_bytes // count) for band in bands]
+    found = list(grouping.workers.map(_pairs_in_band, calls))
+    pairs = np.unique(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=0)
+    return _cluster(pairs, generation_starts)
+
+
+def _pairs_in_band(folder: Path, band: str, memory_bytes: int) -> np.ndarray:
+    """Pairs (document, first of its bucket) of one band; int64 [n, 2]."""
+    query = f"""
+        WITH distinct_ones AS (
+            SELECT doc, {band} AS hash FROM read_parquet($good)
+            WHERE {band} <> 0 AND doc NOT IN (SELECT doc FROM read_parquet($copies))
+        ), shared AS (
+            SELECT hash, min(doc) AS first FROM distinct_ones GROUP BY hash HAVING count(*) > 1
+        )
+        SELECT doc, first FROM distinct_ones JOIN shared USING (hash) WHERE doc <> first
+    """  # noqa: S608 - the name of a column of ours
+    values = {"good": str(folder / _GOOD), "copies": str(folder / _COPIES)}
+    return _query(folder, query, values, memory_bytes, 1)
+
+
+def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
+    """Follow ``pairs`` (document, earlier one; int64 [n, 2]) to the first of each cluster."""
+    from lmcore.data.minhash import unite  # the compiler takes a third of a second to import
+
+    members = np.unique(pairs)
+    links = np.searchsorted(members, pairs)
+    first = np.arange(len(members))
+    firsts = first.copy()
+    ends = [*generation_starts[1:], np.iinfo(np.int64).max]
+    for start, end in zip(generation_starts, ends, strict=True):
+        # What came later connects what came earlier, but no longer drops it.
+        unite(links[(pairs[:, 0] >= start) & (pairs[:, 0] < end)], first)
+        new = (members >= start) & (members < end)
+        firsts[new] = first[new]
+    lost = firsts != np.arange(len(members))
+    return Pairs(members[lost], members[firsts[lost]])
+
+
+def _query(
+    folder: Path, query: str, values: Mapping[str, str], memory_bytes: int, threads: int
+) -> np.ndarray:
+    """The two columns that ``query`` finds; int64 [n, 2]."""
+    import duckdb  # takes 0.1 s
+
+    settings: dict[str, Any] = {
+        "memory_limit": f"{max(memory_bytes, LEAST_MEMORY_BYTES)}B",
+        "temp_directory": str(folder / "spilled"),
+        "threads": threads,
+        "preserve_insertion_order": False,
+    }
+    with duckdb.connect(config=settings) as database:
+        found = database.execute(query, values).fetchnumpy()
+    return np.stack([np.ma.getdata(column).astype(np.int64) for column in found.values()], axis=1)
