@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: quickstart test lint types imports check torture browser constraints clean help
+.PHONY: quickstart test lint types imports check torture browser ray constraints clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium
 	bash tests/browser/install.sh
 	$(PIP) --editable '.[browser]'
 	$(BIN)/python -m pytest tests/browser -p no:randomly --timeout 900
+
+ray: .venv/.installed-test ## shards on a Ray cluster of two nodes on this machine
+	$(PIP) --editable '.[ray]'
+	$(BIN)/python -m pytest tests/ray -p no:randomly --timeout 600
 
 constraints: .venv/.installed-dev ## rewrite infra/constraints.txt from what is installed
 	{ sed -n 1p infra/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; \

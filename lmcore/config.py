@@ -347,8 +347,13 @@ class DataConfig(Config):
         identity=False,
     )
     workers: int = setting(0, "Shards worked on at a time; 0: one for each core", ge=0, identity=False)
-    executor: Literal["auto", "threads", "processes"] = setting(
+    executor: Literal["auto", "threads", "processes", "ray"] = setting(
         "auto", "What works on a shard; auto: threads for little work, processes for much", identity=False
+    )
+    ray_address: str = setting(
+        "",
+        "Ray cluster whose machines see the same files, host:port; empty: one on this machine while it works",
+        identity=False,
     )
 
     @model_validator(mode="after")

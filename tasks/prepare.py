@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from lmcore.data import prepare
 from lmcore.home import Home
 from lmcore.progress import Progress
 from lmcore.store import UNICODE, Artifact, Stage
+from tasks.cluster import RayWorkers
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
 
@@ -86,7 +88,7 @@ def clean_documents(config: DataConfig, inventory: prepare.Inventory) -> Artifac
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         require_space(Home.here().root, needed_bytes=SPACE_RATIO * inventory.total_bytes)
-        shop = prepare.workshop(config, inventory.text_bytes, Home.here().store)
+        shop = _workshop(config, inventory.text_bytes)
         return prepare.build_documents(config, inventory, out, progress, shop)
 
     documents = ensure(documents_stage(config, inventory), build)
@@ -100,7 +102,7 @@ def split_documents(config: DataConfig, documents: Artifact) -> Artifact:
     return ensure(
         splits_stage(config, documents),
         lambda out, progress: prepare.build_splits(
-            config, documents.path, out, progress, _workshop(config, documents).workers
+            config, documents.path, out, progress, _workshop(config, documents.summary["bytes"]).workers
         ),
     )
 
@@ -126,10 +128,14 @@ def encode_tokens(config: DataConfig, documents: Artifact, splits: Artifact, tok
             tokenizer.path,
             out,
             progress,
-            _workshop(config, documents),
+            _workshop(config, documents.summary["bytes"]),
         ),
     )
 
 
-def _workshop(config: DataConfig, documents: Artifact) -> prepare.Workshop:
-    return prepare.workshop(config, documents.summary["bytes"], Home.here().store)
+def _workshop(config: DataConfig, num_bytes: int) -> prepare.Workshop:
+    """Where shards are made and kept; ``num_bytes`` is the size of the work."""
+    store = Home.here().store
+    if config.executor == "ray":
+        return prepare.Workshop(store, RayWorkers(config.ray_address, config.workers or os.cpu_count() or 1))
+    return prepare.workshop(config, num_bytes, store)

@@ -9,6 +9,7 @@ document that was kept once is never dropped for one that came later.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +69,25 @@ class Grouping:
 
 def find_copies(grouping: Grouping) -> Pairs:
     """Documents with the content hash of an earlier one."""
-    query = """
-        WITH shared AS (
-            SELECT high, low, min(doc) AS first FROM read_parquet($good)
-            GROUP BY high, low HAVING count(*) > 1
-        )
-        SELECT doc, first FROM read_parquet($good) JOIN shared USING (high, low)
-        WHERE doc <> first ORDER BY doc
-    """
-    values = {"good": str(grouping.folder / _GOOD)}
-    pairs = _query(grouping.folder, query, values, grouping.memory_bytes, grouping.workers.count)
+    count = grouping.workers.count
+    edges = [round(i * 2**64 / count) for i in range(count + 1)]
+    calls = [
+        (grouping.folder, low, high - 1, grouping.memory_bytes // count)
+        for low, high in itertools.pairwise(edges)
+    ]
+    pairs = np.concatenate(list(grouping.workers.map(_copies_between, calls)))
+    pairs = pairs[np.argsort(pairs[:, 0])]
     return Pairs(pairs[:, 0], pairs[:, 1])
+
+
+def _copies_between(folder: Path, low: int, high: int, memory_bytes: int) -> np.ndarray:
+    """Pairs (document, first of its copies) of content hashes whose upper half is in [low, high]."""
+    query = """
+        WITH ranged AS (SELECT doc, high, low FROM read_parquet($good) WHERE high BETWEEN $least AND $most),
+        shared AS (SELECT high, low, min(doc) AS first FROM ranged GROUP BY high, low HAVING count(*) > 1)
+        SELECT doc, first FROM ranged JOIN shared USING (high, low) WHERE doc <> first
+    """
+    return _query(folder, query, {"good": str(folder / _GOOD), "least": low, "most": high}, memory_bytes)
 
 
 def find_alike(
@@ -112,7 +121,7 @@ def _pairs_in_band(folder: Path, band: str, memory_bytes: int) -> np.ndarray:
         SELECT doc, first FROM distinct_ones JOIN shared USING (hash) WHERE doc <> first
     """  # noqa: S608 - the name of a column of ours
     values = {"good": str(folder / _GOOD), "copies": str(folder / _COPIES)}
-    return _query(folder, query, values, memory_bytes, 1)
+    return _query(folder, query, values, memory_bytes)
 
 
 def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
@@ -133,16 +142,14 @@ def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
     return Pairs(members[lost], members[firsts[lost]])
 
 
-def _query(
-    folder: Path, query: str, values: Mapping[str, str], memory_bytes: int, threads: int
-) -> np.ndarray:
+def _query(folder: Path, query: str, values: Mapping[str, str | int], memory_bytes: int) -> np.ndarray:
     """The two columns that ``query`` finds; int64 [n, 2]."""
     import duckdb  # takes 0.1 s
 
     settings: dict[str, Any] = {
         "memory_limit": f"{max(memory_bytes, LEAST_MEMORY_BYTES)}B",
         "temp_directory": str(folder / "spilled"),
-        "threads": threads,
+        "threads": 1,
         "preserve_insertion_order": False,
     }
     with duckdb.connect(config=settings) as database:
