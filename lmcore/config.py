@@ -504,6 +504,19 @@ class LaunchConfig(Config):
     )
 
 
+class MixtureConfig(Config):
+    """What one source gives to the training."""
+
+    source: str = setting(..., "Name of the source")
+    weight: float = setting(1.0, "Share of the tokens, relative to the other weights", gt=0)
+    max_epochs: float | None = setting(
+        4.0,
+        "Stop after this many passes over the source and let the others share its weight; empty: no limit",
+        unit="epochs",
+        gt=0,
+    )
+
+
 class TrainConfig(Config):
     """One training run."""
 
@@ -521,6 +534,13 @@ class TrainConfig(Config):
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
     document_mask: bool = setting(
         False, "Attention sees only its own document, and positions restart at its start"
+    )
+    packing: Literal["chunk", "best_fit"] = setting(
+        "chunk",
+        "Cut the concatenated documents every seq_len tokens, or cut only longer ones and pack the pieces",
+    )
+    mixture: tuple[MixtureConfig, ...] = setting(
+        (), "Sources to learn from, and their shares; empty: all documents, each once an epoch"
     )
     seed: int = setting(0, "Initial weights and order of the data", ge=0, le=MAX_SEED)
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
@@ -560,6 +580,13 @@ class TrainConfig(Config):
                 f"micro_batch_size {self.micro_batch_size}; "
                 f"use {_nearest_divisor(self.sequences_per_process, self.micro_batch_size)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_differ(self) -> TrainConfig:
+        names = [share.source for share in self.mixture]
+        if len(set(names)) != len(names):
+            raise ValueError(f"mixture: each source may be named once; found {names}")
         return self
 
     @property
@@ -672,6 +699,12 @@ class Recipe(Config):
             raise ValueError(
                 f"train.seq_len {self.train.seq_len} is longer than model.max_seq_len "
                 f"{self.model.max_seq_len}; shorten one or lengthen the other"
+            )
+        known = [source.name for source in self.data.sources]
+        unknown = [share.source for share in self.train.mixture if share.source not in known]
+        if unknown:
+            raise ValueError(
+                f"train.mixture names {', '.join(unknown)}, but data.sources are {', '.join(known)}"
             )
         return self
 

@@ -1,8 +1,9 @@
 """From a stream of tokens to the batches of a step, by arithmetic on the step's number.
 
-Sample ``i`` is the window ``tokens[i T : i T + T + 1]``: T inputs and their T targets. Step ``k`` takes the
-places [k B, (k + 1) B) of the order, and a rank its slice of them, so the batch of a step is the same at any
-world size and a resumed run needs no more than the step's number.
+Sample ``i`` is the window ``tokens[i T : i T + T + 1]``, T inputs and their T targets, or a sequence packed
+from pieces of documents. Step ``k`` takes the places [k B, (k + 1) B) of the order, and a rank its slice of
+them, so the batch of a step is the same at any world size and a resumed run needs no more than the step's
+number.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lmcore.data.order import Indices, Order
+from lmcore.data.packing import Packing
 from lmcore.errors import DataError
 
 IGNORE_INDEX = -100
@@ -67,10 +69,43 @@ class Batch:
 
 def documents_by_eos(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
     """Return positions and document numbers, int64 [B, T], of ``inputs`` [B, T]; EOS begins a document."""
-    begins = inputs == eos_id
-    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    return _documents_from(inputs == eos_id)
+
+
+def _documents_from(begins: Tensor) -> tuple[Tensor, Tensor]:
+    places = torch.arange(begins.shape[1], device=begins.device).expand_as(begins)
     last_begin = torch.where(begins, places, 0).cummax(dim=1).values
     return places - last_begin, begins.cumsum(dim=1)
+
+
+class Samples(Protocol):
+    """Sequences of one length, by number."""
+
+    @property
+    def stream(self) -> TokenStream:
+        """Where they are read from."""
+        ...
+
+    @property
+    def seq_len(self) -> int:
+        """Inputs of each."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def batch(self, samples: Indices) -> Batch:
+        """Read ``samples`` [B]."""
+        ...
+
+    def num_targets(self, samples: Indices) -> int:
+        """Targets that count in ``samples``, without reading them."""
+        ...
+
+    def documents(self, samples: Indices) -> Indices:
+        """Indices of the documents that ``samples`` touch, sorted."""
+        ...
 
 
 class Windows:
@@ -113,13 +148,7 @@ class Windows:
             tokens = self.stream.slice(start, min(start + length + 1, self.stream.num_tokens))
             rows[row, : len(tokens)] = tokens
             targets[row, : max(0, len(tokens) - 1)] = tokens[1:]
-        if self.vocab_size and not 0 <= rows.min() <= rows.max() < self.vocab_size:
-            raise DataError(
-                "the tokens are not of the model's tokenizer",
-                expected=f"ids in [0, {self.vocab_size})",
-                found=f"ids from {rows.min()} to {rows.max()}",
-                remedy="Tokenize again.",
-            )
+        _check_vocabulary(rows, self.vocab_size)
         inputs = torch.from_numpy(rows)[:, :-1].contiguous()
         if not self.document_mask:
             return Batch(inputs, torch.from_numpy(targets))
@@ -143,6 +172,105 @@ class Windows:
         return np.searchsorted(self.stream.document_offsets[:-1], places, "right").astype(np.int64) - 1
 
 
+class PackedSequences:
+    """Sequences that a plan has packed from pieces of documents.
+
+    Each token of a piece is a target. Its input is the token before it, which is EOS for the first of a
+    document, as in ``Windows``; with ``document_mask`` attention and positions begin anew with each piece.
+    What is left of a sequence is padded with EOS, a document of its own, and targets that do not count.
+
+    Args:
+        stream: The tokens.
+        packing: The plan.
+        document_mask: Whether batches carry documents and positions.
+        vocab_size: Ids must be below it; 0: not checked.
+    """
+
+    def __init__(
+        self, stream: TokenStream, packing: Packing, *, document_mask: bool, vocab_size: int = 0
+    ) -> None:
+        self.stream = stream
+        self.packing = packing
+        self.seq_len = packing.seq_len
+        self.document_mask = document_mask
+        self.vocab_size = vocab_size
+
+    def __len__(self) -> int:
+        """Sequences of the plan."""
+        return len(self.packing)
+
+    def batch(self, samples: Indices) -> Batch:
+        """Read the sequences ``samples`` [B].
+
+        Raises:
+            DataError: an id is not in the vocabulary.
+        """
+        shape, plan = (len(samples), self.seq_len), self.packing
+        pieces = plan.pieces(samples)
+        starts, lengths, sizes = plan.starts[pieces], plan.lengths[pieces], plan.sizes[samples]
+        places = self._places(samples, lengths)
+        # Flat, one sequence after another: a piece is then one slice.
+        inputs = np.full(shape[0] * shape[1], self.stream.eos_id, dtype=np.int64)
+        targets = np.full_like(inputs, IGNORE_INDEX)
+        for place, start, length, first in zip(
+            places.tolist(), starts.tolist(), lengths.tolist(), self._is_first(starts).tolist(), strict=True
+        ):
+            tokens = self.stream.slice(start - (not first), start + length)
+            targets[place : place + length] = tokens[-length:]
+            inputs[place + first : place + length] = tokens[:-1]
+        _check_vocabulary(inputs, self.vocab_size)
+        _check_vocabulary(targets[targets != IGNORE_INDEX], self.vocab_size)
+        rows = torch.from_numpy(inputs).view(shape), torch.from_numpy(targets).view(shape)
+        if not self.document_mask:
+            return Batch(rows[0], rows[1])
+        begins = np.zeros(len(inputs), dtype=np.bool_)
+        begins[places] = True
+        padded = np.flatnonzero(sizes < self.seq_len)
+        begins[padded * self.seq_len + sizes[padded]] = True
+        return Batch(rows[0], rows[1], *_documents_from(torch.from_numpy(begins).view(shape)))
+
+    def num_targets(self, samples: Indices) -> int:
+        """Targets that count in ``samples``, without reading them."""
+        return int(self.packing.sizes[samples].sum(dtype=np.int64))
+
+    def documents(self, samples: Indices) -> Indices:
+        """Indices of the documents that ``samples`` touch, sorted."""
+        starts = self.packing.starts[self.packing.pieces(samples)]
+        return np.unique(np.searchsorted(self.stream.document_offsets[:-1], starts, "right") - 1)
+
+    def _places(self, samples: Indices, lengths: npt.NDArray[np.int32]) -> Indices:
+        """Where each piece goes in the flat batch."""
+        firsts, sizes = self.packing.firsts, self.packing.sizes[samples]
+        before = np.cumsum(lengths, dtype=np.int64) - lengths
+        padding = np.arange(len(samples), dtype=np.int64) * self.seq_len - (
+            np.cumsum(sizes, dtype=np.int64) - sizes
+        )
+        return before + np.repeat(padding, firsts[samples + 1] - firsts[samples])
+
+    def _is_first(self, starts: Indices) -> npt.NDArray[np.bool_]:
+        """Whether a document starts there."""
+        offsets = self.stream.document_offsets
+        return offsets[np.searchsorted(offsets, starts)] == starts
+
+
+def _check_vocabulary(ids: npt.NDArray[np.int64], vocab_size: int) -> None:
+    if vocab_size and ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise DataError(
+            "the tokens are not of the model's tokenizer",
+            expected=f"ids in [0, {vocab_size})",
+            found=f"ids from {ids.min()} to {ids.max()}",
+            remedy="Tokenize again.",
+        )
+
+
+class SampleOrder(Protocol):
+    """Which sample is at each place of a run."""
+
+    def __getitem__(self, places: slice, /) -> Indices:
+        """Return the samples at ``places`` [start, stop)."""
+        ...
+
+
 class TrainLoader:
     """The batches of each training step, for one rank.
 
@@ -151,6 +279,7 @@ class TrainLoader:
         global_batch_size: Sequences of a step, over all ranks.
         micro_batch_size: Sequences of a batch.
         seed: Of the order.
+        order: None: all samples, shuffled anew in each epoch.
         rank, world_size: Which slice of a step is ours.
 
     Raises:
@@ -159,11 +288,12 @@ class TrainLoader:
 
     def __init__(
         self,
-        windows: Windows,
+        windows: Samples,
         *,
         global_batch_size: int,
         micro_batch_size: int,
         seed: int,
+        order: SampleOrder | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -175,7 +305,7 @@ class TrainLoader:
                 remedy="Add text, or lower train.global_batch_tokens.",
             )
         self.windows = windows
-        self.order = Order(len(windows), seed)
+        self.order = Order(len(windows), seed) if order is None else order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.rank, self.world_size = rank, world_size

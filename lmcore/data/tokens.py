@@ -18,6 +18,7 @@ from lmcore.data.token_writer import INDEX, payload_offset
 from lmcore.errors import DataError
 
 _DECODED_GROUPS_KEPT = 4
+_SOURCES = pa.dictionary(pa.int32(), pa.string())
 _INDEX_KEYS = {"num_tokens", "num_documents", "num_bytes", "eos_id", "vocab_size", "files"}
 
 
@@ -122,6 +123,18 @@ class TokenDataset:
         number = int(np.searchsorted(self._group_rows, index, "right")) - 1
         names = self._doc_ids(self._groups[number])
         return names[index - int(self._group_rows[number])].as_py()
+
+    def document_sources(self) -> tuple[list[str], np.ndarray]:
+        """Names of the sources, sorted, and which of them each document is of, int64 [num_documents].
+
+        Raises:
+            DataError: a file has no column ``source``, or is damaged.
+        """
+        columns = [_read_sources(path) for path in dict.fromkeys(group.path for group in self._groups)]
+        column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], _SOURCES)
+        encoded = column.unify_dictionaries().combine_chunks()
+        names, numbers = np.unique(encoded.dictionary.to_pylist(), return_inverse=True)
+        return names.tolist(), numbers[encoded.indices.to_numpy()].astype(np.int64)
 
     def verify(self) -> None:
         """Read everything once, with page checksums, and compare it with the index.
@@ -267,6 +280,24 @@ def _read_doc_ids(group: _RowGroup) -> pa.Array | list[Any]:
     except (OSError, pa.ArrowException) as error:
         raise _damaged(group.path, str(error)) from error
     return column.combine_chunks()
+
+
+def _read_sources(path: Path) -> pa.ChunkedArray:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["source"]) as file:
+            column = file.read(columns=["source"])["source"].cast(_SOURCES)
+    except KeyError:
+        column = None
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, str(error)) from error
+    if column is None or column.null_count:
+        raise DataError(
+            f"{path} does not say which source each document is of",
+            expected="a column source: string",
+            found="no such column" if column is None else "nulls in it",
+            remedy="Leave train.mixture empty, or add the column.",
+        )
+    return column
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -20,7 +20,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ class Checkpoints:
         tensors: Callable[[], dict[str, Tensor]],
         belongs_to: dict[str, Any],
         passed_over: Callable[[str, str], None],
+        defaults: Collection[str] = (),
     ) -> TrainingState | None:
         """Load the newest whole checkpoint into ``tensors``; None if there is none.
 
@@ -145,6 +146,8 @@ class Checkpoints:
             tensors: Makes the tensors to load into.
             belongs_to: What the checkpoint must have been made for.
             passed_over: Told the name of each damaged one, and what is wrong.
+            defaults: What of ``belongs_to`` has its default; a checkpoint that does not name one of these was
+                made before there was such a setting.
 
         Raises:
             CheckpointError: it is of another model, other data or another order.
@@ -156,7 +159,7 @@ class Checkpoints:
                 self._set_aside(path)
                 continue
             state = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-            _check_belongs(path, state.belongs_to, belongs_to)
+            _check_belongs(path, state.belongs_to, belongs_to, defaults)
             with _quietly():
                 load(tensors(), storage_reader=FileSystemReader(path), no_dist=self._alone)
             return state
@@ -217,7 +220,11 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _check_belongs(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_belongs(
+    path: Path, found: dict[str, Any], expected: dict[str, Any], defaults: Collection[str]
+) -> None:
+    older = {name: expected[name] for name in defaults if name in expected}
+    found = {**older, **found}
     different = [name for name in sorted(expected) if found.get(name) != expected[name]]
     if different:
         raise CheckpointError(

@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcore.data.loader import TrainLoader, Windows
+from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.parallel.mesh import World
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
+from lmcore.train.plan import Plan, plan_samples
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Inputs:
 
     Attributes:
         vocab_size: Entries of the tokenizer.
+        plan: Which sequences the run reads.
         loader: Batches of each step, for this rank.
         held_out: The validation split.
         tokens_digest: SHA-256 of what both splits hold.
     """
 
     vocab_size: int
+    plan: Plan
     loader: TrainLoader
     held_out: TokenDataset
     tokens_digest: str
@@ -35,7 +38,7 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
     """Open the tokens and check that they fit the tokenizer, the model and the batch.
 
     Raises:
-        ConfigError: sequences are longer than the model is made for.
+        ConfigError: sequences are longer than the model is made for, or the mixture cannot be had.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
     """
     _check_lengths(job)
@@ -49,15 +52,17 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
                 found=f"a vocabulary of {dataset.vocab_size}",
                 remedy="Tokenize again.",
             )
+    plan = plan_samples(train, job.train, vocab_size)
     loader = TrainLoader(
-        Windows(train, job.train.seq_len, document_mask=job.train.document_mask, vocab_size=vocab_size),
+        plan.samples,
         global_batch_size=job.train.global_batch_size,
         micro_batch_size=job.train.micro_batch_size,
         seed=job.train.seed,
+        order=plan.order,
         rank=world.rank,
         world_size=world.size,
     )
-    return Inputs(vocab_size, loader, held_out, sha256_json([train.digest, held_out.digest]))
+    return Inputs(vocab_size, plan, loader, held_out, sha256_json([train.digest, held_out.digest]))
 
 
 def read_vocab_size(tokenizer: Path) -> int:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lmcore.config import identify
+from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.io import save_model
 from lmcore.model.transformer import Transformer
@@ -96,6 +96,7 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
+        self._report_plan()
         self.checkpoints.require_room(self._tensors())
         outcome = self._train()
         if outcome == "completed":
@@ -188,6 +189,12 @@ class Trainer:
         muon = {"train/muon_learning_rate": rates.pop("matrix")} if "matrix" in rates else {}
         return {"train/learning_rate": rates.get("norm", max(rates.values(), default=0.0)), **muon}
 
+    def _report_plan(self) -> None:
+        plan = self.inputs.plan
+        self.events.write("plan", 0, tokens=0, values=plan.values)
+        for source in plan.sources:
+            self.progress.say(str(source))
+
     def _report(self, loss: float, grad_norm: float) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
@@ -219,8 +226,12 @@ class Trainer:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
 
+    @property
+    def _settings(self) -> Identity:
+        return identify(model=self.job.model, train=self.config)
+
     def _belongs_to(self) -> dict[str, Any]:
-        settings = identify(model=self.job.model, train=self.config).values
+        settings = dict(self._settings.values)
         del settings["train.steps"]  # a run may be made longer
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         return {**settings, "vocab_size": self.inputs.vocab_size, "tokens": tokens}
@@ -237,8 +248,12 @@ class Trainer:
 
     def _resume(self) -> None:
         damaged: list[str] = []
+        settings = self._settings
         state = self.checkpoints.load_newest(
-            self._tensors, self._belongs_to(), lambda name, what: damaged.append(f"{name}: {what}")
+            self._tensors,
+            self._belongs_to(),
+            lambda name, what: damaged.append(f"{name}: {what}"),
+            defaults=settings.values.keys() - settings.chosen.keys(),
         )
         for text in damaged:
             self.progress.say(f"warning: passed over a damaged checkpoint, {text}")

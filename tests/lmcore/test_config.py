@@ -212,6 +212,31 @@ def test_a_key_that_comes_twice_is_refused(tmp_path):
         load_recipe(recipe)
 
 
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.mixture=[{source: c, weight: 1}]", "train.mixture names c, but data.sources are a, b"),
+        ("train.mixture=[{source: a}, {source: a}]", "each source may be named once"),
+        ("train.mixture=[{source: a, weight: 0}]", "train.mixture.0.weight"),
+        ("train.mixture=[{source: a, epochs: 2}]", "did you mean max_epochs?"),
+        ("train.packing=first_fit", "train.packing"),
+    ],
+)
+def test_a_wrong_mixture_is_explained(tmp_path, override, hint):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {sources: [{name: a}, {name: b}]}\n")
+    load_recipe(recipe, ["train.mixture=[{source: b, weight: 2}, {source: a, max_epochs: null}]"])
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, [override])
+    assert hint in str(caught.value)
+
+
+def test_a_mixture_decides_what_is_trained_and_nothing_before():
+    mixed = parse(TrainConfig, {"mixture": [{"source": "a"}], "packing": "best_fit"}, where="test")
+    chosen = {"train.mixture": [{"source": "a"}], "train.packing": "best_fit"}
+    assert identify(train=mixed).chosen == chosen
+
+
 def test_batch_arithmetic_closes():
     for ranks, micro in itertools.product((1, 2, 4), (1, 2)):
         values = {

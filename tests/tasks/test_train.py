@@ -2,7 +2,7 @@
 
 import json
 
-from lmcore.config import Recipe, parse
+from lmcore.config import Recipe, identify, parse
 from lmcore.store import Artifact
 from tasks.prepare import Prepared
 from tasks.train import MAX_URGENT_LINES, figures_of_steps, rate_limited, train_stage
@@ -24,6 +24,19 @@ def test_the_layout_decides_only_with_dropout(tmp_path):
 def test_a_first_loss_scale_decides_what_fp16_makes(tmp_path):
     fp16 = {"precision": "fp16"}
     assert key(tmp_path, train=fp16) != key(tmp_path, train={**fp16, "initial_loss_scale": 1024.0})
+
+
+def test_the_plan_decides_the_training_and_no_stage_before(tmp_path):
+    base = key(tmp_path)
+    for changed in (
+        {"seq_len": 64},
+        {"packing": "best_fit"},
+        {"mixture": [{"source": "python-stdlib"}]},
+        {"mixture": [{"source": "python-stdlib", "max_epochs": 2}]},
+    ):
+        assert key(tmp_path, train=changed) != base
+        data = parse(Recipe, {"train": changed}, where="test").data
+        assert identify(data=data) == identify(data=Recipe().data)
 
 
 def test_figures_are_of_all_attempts(tmp_path):

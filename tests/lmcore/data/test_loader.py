@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.data.loader import IGNORE_INDEX, TrainLoader, Windows, validation_batches
+from lmcore.data.loader import IGNORE_INDEX, PackedSequences, TrainLoader, Windows, validation_batches
+from lmcore.data.packing import pack
 from lmcore.errors import DataError
 
 
@@ -126,3 +127,89 @@ def test_which_documents_made_a_step():
 def test_too_little_text_for_a_batch_is_an_error():
     with pytest.raises(DataError, match="global_batch_tokens"):
         loaders(Windows(Stream([12]), 5, document_mask=False), 1)
+
+
+# --- packed sequences ------------------------------------------------------------------------------
+
+
+def packed(stream, seq_len, method, document_mask=True):
+    every = np.arange(len(stream.document_offsets) - 1)
+    packing = pack(stream.document_offsets, every, seq_len, method)
+    return PackedSequences(stream, packing, document_mask=document_mask)
+
+
+packings = {"seq_len": st.integers(2, 9), "method": st.sampled_from(["chunk", "best_fit"])}
+
+
+@given(stream=streams, document_mask=st.booleans(), step=st.integers(0, 5), **packings)
+@settings(max_examples=60, deadline=None)
+def test_a_packed_step_is_the_same_at_any_world_size(stream, seq_len, method, document_mask, step):
+    sequences = packed(stream, seq_len, method, document_mask)
+    whole = list(loaders(sequences, 1, micro=4)[0].micro_batches(step))
+    for world_size in (2, 4):
+        parts = [b for loader in loaders(sequences, world_size) for b in loader.micro_batches(step)]
+        for name in ("tokens", "targets", "positions", "document_ids"):
+            a = [getattr(b, name) for b in whole]
+            b = [getattr(b, name) for b in parts]
+            assert a[0] is None if b[0] is None else torch.equal(torch.cat(a), torch.cat(b))
+    counted = sum(int((b.targets != IGNORE_INDEX).sum()) for b in whole)
+    assert loaders(sequences, 1)[0].num_targets(step) == counted
+
+
+@given(stream=streams, **packings)
+@settings(max_examples=60, deadline=None)
+def test_each_token_is_once_a_target_and_its_input_is_the_one_before(stream, seq_len, method):
+    sequences = packed(stream, seq_len, method)
+    batch = sequences.batch(np.arange(len(sequences)))
+    counts = batch.targets != IGNORE_INDEX
+    targets, inputs = batch.targets[counts].numpy(), batch.tokens[counts].numpy()
+    assert sorted(targets.tolist()) == sorted(stream.tokens.tolist())
+    before = np.append(0, stream.tokens)  # EOS is before the first
+    known = targets != 0  # token t is t + 1, but for EOS
+    assert (inputs[known] == before[targets[known] - 1]).all()
+    assert (batch.tokens[~counts] == stream.eos_id).all()
+
+
+@given(stream=streams, **packings)
+@settings(max_examples=60, deadline=None)
+def test_pieces_do_not_see_one_another_and_padding_is_a_document_of_its_own(stream, seq_len, method):
+    sequences = packed(stream, seq_len, method)
+    batch = sequences.batch(np.arange(len(sequences)))
+    for row in range(len(sequences)):
+        pieces = sequences.packing.pieces(np.array([row]))
+        lengths = sequences.packing.lengths[pieces].tolist()
+        padding = seq_len - sum(lengths)
+        expected = [i for length in [*lengths, padding] for i in range(length)]
+        assert batch.positions[row].tolist() == expected
+        ids = batch.document_ids[row]
+        assert torch.equal(ids[1:] != ids[:-1], batch.positions[row, 1:] == 0)
+        assert (batch.targets[row, seq_len - padding :] == IGNORE_INDEX).all()
+
+
+@given(stream=streams, seq_len=st.integers(2, 9))
+@settings(max_examples=40, deadline=None)
+def test_packed_chunks_are_windows_that_begin_with_an_end(stream, seq_len):
+    ahead = Stream([1, *np.diff(stream.document_offsets)])  # one more EOS before the first document
+    ahead.tokens[1:] = stream.tokens
+    sequences = packed(stream, seq_len, "chunk")
+    windows = Windows(ahead, seq_len, document_mask=True)
+    found, expected = sequences.batch(np.arange(len(windows))), windows.batch(np.arange(len(windows)))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.targets, expected.targets)
+    assert torch.equal(found.positions, expected.positions)
+
+
+def test_which_documents_made_a_packed_step():
+    stream = Stream([3, 7, 2, 5])
+    sequences = packed(stream, 5, "best_fit")
+    loader = loaders(sequences, 1, batch=1)[0]
+    found = sorted(loader.documents_of_step(step) for step in range(len(sequences)))
+    assert found == [["doc-0", "doc-1"], ["doc-1"], ["doc-2"], ["doc-3"]]
+
+
+def test_packed_tokens_of_another_tokenizer_are_refused():
+    stream = Stream([3, 7])
+    sequences = packed(stream, 5, "best_fit")
+    sequences.vocab_size = 9
+    with pytest.raises(DataError, match="not of the model's tokenizer"):
+        sequences.batch(np.arange(len(sequences)))

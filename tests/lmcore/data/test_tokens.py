@@ -104,6 +104,16 @@ def test_rows_are_documents(written):
         dataset.doc_id(120)
 
 
+def test_each_document_has_a_source(tmp_path):
+    docs, sources = documents(40), [("web", "books", "code")[i % 7 % 3] for i in range(40)]
+    with TokenWriter(tmp_path, eos_id=EOS, vocab_size=VOCAB, row_group_tokens=99, file_tokens=400) as writer:
+        writer.add(sources, sources, np.concatenate(docs), np.array([len(doc) for doc in docs]), 1)
+    assert len(list(tmp_path.glob("*.parquet"))) > 2
+    names, numbers = TokenDataset(tmp_path).document_sources()
+    assert names == ["books", "code", "web"]
+    assert [names[i] for i in numbers] == sources
+
+
 @given(st.data())
 def test_a_slice_is_that_of_the_concatenation(written, data):
     directory, docs = written
@@ -292,6 +302,18 @@ def test_files_by_others_are_taken_by_what_they_hold(tmp_path):
     assert dataset.digest != other.digest
     with pytest.raises(DataError, match="no token"):
         TokenDataset(foreign(tmp_path / "c", [[], None]))
+
+
+def test_sources_of_files_by_others_are_read_where_there_are_any(tmp_path):
+    rows = [[1, EOS], [], [2, EOS]]
+    for i, kind in enumerate((pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()))):
+        column = pa.array(["b", "a", "b"], kind)
+        names, numbers = TokenDataset(foreign(tmp_path / str(i), rows, source=column)).document_sources()
+        assert [names[n] for n in numbers] == ["b", "a", "b"]
+    for name, columns in (("none", {}), ("null", {"source": pa.array(["a", None, "b"])})):
+        dataset = TokenDataset(foreign(tmp_path / name, rows, **columns))
+        with pytest.raises(DataError, match="which source each document is of"):
+            dataset.document_sources()
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", "3", '{"files": []}'])

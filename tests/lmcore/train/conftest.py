@@ -30,8 +30,9 @@ def write_split(directory, num_documents, seed):
             tokens[i] = tokens[i - 1] * 7 % (VOCAB - 1) + 1
     tokens[np.cumsum(lengths) - 1] = 0
     names = [f"{directory.name}-{i}" for i in range(num_documents)]
+    sources = ["found" if i % 4 == 0 else "made" for i in range(num_documents)]
     with TokenWriter(directory, eos_id=0, vocab_size=VOCAB) as writer:
-        writer.add(names, ["made"] * num_documents, tokens, lengths.astype(np.int64), 3 * len(tokens))
+        writer.add(names, sources, tokens, lengths.astype(np.int64), 3 * len(tokens))
 
 
 @pytest.fixture(scope="session")

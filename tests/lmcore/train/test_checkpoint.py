@@ -116,3 +116,16 @@ def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(tiny_disk, monke
         checkpoints.save({"w": torch.zeros(1_000_000)}, big)
     assert load(checkpoints) == 10
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000010"]
+
+
+def test_a_setting_that_is_newer_than_a_checkpoint_had_its_default(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALONE, keep=2)
+    save(checkpoints, 10)
+
+    def load_for(value, defaults):
+        belongs_to = {"seed": 0, "packing": value}
+        return checkpoints.load_newest(lambda: {"w": torch.zeros(64)}, belongs_to, print, defaults)
+
+    assert load_for("chunk", {"seed", "packing"}).step == 10
+    with pytest.raises(CheckpointError, match="expected packing best_fit, found packing null"):
+        load_for("best_fit", {"seed"})

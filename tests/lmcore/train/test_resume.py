@@ -75,6 +75,41 @@ def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_
     goes_on_alone(run, make_run("alone", **SETTINGS), train_here)
 
 
+def test_a_packed_mixture_goes_on_where_it_stopped_in_two_processes(make_run, run_together, train_here):
+    settings = {
+        "steps": 40,
+        "checkpoint_every": 10,
+        "document_mask": True,
+        "packing": "best_fit",
+        "mixture": [{"source": "made", "weight": 0.4}, {"source": "found", "weight": 0.6, "max_epochs": 1}],
+    }
+    straight, run = (make_run(name, **settings, dp_shard=2) for name in ("straight", "run"))
+    run_together([straight])
+    (plan,) = straight.rows("plan")
+    assert plan["values"]["data/epochs/found"] == 1.0  # and then the other one is on its own
+    assert 0.5 < plan["values"]["data/share/made"] < 0.7
+    assert "source found: " in run_to_its_end_in_two_parts(run)
+    for name in ("train/loss", "train/grad_norm"):
+        assert run.values(name) == straight.values(name)
+    assert run.weights == straight.weights
+    alone = make_run("alone", **settings)
+    train_here(alone)
+    assert list(alone.values("train/loss").values()) == pytest.approx(
+        list(run.values("train/loss").values()), rel=1e-3
+    )
+
+
+def run_to_its_end_in_two_parts(run):
+    process = run.start()
+    wait_for_step(run, process, random.randint(3, 25))
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert run.result["status"] == "preempted", run.log
+    run.finish()
+    assert run.rows("resume")[0]["step"] > 0
+    return run.log
+
+
 def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_together):
     settings = {"steps": 4, "precision": "bf16", "validate_every": 2, "checkpoint_every": 2, "dp_shard": 2}
     straight, run = (make_run(name, **settings, keep_checkpoints=3) for name in ("straight", "run"))

@@ -1,0 +1,143 @@
+"""Which sequences a run reads, and in what order: from its settings and where documents begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmcore.config import TrainConfig
+from lmcore.data.loader import PackedSequences, Samples, Windows
+from lmcore.data.mixture import Mixture, Share
+from lmcore.data.order import Indices
+from lmcore.data.packing import Packing, join, pack
+from lmcore.data.tokens import TokenDataset
+from lmcore.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a run takes from one source.
+
+    Attributes:
+        name: Of the source; empty: all documents together.
+        share: Of the run's tokens.
+        epochs: Passes over its sequences.
+        padding: Share of the places of its sequences that hold no token.
+    """
+
+    name: str
+    share: float
+    epochs: float
+    padding: float
+
+    def __str__(self) -> str:
+        text = f"{self.epochs:.2f} epochs, {self.padding:.2%} padding"
+        return f"source {self.name}: {self.share:.1%} of the tokens, {text}" if self.name else text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads.
+
+    Attributes:
+        samples: The sequences.
+        order: Which of them is at each place; None: all of them, shuffled anew in each epoch.
+        sources: What is taken from each source.
+    """
+
+    samples: Samples
+    order: Mixture | None
+    sources: tuple[SourcePlan, ...]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The plan as metrics: ``data/epochs/<source>`` and the like."""
+        found: dict[str, float] = {}
+        for source in self.sources:
+            place = f"/{source.name}" if source.name else ""
+            found[f"data/epochs{place}"] = source.epochs
+            found[f"data/padding{place}"] = source.padding
+            found |= {f"data/share{place}": source.share} if place else {}
+        return found
+
+
+def plan_samples(dataset: TokenDataset, config: TrainConfig, vocab_size: int = 0) -> Plan:
+    """Plan a run of ``config`` over ``dataset``; ids must be below ``vocab_size`` (0: not checked).
+
+    Raises:
+        ConfigError: the mixture names a source that has no documents, or too small a weight.
+        DataError: the sources may not give as much as the run takes, or the tokens are damaged.
+    """
+    num_places = config.steps * config.global_batch_size
+    if config.mixture:
+        packing, mixture, left_out = _mix(dataset, config)
+        _check_enough(mixture, config)
+        samples = _packed(dataset, packing, config, vocab_size)
+        return Plan(samples, mixture, _taken(packing, mixture, num_places, left_out))
+    if config.packing == "best_fit":
+        every = np.arange(dataset.num_documents, dtype=np.int64)
+        packing = pack(dataset.document_offsets, every, config.seq_len, config.packing)
+        samples, padding = _packed(dataset, packing, config, vocab_size), packing.padding
+    else:
+        mask = config.document_mask
+        samples = Windows(dataset, config.seq_len, document_mask=mask, vocab_size=vocab_size)
+        padding = 0.0
+    return Plan(samples, None, (SourcePlan("", 1.0, num_places / max(1, len(samples)), padding),))
+
+
+def _packed(dataset: TokenDataset, packing: Packing, config: TrainConfig, vocab_size: int) -> PackedSequences:
+    return PackedSequences(dataset, packing, document_mask=config.document_mask, vocab_size=vocab_size)
+
+
+def _mix(dataset: TokenDataset, config: TrainConfig) -> tuple[Packing, Mixture, list[str]]:
+    """The sequences of the sources, one source after another, their mixture, and the sources left out."""
+    names, source_of = dataset.document_sources()
+    asked = [share.source for share in config.mixture]
+    if missing := [name for name in asked if name not in names]:
+        raise ConfigError(
+            "train.mixture names a source that has no documents",
+            expected=f"one of {', '.join(names)}",
+            found=", ".join(missing),
+            remedy="Correct the name, or leave the source out.",
+        )
+    packings, shares, first = [], [], 0
+    for part in config.mixture:
+        documents = np.flatnonzero(source_of == names.index(part.source))
+        packing = pack(dataset.document_offsets, documents, config.seq_len, config.packing)
+        # Weights are of tokens and turns are of sequences, which one source may fill less than another.
+        turns = part.weight * len(packing) / packing.num_tokens
+        limit = None if part.max_epochs is None else int(part.max_epochs * len(packing))
+        shares.append(Share(part.source, first, len(packing), turns, limit))
+        packings.append(packing)
+        first += len(packing)
+    return join(packings), Mixture(shares, config.seed), sorted(set(names) - set(asked))
+
+
+def _check_enough(mixture: Mixture, config: TrainConfig) -> None:
+    size, available = config.global_batch_size, mixture.num_places
+    if available is not None and available < config.steps * size:
+        raise DataError(
+            "the sources of train.mixture are used up before the end of the training",
+            expected=f"{config.steps * size} sequences for {config.steps} steps",
+            found=f"{available} in "
+            + ", ".join(f"{part.max_epochs:g} epochs of {part.source}" for part in config.mixture),
+            remedy=f"Raise max_epochs, or lower train.steps to {available // size}.",
+        )
+
+
+def _taken(
+    packing: Packing, mixture: Mixture, num_places: int, left_out: Sequence[str]
+) -> tuple[SourcePlan, ...]:
+    given: Indices = mixture.given(num_places)
+    sizes = [packing.sizes[share.first : share.first + share.num_sequences] for share in mixture.shares]
+    filled = np.array([size.mean() for size in sizes])  # tokens of a sequence
+    tokens = given * filled
+    plans = [
+        SourcePlan(share.source, part, number / share.num_sequences, 1 - fill / packing.seq_len)
+        for share, part, number, fill in zip(
+            mixture.shares, (tokens / tokens.sum()).tolist(), given.tolist(), filled.tolist(), strict=True
+        )
+    ]
+    return (*plans, *(SourcePlan(name, 0.0, 0.0, 0.0) for name in left_out))
