@@ -205,6 +205,53 @@ def test_the_registry_keeps_one_version_a_model_and_moves_aliases(home, tracker)
     assert {metric.value for model in models for metric in model.metrics} == {1.4, 1.5}
 
 
+def delete_run(tracker, run_id):
+    tracker.client.delete_run(run_id)
+
+
+def purge_runs(tracker, run_id):
+    for run in tracker.client.search_runs([tracker.experiment_id("test")]):
+        tracker.client._tracking_client.store._hard_delete_run(run.info.run_id)  # as `mlflow gc` does
+
+
+@pytest.mark.parametrize("lose", [delete_run, purge_runs])
+def test_a_run_that_mlflow_lost_is_told_again_as_another(home, tracker, lose):
+    parent = start_run(home, "pipeline-a")
+    run_dir = start_run(home, parent=str(parent), params={"train.steps": "3"})
+    append_steps(run_dir, 1, 3)
+    lost, lost_parent = tracker.sync(run_dir), tracker.run_id(parent)
+    lose(tracker, lost)
+    append_steps(run_dir, 4, 6)
+    run_id = tracker.sync(run_dir)
+    assert run_id != lost
+    assert [step for step, _ in history(tracker, run_id)] == list(range(1, 7))
+    run = tracker.client.get_run(run_id)
+    assert run.data.params == {"train.steps": "3"}
+    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id(parent)
+    assert (tracker.run_id(parent) == lost_parent) == (lose is delete_run)
+    assert tracker.sync(run_dir) == run_id
+
+
+@pytest.mark.parametrize("lose", [delete_run, purge_runs])
+def test_a_model_is_registered_though_mlflow_lost_its_evaluation(home, tracker, lose):
+    run_dir = start_run(home)
+    runs.close_run(run_dir, "finished")
+    lose(tracker, tracker.sync(run_dir))
+    version = Registry(tracker).register(candidate(run_dir, "m1", 1.5), run_dir)
+    assert tracker.client.get_model_version("mill", version.version).run_id == tracker.run_id(run_dir)
+    assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
+
+
+def test_a_registration_that_was_cut_off_leaves_one_logged_model(home, tracker):
+    registry, run_dir = Registry(tracker), start_run(home)
+    registry.register(candidate(run_dir, "m1", 1.5), run_dir)
+    tracker.client.delete_model_version("mill", "1")  # as if the process had died before it was made
+    assert registry.register(candidate(run_dir, "m1", 1.5), run_dir).version == "2"
+    assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
+    outputs = tracker.client.get_run(tracker.run_id(run_dir)).outputs.model_outputs
+    assert len(outputs) == 1
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
