@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmcore.config import holds_password, userinfo
-from lmcore.errors import ConfigError, GristmillError, ServiceError
+from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
@@ -482,10 +482,24 @@ class Registry:
         """The version with the alias ``champion``, if there is one.
 
         Raises:
+            DataError: it was not registered by gristmill, so there is no figure to compare with.
             ServiceError: MLflow cannot be reached.
         """
+        client = self._tracker.client
         with _service_errors(self._tracker.uri):
-            return next((v for v in self.versions(name) if "champion" in v.aliases), None)
+            registered = client.search_registered_models(f"name = '{name}'", max_results=1)
+            number = registered[0].aliases.get("champion") if registered else None
+            if number is None:
+                return None
+            version = client.get_model_version(name, number)
+        if "gristmill.model_digest" not in version.tags:
+            raise DataError(
+                f"the champion, version {number} of {name}, cannot be compared with",
+                expected="a version that gristmill registered, with its figures as tags",
+                found="none of these tags",
+                remedy="Move the alias `champion` to one that it registered, or remove it, in MLflow.",
+            )
+        return _model_version(version, list(version.aliases))
 
     def challenge(self, version: ModelVersion) -> None:
         """Give ``version`` the alias ``challenger``."""
@@ -517,19 +531,7 @@ class Registry:
         found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
         aliases = dict(client.get_registered_model(name).aliases) if found else {}
         return [
-            ModelVersion(
-                name=name,
-                version=str(v.version),
-                aliases=sorted(a for a, number in aliases.items() if str(number) == str(v.version)),
-                model_path=v.tags["gristmill.model_path"],
-                model_digest=v.tags["gristmill.model_digest"],
-                bits_per_byte=float(v.tags["gristmill.bits_per_byte"]),
-                data_digest=v.tags["gristmill.data_digest"],
-                seq_len=int(v.tags["gristmill.seq_len"]),
-                document_mask=v.tags["gristmill.document_mask"] == "true",
-                split_seed=int(v.tags["gristmill.split_seed"]),
-                validation_fraction=float(v.tags["gristmill.validation_fraction"]),
-            )
+            _model_version(v, sorted(a for a, number in aliases.items() if str(number) == str(v.version)))
             for v in found
             if "gristmill.model_digest" in v.tags
         ]
@@ -585,3 +587,20 @@ class Registry:
         metrics = [Metric(k, v, now, 0, model_id=model_id) for k, v in candidate.metrics.items()]
         client.log_batch(run_id, metrics=metrics)
         return model_id
+
+
+def _model_version(version: Any, aliases: list[str]) -> ModelVersion:
+    tags = version.tags
+    return ModelVersion(
+        name=version.name,
+        version=str(version.version),
+        aliases=aliases,
+        model_path=tags["gristmill.model_path"],
+        model_digest=tags["gristmill.model_digest"],
+        bits_per_byte=float(tags["gristmill.bits_per_byte"]),
+        data_digest=tags["gristmill.data_digest"],
+        seq_len=int(tags["gristmill.seq_len"]),
+        document_mask=tags["gristmill.document_mask"] == "true",
+        split_seed=int(tags["gristmill.split_seed"]),
+        validation_fraction=float(tags["gristmill.validation_fraction"]),
+    )

@@ -11,9 +11,11 @@ import urllib.request
 
 import pytest
 
-from lmcore.errors import ConfigError, GristmillError, ServiceError
+from lmcore.config import Recipe
+from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
+from tasks.registry import _register
 from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
 
 
@@ -250,6 +252,19 @@ def test_a_registration_that_was_cut_off_leaves_one_logged_model(home, tracker):
     assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
     outputs = tracker.client.get_run(tracker.run_id(run_dir)).outputs.model_outputs
     assert len(outputs) == 1
+
+
+def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
+    run_dir = start_run(home)
+    tracker.client.create_registered_model("mill")
+    tracker.client.create_model_version("mill", str(home.root))
+    tracker.client.set_registered_model_alias("mill", "champion", "1")
+    with pytest.raises(DataError, match="version 1 of mill"):
+        Registry(tracker).champion("mill")
+    registered = _register(Registry(tracker), Recipe(), candidate(run_dir, "m1", 1.5), run_dir, print)
+    assert (registered.model_version, registered.aliases, registered.promoted) == ("2", ["challenger"], False)
+    assert "the champion, version 1 of mill" in registered.reason
+    assert tracker.client.get_model_version("mill", "1").aliases == ["champion"]
 
 
 def free_port():
