@@ -36,12 +36,13 @@ MAX_URGENT_LINES = 200
 def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
     identity = identify(model=recipe.model, train=recipe.train)
+    layout: dict[str, Json] = {}
     if recipe.model.dropout:  # which units drop depends on how a batch is cut
-        layout: dict[str, Json] = {
-            "train.parallel.num_processes": recipe.train.parallel.num_processes,
-            "train.micro_batch_size": recipe.train.micro_batch_size,
-        }
-        identity = Identity(identity.values | layout, identity.chosen | layout)
+        layout["train.parallel.num_processes"] = recipe.train.parallel.num_processes
+        layout["train.micro_batch_size"] = recipe.train.micro_batch_size
+    if recipe.train.precision != "fp32":  # shards compute more in it than autocast does
+        layout["train.parallel.is_sharded"] = recipe.train.parallel.is_sharded
+    identity = Identity(identity.values | layout, identity.chosen | layout)
     return Stage(
         "train",
         TRAIN_VERSION,

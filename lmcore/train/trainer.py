@@ -223,6 +223,8 @@ class Trainer:
     def _belongs_to(self) -> dict[str, Any]:
         settings = identify(model=self.job.model, train=self.config).values
         del settings["train.steps"]  # a run may be made longer
+        if self.config.precision != "fp32":
+            settings["train.parallel.is_sharded"] = self.config.parallel.is_sharded
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         return {**settings, "vocab_size": self.inputs.vocab_size, "tokens": tokens}
 

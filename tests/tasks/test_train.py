@@ -21,6 +21,14 @@ def test_the_layout_decides_only_with_dropout(tmp_path):
     assert key(tmp_path, model=dropout, train=alone) != key(tmp_path, model=dropout)
 
 
+def test_sharding_decides_what_half_types_make(tmp_path):
+    sharded = {"parallel": {"dp_replicate": 1, "dp_shard": 2}}
+    assert key(tmp_path, train=sharded) == key(tmp_path)
+    bf16 = {"precision": "bf16"}
+    assert key(tmp_path, train={**bf16, **sharded}) != key(tmp_path, train=bf16)
+    assert key(tmp_path, train={**bf16, "parallel": {"dp_replicate": 1}}) == key(tmp_path, train=bf16)
+
+
 def test_a_first_loss_scale_decides_what_fp16_makes(tmp_path):
     fp16 = {"precision": "fp16"}
     assert key(tmp_path, train=fp16) != key(tmp_path, train={**fp16, "initial_loss_scale": 1024.0})
