@@ -26,7 +26,7 @@ RECORDED = {
     "splits": (2, "7ae9d84efec32e95"),
     "tokenizer": (1, "ce8d4601c1a204cd"),
     "tokens": (2, "ce8d4601c1a204cd"),
-    "train": (1, "94a52ddc181118d0"),
+    "train": (2, "94a52ddc181118d0"),
     "evaluate": (1, "fcf5f6a264f83206"),
 }
 
