@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 import time
@@ -127,16 +126,17 @@ def run_job(
     return result
 
 
-def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float]:
+def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float | None]:
     """Speed (tokens a second, by the median step) and last loss over all attempts at a run.
 
-    The last attempt alone may not have done a step: it may only have written the model.
+    The last attempt alone may not have done a step: it may only have written the model. There is no loss
+    where every step was skipped.
     """
     rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
     steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
     seconds = statistics.median(values["perf/step_seconds"] for values in steps.values())
     losses = {step: values["train/loss"] for step, values in steps.items() if "train/loss" in values}
-    last = losses[max(losses)] if losses else math.nan
+    last = losses[max(losses)] if losses else None
     return {"tokens_per_second": tokens_per_step / seconds, "train_loss": last}
 
 

@@ -46,6 +46,13 @@ def test_figures_are_of_all_attempts(tmp_path):
     assert figures_of_steps(events, 30) == {"tokens_per_second": 100.0, "train_loss": 6.0}
 
 
+def test_steps_that_were_all_skipped_have_no_loss(tmp_path):
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"kind": "step", "step": 1, "values": {"perf/step_seconds": 0.5}}) + "\n")
+    figures = figures_of_steps(events, 30)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == {"tokens_per_second": 60, "train_loss": None}
+
+
 def test_a_flood_of_errors_does_not_flood_the_log():
     told = []
     pass_on = rate_limited(told.append, every_seconds=3600)
