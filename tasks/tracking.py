@@ -370,7 +370,7 @@ class Follower:
             ending = self._stop.is_set()
             if ending and deadline == float("inf"):
                 deadline = time.monotonic() + self._patience
-            done = self._sync()
+            done = self._sync(deadline)
             if ending and (done or time.monotonic() >= deadline):
                 return
             left = deadline - time.monotonic()
@@ -379,16 +379,21 @@ class Follower:
             else:
                 self._stop.wait(SYNC_EVERY_SECONDS)
 
-    def _sync(self) -> bool:
-        try:
-            for run_dir in tuple(self._run_dirs):
+    def _sync(self, deadline: float) -> bool:
+        failures = []
+        for run_dir in tuple(self._run_dirs):
+            try:
                 self._tracker.sync(run_dir)
                 if RunRecord.read(run_dir).outcome != "running" and self._tracker.is_told(run_dir):
                     self._run_dirs.remove(run_dir)
-        except Exception as error:  # whatever is wrong with tracking, the work goes on
+            except Exception as error:  # whatever is wrong with tracking, the work goes on
+                failures.append(str(error) or type(error).__name__)
+                if time.monotonic() >= deadline:
+                    break
+        if failures:
             if not self.behind:
-                self._warn(f"{error}")
-            self.behind = str(error) or type(error).__name__
+                self._warn(failures[0])
+            self.behind = failures[0]
             return False
         if self.behind:
             self._warn("MLflow is back and has been caught up with.")

@@ -170,6 +170,19 @@ def test_a_follower_takes_on_runs_and_leaves_those_that_ended(home, tracker):
     assert tracker.is_told(flow)
 
 
+def test_a_run_that_is_refused_does_not_keep_a_follower_from_the_others(home, tracker, tmp_path):
+    wrong = tmp_path / "b.txt"
+    wrong.write_text("x")
+    first, second = start_run(home, "train-a", files={"other.txt": str(wrong)}), start_run(home, "train-b")
+    warnings = []
+    with Follower(tracker, [first, second], warnings.append, patience_seconds=3) as follower:
+        runs.close_run(second, "finished")
+    assert tracker.is_told(second)
+    assert not tracker.is_told(first)
+    assert "other.txt" in follower.behind
+    assert len(warnings) == 1
+
+
 def candidate(run_dir, digest, bits, data="data-1"):
     return Candidate(
         name="mill",
