@@ -111,7 +111,8 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
         say("deploying the flows")
         deploy(found["prefect"].url, environment)
         if "worker" not in found:
-            release_runs(found["prefect"].url)  # of one that was killed
+            _stop_runs(home, say)  # of one that was killed
+            release_runs(found["prefect"].url)
             say("starting a worker")
             found["worker"] = started["worker"] = _start_worker(home, environment)
     except BaseException:
@@ -131,8 +132,10 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             say(f"stopping {name}")
             _stop(services[name])
             stopped.append(name)
-        if name == "worker" and "prefect" in services:
-            _release(services["prefect"].url, say)
+        if name == "worker":
+            _stop_runs(home, say)
+            if "prefect" in services:
+                _release(services["prefect"].url, say)
         (home.services / f"{name}.json").unlink(missing_ok=True)
     return stopped
 
@@ -262,10 +265,38 @@ def _stop(service: Service) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         first += process.children()
         family += process.children(recursive=True)
+    _stop_family(family, first)
+
+
+def _stop_runs(home: Home, say: Callable[[str], object]) -> None:
+    """Stop flow runs that outlived their worker, which was killed."""
+    family = {process.pid: process for process in psutil.process_iter() if _is_of_a_run(process, home)}
+    if family:
+        say("stopping what a worker that was killed had begun")
+    first = []
+    for process in family.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.ppid() not in family:
+                first.append(process)
+    _stop_family(list(family.values()), first)
+
+
+def _is_of_a_run(process: psutil.Process, home: Home) -> bool:
+    try:
+        own = process.environ()
+    except psutil.Error:
+        return False
+    ours = own.get(VARIABLE) == str(home.root) and "PREFECT__FLOW_RUN_ID" in own
+    return ours and process.pid != os.getpid()
+
+
+def _stop_family(family: list[psutil.Process], first: list[psutil.Process]) -> None:
+    """Ask ``first`` to stop, wait for all of ``family``, and kill what is left of it."""
     for member in first:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()
     _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
     for member in alive:
-        member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     psutil.wait_procs(alive, timeout=5)

@@ -467,7 +467,11 @@ class ScheduleConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How the work is divided over processes. But for dropout, the result does not depend on it."""
+    """How the work is divided over processes.
+
+    The result does not depend on it, but for dropout, and in bf16 and fp16 for whether weights are sharded:
+    FSDP2 computes in that type throughout, autocast leaves norms and the residual stream in fp32.
+    """
 
     dp_replicate: int = setting(
         2,
@@ -484,6 +488,11 @@ class ParallelConfig(Config):
     def num_processes(self) -> int:
         """World size."""
         return self.dp_replicate * self.dp_shard
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds all weights."""
+        return self.dp_shard > 1
 
 
 class LaunchConfig(Config):

@@ -115,15 +115,17 @@ def _register(
     measure_champion: Callable[[ModelVersion], Measured],
 ) -> Registered:
     version = registry.register(candidate, evaluation_run)
-    champion = registry.champion(candidate.name)
-    if champion is not None and champion.version == version.version:
+    if "champion" in version.aliases:
         reason = f"version {version.version} is the champion already"
         return _outcome(registry, version, promoted=False, reason=reason)
     registry.challenge(version)
     challenger = Measured(bits_per_byte=candidate.bits_per_byte, data_digest=candidate.data_digest)
     try:
+        champion = registry.champion(candidate.name)
         rival = measure_champion(champion) if champion else None
         decision = gate.decide(challenger, rival, recipe.evaluation.gate)
+    except ServiceError:
+        raise
     except GristmillError as error:  # without the champion's figure there is nothing to win against
         decision = gate.Decision(passed=False, reason=str(error))
     registry.note(version, {"gristmill.gate": decision.reason})

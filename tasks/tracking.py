@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmcore.config import holds_password, userinfo
-from lmcore.errors import ConfigError, GristmillError, ServiceError
+from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
@@ -34,6 +34,8 @@ RETRY_SECONDS = 2.0
 MAX_FAILURES = 3
 HOME_SERVER = "GRISTMILL_MLFLOW_SERVER"
 GROWING = ("log.txt",)
+# What MLflow answers when a run is not there, or is deleted; and for other faults of what was sent.
+_MAY_BE_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -118,26 +120,61 @@ class Tracker:
         record, mark = RunRecord.read(run_dir), self._watermark(run_dir)
         return mark.ended == record.outcome and mark.described == self._description(record)[0]
 
-    def sync(self, run_dir: Path) -> str:
+    def sync(self, run_dir: Path, *, sure: bool = False) -> str:
         """Bring the MLflow run of ``run_dir`` up to date; return its id.
+
+        A run that is no longer in MLflow, or was deleted there, is told again from its beginning, as another.
+
+        Args:
+            run_dir: The run directory.
+            sure: Ask whether the run is still there, even if there is nothing new to tell.
 
         Raises:
             ServiceError: MLflow cannot be reached or refuses; nothing is lost, call again later.
         """
+        from mlflow.exceptions import MlflowException
+
         record = RunRecord.read(run_dir)
-        parent = Path(record.parent)
-        if record.parent and (parent / RECORD).exists() and not self.run_id(parent):
+        parent = _parent_of(record)
+        if parent and not self.run_id(parent):
             self.sync(parent)
         with _exclusive(run_dir), _service_errors(self.uri):
             mark = self._watermark(run_dir)
-            if not mark.run_id:
-                mark.run_id = self._find_or_create(record)
-                self._save(run_dir, mark)
-            self._describe(run_dir, record, mark)
-            self._send_events(run_dir, mark)
-            self._upload(run_dir, record, mark)
-            self._end(run_dir, record, mark)
+            if sure and self._is_gone(mark.run_id):
+                mark = self._start_afresh(record)
+            try:
+                self._tell(run_dir, record, mark)
+            except MlflowException as error:
+                if error.error_code not in _MAY_BE_GONE or not self._is_gone(mark.run_id):
+                    raise
+                mark = self._start_afresh(record)
+                self._tell(run_dir, record, mark)
             return mark.run_id
+
+    def _is_gone(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(run_id) and self.client.get_run(run_id).info.lifecycle_stage == "deleted"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return True
+            raise
+
+    def _start_afresh(self, record: RunRecord) -> Watermark:
+        self._experiments.clear()  # the whole database may be another
+        if parent := _parent_of(record):
+            self.sync(parent, sure=True)
+        return Watermark()
+
+    def _tell(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
+        if not mark.run_id:
+            mark.run_id = self._find_or_create(record)
+            self._save(run_dir, mark)
+        self._describe(run_dir, record, mark)
+        self._send_events(run_dir, mark)
+        self._upload(run_dir, record, mark)
+        self._end(run_dir, record, mark)
 
     def _find_or_create(self, record: RunRecord) -> str:
         experiment = self.experiment_id(record.experiment)
@@ -245,6 +282,11 @@ class Tracker:
         write_atomically(self._watermark_file(run_dir), mark.model_dump_json())
 
 
+def _parent_of(record: RunRecord) -> Path | None:
+    parent = Path(record.parent)
+    return parent if record.parent and (parent / RECORD).exists() else None
+
+
 def _dataset_input(dataset: Dataset) -> Any:
     from mlflow.entities import Dataset as MlflowDataset
     from mlflow.entities import DatasetInput, InputTag
@@ -328,7 +370,7 @@ class Follower:
             ending = self._stop.is_set()
             if ending and deadline == float("inf"):
                 deadline = time.monotonic() + self._patience
-            done = self._sync()
+            done = self._sync(deadline)
             if ending and (done or time.monotonic() >= deadline):
                 return
             left = deadline - time.monotonic()
@@ -337,16 +379,21 @@ class Follower:
             else:
                 self._stop.wait(SYNC_EVERY_SECONDS)
 
-    def _sync(self) -> bool:
-        try:
-            for run_dir in tuple(self._run_dirs):
+    def _sync(self, deadline: float) -> bool:
+        failures = []
+        for run_dir in tuple(self._run_dirs):
+            try:
                 self._tracker.sync(run_dir)
                 if RunRecord.read(run_dir).outcome != "running" and self._tracker.is_told(run_dir):
                     self._run_dirs.remove(run_dir)
-        except Exception as error:  # whatever is wrong with tracking, the work goes on
+            except Exception as error:  # whatever is wrong with tracking, the work goes on
+                failures.append(str(error) or type(error).__name__)
+                if time.monotonic() >= deadline:
+                    break
+        if failures:
             if not self.behind:
-                self._warn(f"{error}")
-            self.behind = str(error) or type(error).__name__
+                self._warn(failures[0])
+            self.behind = failures[0]
             return False
         if self.behind:
             self._warn("MLflow is back and has been caught up with.")
@@ -440,10 +487,24 @@ class Registry:
         """The version with the alias ``champion``, if there is one.
 
         Raises:
+            DataError: it was not registered by gristmill, so there is no figure to compare with.
             ServiceError: MLflow cannot be reached.
         """
+        client = self._tracker.client
         with _service_errors(self._tracker.uri):
-            return next((v for v in self.versions(name) if "champion" in v.aliases), None)
+            registered = client.search_registered_models(f"name = '{name}'", max_results=1)
+            number = registered[0].aliases.get("champion") if registered else None
+            if number is None:
+                return None
+            version = client.get_model_version(name, number)
+        if "gristmill.model_digest" not in version.tags:
+            raise DataError(
+                f"the champion, version {number} of {name}, cannot be compared with",
+                expected="a version that gristmill registered, with its figures as tags",
+                found="none of these tags",
+                remedy="Move the alias `champion` to one that it registered, or remove it, in MLflow.",
+            )
+        return _model_version(version, list(version.aliases))
 
     def challenge(self, version: ModelVersion) -> None:
         """Give ``version`` the alias ``challenger``."""
@@ -475,31 +536,18 @@ class Registry:
         found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
         aliases = dict(client.get_registered_model(name).aliases) if found else {}
         return [
-            ModelVersion(
-                name=name,
-                version=str(v.version),
-                aliases=sorted(a for a, number in aliases.items() if str(number) == str(v.version)),
-                model_path=v.tags["gristmill.model_path"],
-                model_digest=v.tags["gristmill.model_digest"],
-                bits_per_byte=float(v.tags["gristmill.bits_per_byte"]),
-                data_digest=v.tags["gristmill.data_digest"],
-                seq_len=int(v.tags["gristmill.seq_len"]),
-                document_mask=v.tags["gristmill.document_mask"] == "true",
-                split_seed=int(v.tags["gristmill.split_seed"]),
-                validation_fraction=float(v.tags["gristmill.validation_fraction"]),
-            )
+            _model_version(v, sorted(a for a, number in aliases.items() if str(number) == str(v.version)))
             for v in found
             if "gristmill.model_digest" in v.tags
         ]
 
     def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
         import mlflow
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
         from mlflow.exceptions import MlflowException
 
         client = self._tracker.client
         mlflow.set_tracking_uri(self._tracker.uri)  # "models:/" addresses are looked up there
-        run_id = self._tracker.sync(evaluation_run)
+        run_id = self._tracker.sync(evaluation_run, sure=True)
         experiment = self._tracker.experiment_id(RunRecord.read(evaluation_run).experiment)
         facts = {
             "gristmill.model_path": candidate.model_path,
@@ -512,17 +560,52 @@ class Registry:
             "gristmill.validation_fraction": repr(candidate.validation_fraction),
             **candidate.tags,
         }
-        logged = client.create_logged_model(
-            experiment, name=candidate.name, source_run_id=run_id, tags=facts, model_type="causal-lm"
-        )
-        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, v, now, 0, model_id=logged.model_id) for k, v in candidate.metrics.items()]
-        client.log_batch(run_id, metrics=metrics)
+        model_id = self._logged_model(experiment, run_id, candidate, facts)
         with contextlib.suppress(MlflowException):  # it exists; anything else shows in the next call
             client.create_registered_model(candidate.name)
         created = client.create_model_version(
-            candidate.name, f"models:/{logged.model_id}", run_id, tags=facts, model_id=logged.model_id
+            candidate.name, f"models:/{model_id}", run_id, tags=facts, model_id=model_id
         )
         return next(v for v in self.versions(candidate.name) if v.version == str(created.version))
+
+    def _logged_model(
+        self, experiment: str, run_id: str, candidate: Candidate, facts: Mapping[str, str]
+    ) -> str:
+        """Id of MLflow's logged model of these very files: an earlier try may have left one."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+        client = self._tracker.client
+        same = f"name = '{candidate.name}' AND tags.`gristmill.model_digest` = '{candidate.model_digest}'"
+        found = client.search_logged_models([experiment], filter_string=same, max_results=1)
+        model_id = (
+            found[0].model_id
+            if found
+            else client.create_logged_model(
+                experiment, name=candidate.name, source_run_id=run_id, tags=facts, model_type="causal-lm"
+            ).model_id
+        )
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        outputs = client.get_run(run_id).outputs
+        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, 0, model_id=model_id) for k, v in candidate.metrics.items()]
+        client.log_batch(run_id, metrics=metrics)
+        return model_id
+
+
+def _model_version(version: Any, aliases: list[str]) -> ModelVersion:
+    tags = version.tags
+    return ModelVersion(
+        name=version.name,
+        version=str(version.version),
+        aliases=aliases,
+        model_path=tags["gristmill.model_path"],
+        model_digest=tags["gristmill.model_digest"],
+        bits_per_byte=float(tags["gristmill.bits_per_byte"]),
+        data_digest=tags["gristmill.data_digest"],
+        seq_len=int(tags["gristmill.seq_len"]),
+        document_mask=tags["gristmill.document_mask"] == "true",
+        split_seed=int(tags["gristmill.split_seed"]),
+        validation_fraction=float(tags["gristmill.validation_fraction"]),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 import time
@@ -28,7 +27,7 @@ from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2  # 1: a validation could leave the weights of shards rounded
 LOG_LINE_EVERY_SECONDS = 2.0
 MAX_URGENT_LINES = 200
 
@@ -36,12 +35,13 @@ MAX_URGENT_LINES = 200
 def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
     identity = identify(model=recipe.model, train=recipe.train)
+    layout: dict[str, Json] = {}
     if recipe.model.dropout:  # which units drop depends on how a batch is cut
-        layout: dict[str, Json] = {
-            "train.parallel.num_processes": recipe.train.parallel.num_processes,
-            "train.micro_batch_size": recipe.train.micro_batch_size,
-        }
-        identity = Identity(identity.values | layout, identity.chosen | layout)
+        layout["train.parallel.num_processes"] = recipe.train.parallel.num_processes
+        layout["train.micro_batch_size"] = recipe.train.micro_batch_size
+    if recipe.train.precision != "fp32":  # shards compute more in it than autocast does
+        layout["train.parallel.is_sharded"] = recipe.train.parallel.is_sharded
+    identity = Identity(identity.values | layout, identity.chosen | layout)
     return Stage(
         "train",
         TRAIN_VERSION,
@@ -126,16 +126,17 @@ def run_job(
     return result
 
 
-def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float]:
+def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float | None]:
     """Speed (tokens a second, by the median step) and last loss over all attempts at a run.
 
-    The last attempt alone may not have done a step: it may only have written the model.
+    The last attempt alone may not have done a step: it may only have written the model. There is no loss
+    where every step was skipped.
     """
     rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
     steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
     seconds = statistics.median(values["perf/step_seconds"] for values in steps.values())
     losses = {step: values["train/loss"] for step, values in steps.items() if "train/loss" in values}
-    last = losses[max(losses)] if losses else math.nan
+    last = losses[max(losses)] if losses else None
     return {"tokens_per_second": tokens_per_step / seconds, "train_loss": last}
 
 

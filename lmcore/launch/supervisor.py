@@ -33,7 +33,11 @@ def main() -> int:
     become_subreaper()
     stop = StopRequest()
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=stop_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=stop_with_parent,
+        close_fds=False,  # the caller's lock is the command's too: it may still save when we are killed
     )
     while process.poll() is None and not stop.wait(POLL_SECONDS):
         reap_orphans(process.pid)

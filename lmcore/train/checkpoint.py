@@ -67,12 +67,14 @@ class Checkpoints:
         run_dir: The run directory.
         world: All its processes call the methods together.
         keep: Newest ones kept.
+        num_replicas: Processes that hold the same tensors, of which one is written.
     """
 
-    def __init__(self, run_dir: Path, world: World, keep: int) -> None:
+    def __init__(self, run_dir: Path, world: World, keep: int, num_replicas: int = 1) -> None:
         self.folder = run_dir / "checkpoints"
         self.world = world
         self.keep = keep
+        self.num_replicas = num_replicas
 
     def save(self, tensors: dict[str, Tensor], state: TrainingState) -> Path:
         """Write a checkpoint into a fresh folder and commit it; drop the oldest beyond ``keep``.
@@ -123,7 +125,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".build-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        (needed,) = self.world.add_up([float(sum(local(t).nbytes for t in tensors.values()))])
+        (held,) = self.world.add_up([float(sum(local(t).nbytes for t in tensors.values()))])
+        needed = held / self.num_replicas
         free = self._agree(shutil.disk_usage(self.folder).free if self.world.is_main else 0)
         if free < needed + SPARE_BYTES:
             raise StorageError(

@@ -58,7 +58,8 @@ class Trainer:
         self.mesh = make_mesh(self.config.parallel, world)
         self.inputs = open_inputs(job, world)
         self._build_model()
-        self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints)
+        replicas = self.config.parallel.dp_replicate
+        self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints, replicas)
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
         tokens, flops = self.config.global_batch_tokens, self.model.flops_per_token(self.config.seq_len)
@@ -233,6 +234,8 @@ class Trainer:
     def _belongs_to(self) -> dict[str, Any]:
         settings = dict(self._settings.values)
         del settings["train.steps"]  # a run may be made longer
+        if self.config.precision != "fp32":
+            settings["train.parallel.is_sharded"] = self.config.parallel.is_sharded
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         return {**settings, "vocab_size": self.inputs.vocab_size, "tokens": tokens}
 

@@ -1,8 +1,10 @@
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 
@@ -32,3 +34,54 @@ print(down(home, print))
         assert "Prefect does not answer" in done.stdout
         assert done.stdout.splitlines()[-1] == "['prefect']"
         assert deaf.wait(10) is not None
+
+
+RUN_OF_A_KILLED_WORKER = """
+import pathlib, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+def save(*_):
+    child.kill()
+    child.wait()
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def run_left_by_a_worker(home):
+    home.mkdir()
+    environment = {**os.environ, "GRISTMILL_HOME": str(home), "PREFECT__FLOW_RUN_ID": "a-run"}
+    command = [sys.executable, "-c", RUN_OF_A_KILLED_WORKER, str(home)]
+    with subprocess.Popen(command, env=environment) as process:
+        threading.Thread(target=process.wait, daemon=True).start()
+        deadline = time.monotonic() + 60
+        while not (home / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def test_what_a_killed_worker_left_is_asked_to_stop(tmp_path):
+    with run_left_by_a_worker(tmp_path / "a") as ours, run_left_by_a_worker(tmp_path / "b") as other:
+        family = [*psutil.Process(ours.pid).children(), psutil.Process(ours.pid)]
+        script = f"""
+from pathlib import Path
+from flows.services import down
+from lmcore.home import Home
+print(down(Home(Path({str(tmp_path / "a")!r})), print))
+"""
+        environment = {**os.environ, "GRISTMILL_HOME": str(tmp_path / "a")}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "a worker that was killed" in done.stdout
+        assert len(family) == 2
+        assert not any(process.is_running() for process in family)
+        assert (tmp_path / "a" / "saved").exists()
+        assert psutil.Process(other.pid).is_running()
+        assert not (tmp_path / "b" / "saved").exists()

@@ -26,7 +26,7 @@ RECORDED = {
     "splits": (3, "9e35b02bbcd8d900"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (3, "7ef74acc5dfeb4ee"),
-    "train": (1, "38578d54ea8b1882"),
+    "train": (2, "38578d54ea8b1882"),
     "evaluate": (1, "fcf5f6a264f83206"),
 }
 

@@ -11,9 +11,11 @@ import urllib.request
 
 import pytest
 
-from lmcore.errors import ConfigError, GristmillError, ServiceError
+from lmcore.config import Recipe
+from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
+from tasks.registry import _register
 from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
 
 
@@ -168,6 +170,19 @@ def test_a_follower_takes_on_runs_and_leaves_those_that_ended(home, tracker):
     assert tracker.is_told(flow)
 
 
+def test_a_run_that_is_refused_does_not_keep_a_follower_from_the_others(home, tracker, tmp_path):
+    wrong = tmp_path / "b.txt"
+    wrong.write_text("x")
+    first, second = start_run(home, "train-a", files={"other.txt": str(wrong)}), start_run(home, "train-b")
+    warnings = []
+    with Follower(tracker, [first, second], warnings.append, patience_seconds=3) as follower:
+        runs.close_run(second, "finished")
+    assert tracker.is_told(second)
+    assert not tracker.is_told(first)
+    assert "other.txt" in follower.behind
+    assert len(warnings) == 1
+
+
 def candidate(run_dir, digest, bits, data="data-1"):
     return Candidate(
         name="mill",
@@ -203,6 +218,66 @@ def test_the_registry_keeps_one_version_a_model_and_moves_aliases(home, tracker)
     assert registry.aliases(first) == []
     models = tracker.client.search_logged_models([tracker.experiment_id("test")])
     assert {metric.value for model in models for metric in model.metrics} == {1.4, 1.5}
+
+
+def delete_run(tracker, run_id):
+    tracker.client.delete_run(run_id)
+
+
+def purge_runs(tracker, run_id):
+    for run in tracker.client.search_runs([tracker.experiment_id("test")]):
+        tracker.client._tracking_client.store._hard_delete_run(run.info.run_id)  # as `mlflow gc` does
+
+
+@pytest.mark.parametrize("lose", [delete_run, purge_runs])
+def test_a_run_that_mlflow_lost_is_told_again_as_another(home, tracker, lose):
+    parent = start_run(home, "pipeline-a")
+    run_dir = start_run(home, parent=str(parent), params={"train.steps": "3"})
+    append_steps(run_dir, 1, 3)
+    lost, lost_parent = tracker.sync(run_dir), tracker.run_id(parent)
+    lose(tracker, lost)
+    append_steps(run_dir, 4, 6)
+    run_id = tracker.sync(run_dir)
+    assert run_id != lost
+    assert [step for step, _ in history(tracker, run_id)] == list(range(1, 7))
+    run = tracker.client.get_run(run_id)
+    assert run.data.params == {"train.steps": "3"}
+    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id(parent)
+    assert (tracker.run_id(parent) == lost_parent) == (lose is delete_run)
+    assert tracker.sync(run_dir) == run_id
+
+
+@pytest.mark.parametrize("lose", [delete_run, purge_runs])
+def test_a_model_is_registered_though_mlflow_lost_its_evaluation(home, tracker, lose):
+    run_dir = start_run(home)
+    runs.close_run(run_dir, "finished")
+    lose(tracker, tracker.sync(run_dir))
+    version = Registry(tracker).register(candidate(run_dir, "m1", 1.5), run_dir)
+    assert tracker.client.get_model_version("mill", version.version).run_id == tracker.run_id(run_dir)
+    assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
+
+
+def test_a_registration_that_was_cut_off_leaves_one_logged_model(home, tracker):
+    registry, run_dir = Registry(tracker), start_run(home)
+    registry.register(candidate(run_dir, "m1", 1.5), run_dir)
+    tracker.client.delete_model_version("mill", "1")  # as if the process had died before it was made
+    assert registry.register(candidate(run_dir, "m1", 1.5), run_dir).version == "2"
+    assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
+    outputs = tracker.client.get_run(tracker.run_id(run_dir)).outputs.model_outputs
+    assert len(outputs) == 1
+
+
+def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
+    run_dir = start_run(home)
+    tracker.client.create_registered_model("mill")
+    tracker.client.create_model_version("mill", str(home.root))
+    tracker.client.set_registered_model_alias("mill", "champion", "1")
+    with pytest.raises(DataError, match="version 1 of mill"):
+        Registry(tracker).champion("mill")
+    registered = _register(Registry(tracker), Recipe(), candidate(run_dir, "m1", 1.5), run_dir, print)
+    assert (registered.model_version, registered.aliases, registered.promoted) == ("2", ["challenger"], False)
+    assert "the champion, version 1 of mill" in registered.reason
+    assert tracker.client.get_model_version("mill", "1").aliases == ["champion"]
 
 
 def free_port():

@@ -21,6 +21,14 @@ def test_the_layout_decides_only_with_dropout(tmp_path):
     assert key(tmp_path, model=dropout, train=alone) != key(tmp_path, model=dropout)
 
 
+def test_sharding_decides_what_half_types_make(tmp_path):
+    sharded = {"parallel": {"dp_replicate": 1, "dp_shard": 2}}
+    assert key(tmp_path, train=sharded) == key(tmp_path)
+    bf16 = {"precision": "bf16"}
+    assert key(tmp_path, train={**bf16, **sharded}) != key(tmp_path, train=bf16)
+    assert key(tmp_path, train={**bf16, "parallel": {"dp_replicate": 1}}) == key(tmp_path, train=bf16)
+
+
 def test_a_first_loss_scale_decides_what_fp16_makes(tmp_path):
     fp16 = {"precision": "fp16"}
     assert key(tmp_path, train=fp16) != key(tmp_path, train={**fp16, "initial_loss_scale": 1024.0})
@@ -49,6 +57,13 @@ def test_figures_are_of_all_attempts(tmp_path):
     rows += [{"kind": "resume", "step": 3}, {"kind": "end", "step": 3}]
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert figures_of_steps(events, 30) == {"tokens_per_second": 100.0, "train_loss": 6.0}
+
+
+def test_steps_that_were_all_skipped_have_no_loss(tmp_path):
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"kind": "step", "step": 1, "values": {"perf/step_seconds": 0.5}}) + "\n")
+    figures = figures_of_steps(events, 30)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == {"tokens_per_second": 60, "train_loss": None}
 
 
 def test_a_flood_of_errors_does_not_flood_the_log():

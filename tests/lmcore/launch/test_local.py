@@ -191,3 +191,20 @@ def test_a_run_directory_has_one_user_until_its_last_process_is_gone(run_dir):
     (run_dir / "config.json").write_text(json.dumps({"mode": "done"}))
     assert local.run("job", run_dir, 2, LaunchConfig())["status"] == "completed"
     assert sorted(path.name for path in run_dir.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+def test_a_run_directory_stays_locked_while_the_workers_of_a_killed_supervisor_save(run_dir):
+    prepare(run_dir, "waits")
+    caller = start_caller(run_dir, grace=60)
+    workers = [psutil.Process(pid) for pid in worker_pids(run_dir)]
+    for worker in workers:
+        worker.suspend()  # as one whose save takes long
+    supervisor_of(psutil.Process(caller.pid)).kill()
+    assert caller.wait(timeout=60) != 0
+    (run_dir / "config.json").write_text(json.dumps({"mode": "done"}))
+    with pytest.raises(LaunchError, match=f"process {caller.pid}"):
+        local.run("job", run_dir, 2, LaunchConfig(grace_seconds=0))
+    for worker in workers:
+        worker.resume()
+    assert local.run("job", run_dir, 2, LaunchConfig())["status"] == "completed"
+    assert sorted(path.name for path in run_dir.glob("saved-*")) == ["saved-0", "saved-1"]

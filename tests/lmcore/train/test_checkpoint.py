@@ -11,7 +11,7 @@ import torch
 from lmcore.errors import CheckpointError, StorageError
 from lmcore.parallel.mesh import World
 from lmcore.store import hash_files
-from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.checkpoint import SPARE_BYTES, Checkpoints, TrainingState
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -87,6 +87,17 @@ def tiny_disk(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_replicas_need_the_room_of_one(tiny_disk, make_run):
+    model = {"num_layers": 1, "hidden_size": 128}  # 240,000 weights: 3 MB with AdamW's state
+    settings = {"optimizer": {"name": "adamw"}, "micro_batch_size": 2}
+    run = make_run(model=model, dp_replicate=2, **settings)
+    on_disk = type(run)(tiny_disk / "run", run.job)
+    with (tiny_disk / "other").open("wb") as other:
+        other.write(b"x" * (shutil.disk_usage(tiny_disk).free - SPARE_BYTES - 4_500_000))
+    on_disk.finish()
+    assert sum(path.stat().st_size for path in (on_disk.directory / "checkpoints").rglob("*")) < 4_000_000
 
 
 def test_a_full_disk_keeps_what_was_saved(tiny_disk):

@@ -110,7 +110,7 @@ def run_to_its_end_in_two_parts(run):
     return run.log
 
 
-def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_together):
+def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_together, train_here):
     settings = {"steps": 4, "precision": "bf16", "validate_every": 2, "checkpoint_every": 2, "dp_shard": 2}
     straight, run = (make_run(name, **settings, keep_checkpoints=3) for name in ("straight", "run"))
     run_together([straight])
@@ -124,6 +124,10 @@ def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_tog
     losses = straight.values("train/loss")
     assert run.values("train/loss") == {step: losses[step] for step in (3, 4)}
     assert run.weights == straight.weights
+    alone = make_run("alone", **{**settings, "dp_shard": 1})
+    shutil.copytree(straight.directory / "checkpoints", alone.directory / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"is_sharded false, found train\.parallel\.is_sharded true"):
+        train_here(alone)
 
 
 def test_a_request_to_stop_is_no_failure(make_run):
