@@ -354,9 +354,11 @@ def link(source: Path, target: Path) -> None:
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:
     """Size (bytes) and SHA-256 of every file below ``root`` but its manifest, by relative path."""
     paths = sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST)
-    # hashlib releases the GIL, so threads use all cores.
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(sha256_file, paths))
+    if len(paths) == 1:
+        hashes = [sha256_file(paths[0])]
+    else:  # hashlib releases the GIL, so threads use all cores
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(sha256_file, paths))
     return {
         path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, hashes, strict=True)
@@ -391,6 +393,7 @@ def _verify(path: Path) -> tuple[dict[str, Any] | None, str]:
     return manifest, ""
 
 
+@functools.cache
 def _installed(distribution: str) -> str:
     if distribution == UNICODE:
         return unicodedata.unidata_version

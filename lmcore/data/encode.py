@@ -25,7 +25,7 @@ from lmcore.data.arrow import batches_of_lengths, text_buffers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.encoding import Encoder
 from lmcore.data.pool import Unit, Workshop, local_workers
-from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, split_of_shard
+from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard
 from lmcore.data.token_writer import INDEX, TokenWriter, gather
 from lmcore.data.tokens import TokenDataset
 from lmcore.progress import Paced, Progress
@@ -123,8 +123,7 @@ def encode_shard(
     """Encode the kept documents of one shard into ``out/train``, ``out/validation`` and ``out/test``."""
     encoder = _encoder(tokenizer_dir, tokenizer_digest, engine)
     totals = {"documents": 0, "tokens": 0, "bytes": 0}
-    for split in SPLITS:
-        table = split_of_shard(documents, decisions, split)
+    for split, table in splits_of_shard(documents, decisions).items():
         if not len(table):
             continue
         options = {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
@@ -170,8 +169,8 @@ def _sample(shards: Iterable[tuple[Path, Path]]) -> list[str]:
     """The middle of each document of some shards, until there are enough; of all if there are few."""
     texts: list[str] = []
     for documents, decisions in sorted(shards, key=lambda shard: _draw(shard[0].name)):
-        for split in SPLITS:
-            texts += _middles(split_of_shard(documents, decisions, split)["text"])
+        for table in splits_of_shard(documents, decisions).values():
+            texts += _middles(table["text"])
         if len(texts) >= SAMPLE_DOCUMENTS:
             break
     return texts[:SAMPLE_DOCUMENTS]

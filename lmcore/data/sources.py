@@ -324,18 +324,19 @@ def _cut_at_lines(chunks: Iterable[bytes]) -> list[_Part]:
     parts: list[_Part] = []
     digest, start, size, first, lines = hashlib.sha256(), 0, 0, 0, 0
     for chunk in chunks:
-        # The first line end at or behind the size of a part ends it.
-        behind = PART_BYTES - 1 - size
-        end = chunk.find(b"\n", max(0, behind)) + 1 if behind < len(chunk) else 0
-        head = chunk[:end] if end else chunk
-        digest.update(head)
-        size += len(head)
-        lines += head.count(b"\n")
-        if end:
-            parts.append(_Part(start, size, first, digest.hexdigest()))
-            start, first = start + size, lines
-            digest, size = hashlib.sha256(chunk[end:]), len(chunk) - end
-            lines += chunk.count(b"\n", end)
+        place = 0
+        while place < len(chunk):
+            # The first line end at or behind the size of a part ends it.
+            behind = max(place, place + PART_BYTES - 1 - size)
+            end = chunk.find(b"\n", behind) + 1
+            head = memoryview(chunk)[place : end or len(chunk)]
+            digest.update(head)
+            size += len(head)
+            lines += chunk.count(b"\n", place, end or len(chunk))
+            place += len(head)
+            if end:
+                parts.append(_Part(start, size, first, digest.hexdigest()))
+                digest, start, size, first = hashlib.sha256(), start + size, 0, lines
     if size or not parts:
         parts.append(_Part(start, size, first, digest.hexdigest()))
     return parts

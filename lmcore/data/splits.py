@@ -18,7 +18,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -438,12 +438,19 @@ def read_split(documents_dir: Path, splits_dir: Path, split: Split) -> Iterator[
 
 
 def split_of_shard(documents: Path, decisions: Path, split: Split, below: float = 1.0) -> pa.Table:
-    """Documents of a shard that belong to ``split``, by content hash, so that its files are mixed.
+    """Documents of a shard that belong to ``split``; see ``splits_of_shard``."""
+    return splits_of_shard(documents, decisions, (split,), below)[split]
+
+
+def splits_of_shard(
+    documents: Path, decisions: Path, splits: Sequence[Split] = SPLITS, below: float = 1.0
+) -> dict[Split, pa.Table]:
+    """Documents of a shard that belong to each of ``splits``, by content hash: its files are mixed.
 
     Args:
         documents: File of the documents stage.
         decisions: File of the splits stage.
-        split: Which.
+        splits: Which.
         below: Only the documents whose content hash, as a number in [0, 1), is below this: a sample that
             does not depend on the shards.
 
@@ -455,7 +462,8 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
     """
     decided = _read(decisions, ["content_hash", "decision"])
     hashes = hashes_of(decided["content_hash"])
-    chosen = decided["decision"].to_numpy(zero_copy_only=False) == split
+    decision = decided["decision"].to_numpy(zero_copy_only=False)
+    chosen = np.isin(decision, splits)
     if below < 1.0:
         chosen &= halves(hashes)[0].astype(np.float64) * 2.0**-64 < below
     parts, start = [], 0
@@ -471,7 +479,9 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
                 parts.append(table if rows.all() else table.filter(pa.array(rows)))
         schema = pa.schema([file.schema_arrow.field(name) for name in _DOCUMENT_COLUMNS])
     whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()
-    return whole.take(pa.array(order_by_hash(hashes_of(whole["content_hash"]))))
+    order = order_by_hash(hashes[chosen])
+    of_row = decision[chosen][order]
+    return {split: whole.take(pa.array(order[of_row == split])) for split in splits}
 
 
 def _other_documents(shard: Path, expected: str, found: str) -> DataError:
