@@ -6,6 +6,7 @@ number being 0. An item with fewer words than an n-gram has none, and is counted
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.records import Record, read_records
 from lmcore.data.sources import SourceFile
 from lmcore.data.text import normalise
+from lmcore.errors import DataError
 
 _ITEMS_AT_A_TIME = 10_000
 
@@ -39,7 +41,11 @@ class Evaluated:
 
 
 def read_evaluation_sets(config: DataConfig, files: Iterable[SourceFile]) -> Evaluated:
-    """Hash the n-grams of every record of ``files``, which belong to ``config.decontamination.sources``."""
+    """Hash the n-grams of every record of ``files``, which belong to ``config.decontamination.sources``.
+
+    Raises:
+        DataError: a record cannot be read.
+    """
     from lmcore.data.minhash import ngram_hashes  # the compiler takes a third of a second to import
 
     size = config.decontamination.ngram_words
@@ -76,9 +82,15 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
     kinds = kinds_of(config.privacy)
     for file in files:
         for record in read_records(file, sources[file.source], config.limits):
-            if isinstance(record, Record):
-                # As documents are: what was masked there must look the same here.
-                yield mask(normalise(record.text), kinds)
+            if not isinstance(record, Record):
+                raise DataError(
+                    f"evaluation set {file.source!r} has a record that cannot be read",
+                    expected="every record, so that none is learned",
+                    found=f"{file.name} record {record.index}: {record.reason}",
+                    remedy="Mend the file.",
+                )
+            # As documents are: what was masked there must look the same here.
+            yield mask(normalise(record.text), kinds, Counter())
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
