@@ -13,6 +13,7 @@ from lmcore.data.documents import build_documents
 from lmcore.data.minhash import ngram_hashes
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
+from lmcore.errors import DataError
 from lmcore.progress import silent
 
 DRAW = random.Random(2)
@@ -87,6 +88,15 @@ def test_other_evaluation_sets_are_another_input(corpus):
     path = corpus / "sets" / "quiz.jsonl"
     path.write_text(path.read_text() + "\n" + json.dumps({"question": words(15)}))
     assert take_inventory(config(corpus)).digest != before
+
+
+def test_an_evaluation_set_that_cannot_be_read_whole_is_an_error(corpus):
+    path = corpus / "sets" / "quiz.jsonl"
+    path.write_text(path.read_text() + '\n{"question": "cut')
+    settings = config(corpus)
+    (corpus / "documents").mkdir()
+    with pytest.raises(DataError, match=r"evaluation set 'quiz' .* record 6: broken JSON"):
+        build_documents(settings, take_inventory(settings), corpus / "documents", silent)
 
 
 def test_hashes_are_spread():
