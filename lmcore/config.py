@@ -497,6 +497,15 @@ class TrainConfig(Config):
     keep_checkpoints: int = setting(2, "Newest checkpoints kept", unit="checkpoints", ge=1, identity=False)
 
     @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} leaves nothing of {self.steps} steps; "
+                f"use at most {self.steps - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
         if self.global_batch_tokens % self.seq_len:
             raise ValueError(

@@ -71,6 +71,7 @@ def test_quickstart_is_the_defaults_written_out():
         ("train.optimizer.lr=3", "learning_rate"),
         ("train.steps=many", "train.steps"),
         ("train.steps=0", "train.steps"),
+        ("train.steps=10", "warmup_steps 10 leaves nothing of 10 steps; use at most 9"),
         ("data.sources=[]", "data.sources"),
         ("train.global_batch_tokens=5000", "use 4864 or 5120"),
         ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
