@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lmcore.config import holds_password, userinfo
+from lmcore.config import check_tracking_uri
 from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
@@ -64,11 +64,10 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        if userinfo(uri) or holds_password(uri):
-            raise ConfigError(
-                "the MLflow tracking URI holds a user name or password",
-                remedy="Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-            )
+        try:
+            check_tracking_uri(uri)
+        except ValueError as error:
+            raise ConfigError(f"tracking.uri or MLFLOW_TRACKING_URI: {error}") from None
         self.home = home
         self.embedded = not uri
         # The server that `gristmill up` puts before the home's own database is the same place.

@@ -152,6 +152,11 @@ def test_a_password_in_the_address_is_refused(home):
     assert "secret" not in str(caught.value)
 
 
+def test_what_is_no_address_is_refused(home):
+    with pytest.raises(ConfigError, match="is no address of an MLflow"):
+        Tracker("127.0.0.1:5000", home)
+
+
 def test_a_follower_takes_on_runs_and_leaves_those_that_ended(home, tracker):
     flow, job = start_run(home, "pipeline-a"), start_run(home, "train-a", parent="")
     runs.update_run(job, parent=str(flow))
