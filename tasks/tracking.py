@@ -587,8 +587,14 @@ class Registry:
         outputs = client.get_run(run_id).outputs
         if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, v, now, 0, model_id=model_id) for k, v in candidate.metrics.items()]
+        metrics = []
+        for key, value in candidate.metrics.items():
+            # What the run has is the same row again at the same time, and not a second one.
+            had = [
+                m.timestamp for m in client.get_metric_history(run_id, key) if (m.step, m.value) == (0, value)
+            ]
+            at = had[0] if had else int(time.time() * 1000)
+            metrics.append(Metric(key, value, at, 0, model_id=model_id))
         client.log_batch(run_id, metrics=metrics)
         return model_id
 

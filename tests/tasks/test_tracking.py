@@ -272,6 +272,15 @@ def test_a_registration_that_was_cut_off_leaves_one_logged_model(home, tracker):
     assert len(outputs) == 1
 
 
+def test_figures_that_the_evaluation_has_are_no_second_row(home, tracker):
+    run_dir = start_run(home, metrics={"eval/bits_per_byte": 1.5})
+    tracker.sync(run_dir)
+    Registry(tracker).register(candidate(run_dir, "m1", 1.5), run_dir)
+    assert history(tracker, tracker.run_id(run_dir), "eval/bits_per_byte") == [(0, 1.5)]
+    (model,) = tracker.client.search_logged_models([tracker.experiment_id("test")])
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("eval/bits_per_byte", 1.5)]
+
+
 def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
     run_dir = start_run(home)
     tracker.client.create_registered_model("mill")
