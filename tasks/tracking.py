@@ -479,7 +479,7 @@ class Registry:
         with _service_errors(self._tracker.uri):
             known = [v for v in self.versions(candidate.name) if v.model_digest == candidate.model_digest]
             if known:
-                return known[0]
+                return self._at(known[0], candidate.model_path)
             return self._create(candidate, evaluation_run)
 
     def champion(self, name: str) -> ModelVersion | None:
@@ -539,6 +539,11 @@ class Registry:
             for v in found
             if "gristmill.model_digest" in v.tags
         ]
+
+    def _at(self, version: ModelVersion, path: str) -> ModelVersion:
+        if path != version.model_path:  # the same files, which moved or were made again elsewhere
+            self.note(version, {"gristmill.model_path": path})
+        return version.model_copy(update={"model_path": path})
 
     def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
         import mlflow

@@ -281,6 +281,15 @@ def test_figures_that_the_evaluation_has_are_no_second_row(home, tracker):
     assert [(metric.key, metric.value) for metric in model.metrics] == [("eval/bits_per_byte", 1.5)]
 
 
+def test_a_model_that_moved_is_found_where_it_is(home, tracker):
+    registry, run_dir = Registry(tracker), start_run(home)
+    first = candidate(run_dir, "m1", 1.5)
+    registry.crown(registry.register(first, run_dir))
+    moved = registry.register(first.model_copy(update={"model_path": "/elsewhere/m1"}), run_dir)
+    assert (moved.version, moved.model_path) == ("1", "/elsewhere/m1")
+    assert registry.champion("mill").model_path == "/elsewhere/m1"
+
+
 def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
     run_dir = start_run(home)
     tracker.client.create_registered_model("mill")
