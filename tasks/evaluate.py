@@ -80,11 +80,12 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
         StorageError: its files are not on this machine.
     """
     model = Path(champion.model_path)
-    if not (model / "model.safetensors").is_file():
+    missing = [name for name in ("model.safetensors", "tokenizer.json") if not (model / name).is_file()]
+    if missing:
         raise StorageError(
             f"the champion, version {champion.version} of {champion.name}, cannot be evaluated",
             expected=f"its files at {model}",
-            found="none",
+            found=f"no {' and no '.join(missing)}",
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
     tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
