@@ -1,5 +1,6 @@
 """The whole mill, by its command line: built, reused, explained, registered, tracked."""
 
+import re
 import sqlite3
 
 import pytest
@@ -104,6 +105,9 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     assert int(other["model_version"]) > int(changed["model_version"])
     assert "than the champion's" in other["gate"]
     assert len(evaluations() - before) == 2, "its own, and the champion's on the new windows"
+    names = [name for (name,) in tracked(mill, "select name from runs where name like 'evaluate%champion'")]
+    assert len(names) == 1
+    assert re.fullmatch(r"evaluate tiny version \d, the champion", names[0])
 
 
 def test_a_champion_that_may_have_seen_the_text_is_not_compared(mill, changed):
