@@ -71,7 +71,9 @@ def evaluation_run_directory(key: str) -> Path:
 @task(name="evaluate", task_run_name="evaluate the model", **STAGE_OPTIONS)
 def evaluate_model(recipe: Recipe, prepared: Prepared, trained: Artifact, run: FlowRun) -> Artifact:
     """Measure bits per byte beside the baselines, and draw samples."""
-    return _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
+    evaluated = _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
+    run.refer_to(evaluated, evaluation_run_directory(evaluated.key))
+    return evaluated
 
 
 @task(name="evaluate champion", task_run_name="evaluate the champion on the same data", **STAGE_OPTIONS)

@@ -82,6 +82,15 @@ def test_parents_and_children_are_linked_in_mlflow(mill, first, changed):
         assert sorted(tracked(mill, query, summary["mlflow_run_id"])) == [("evaluate",), ("train",)]
 
 
+def test_a_run_that_reused_names_the_runs_that_made(mill, first, again):
+    children = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
+    named = "select value from tags where key like 'gristmill.run.%' and run_uuid = ?"
+    made = sorted(tracked(mill, children, first["mlflow_run_id"]))
+    assert sorted(tracked(mill, named, again["mlflow_run_id"])) == made
+    assert len(made) == 2
+    assert tracked(mill, named, first["mlflow_run_id"]) == []
+
+
 def test_every_step_is_in_mlflow_once(mill, first, changed):
     query = """
         select count(*), count(distinct m.step) from metrics m join tags p on p.run_uuid = m.run_uuid
