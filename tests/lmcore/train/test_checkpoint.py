@@ -97,6 +97,7 @@ def test_replicas_need_the_room_of_one(tiny_disk, make_run):
     with (tiny_disk / "other").open("wb") as other:
         other.write(b"x" * (shutil.disk_usage(tiny_disk).free - SPARE_BYTES - 4_500_000))
     on_disk.finish()
+    assert "Warning" not in on_disk.log
     assert sum(path.stat().st_size for path in (on_disk.directory / "checkpoints").rglob("*")) < 4_000_000
 
 
