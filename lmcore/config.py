@@ -51,9 +51,28 @@ def userinfo(address: str) -> str:
     return address.partition("://")[2].partition("/")[0].rpartition("@")[0]
 
 
-def holds_password(address: str) -> bool:
-    """Whether a URL, or one of a chain of them, has the form user:password@host."""
-    return re.search(r"://[^@:/]*:(?!\d+/)[^@]*@", address) is not None
+def holds_secret(address: str) -> bool:
+    """Whether a URL, or one of a chain of them, has the form user:password@host or ends in ?token=..."""
+    return (
+        re.search(r"://[^@:/]*:(?!\d+/)[^@]*@", address) is not None
+        or re.search(r"://.*[?&][^=&/]*(token|sig|signature|secret|passw(or)?d|(?<!ssl)key)=", address, re.I)
+        is not None
+    )
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Raise ``ValueError`` if ``uri`` is no address of an MLflow, or holds a secret; empty is right."""
+    if userinfo(uri) or holds_secret(uri):
+        raise ValueError(
+            "uri holds a user name, password or token; "
+            "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN"
+        )
+    if uri and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.", uri):
+        raise ValueError(
+            f"uri {uri!r} is no address of an MLflow; use http://host:port, https://host or sqlite:///file, "
+            "or leave it empty"
+        )
 
 
 def _order_the_form(schema: dict[str, Any]) -> None:
@@ -108,9 +127,9 @@ class SourceConfig(Config):
                 f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
-        if holds_password(self.path):
+        if holds_secret(self.path):
             raise ValueError(
-                f"source {self.name!r}: path holds a password; "
+                f"source {self.name!r}: path holds a password or key; "
                 "leave it out and give it as the file system's own environment variables"
             )
         return self
@@ -570,6 +589,15 @@ class TrainConfig(Config):
     keep_checkpoints: int = setting(2, "Newest checkpoints kept", unit="checkpoints", ge=1, identity=False)
 
     @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} leaves nothing of {self.steps} steps; "
+                f"use at most {self.steps - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
         if self.global_batch_tokens % self.seq_len:
             raise ValueError(
@@ -683,12 +711,8 @@ class TrackingConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _no_secret_in_the_address(self) -> TrackingConfig:
-        if userinfo(self.uri) or holds_password(self.uri):
-            raise ValueError(
-                "uri holds a user name or password; "
-                "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
+    def _address_is_one(self) -> TrackingConfig:
+        check_tracking_uri(self.uri)
         return self
 
 

@@ -33,6 +33,7 @@ EVALUATE_VERSION = 1
 class Subject:
     """A model to be measured, and how it reads: each model as it was trained, whoever it is compared with."""
 
+    name: str
     path: Path
     digest: str
     seq_len: int
@@ -42,7 +43,8 @@ class Subject:
 def trained_subject(recipe: Recipe, trained: Artifact) -> Subject:
     """The model that ``recipe`` trained."""
     train = recipe.train
-    return Subject(trained.path / "model", model_digest(trained), train.seq_len, train.document_mask)
+    digest = model_digest(trained)
+    return Subject(recipe.name, trained.path / "model", digest, train.seq_len, train.document_mask)
 
 
 def evaluate_stage(recipe: Recipe, subject: Subject, tokens: Artifact) -> Stage:
@@ -69,7 +71,9 @@ def evaluation_run_directory(key: str) -> Path:
 @task(name="evaluate", task_run_name="evaluate the model", **STAGE_OPTIONS)
 def evaluate_model(recipe: Recipe, prepared: Prepared, trained: Artifact, run: FlowRun) -> Artifact:
     """Measure bits per byte beside the baselines, and draw samples."""
-    return _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
+    evaluated = _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
+    run.refer_to(evaluated, evaluation_run_directory(evaluated.key))
+    return evaluated
 
 
 @task(name="evaluate champion", task_run_name="evaluate the champion on the same data", **STAGE_OPTIONS)
@@ -80,15 +84,17 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
         StorageError: its files are not on this machine.
     """
     model = Path(champion.model_path)
-    if not (model / "model.safetensors").is_file():
+    missing = [name for name in ("model.safetensors", "tokenizer.json") if not (model / name).is_file()]
+    if missing:
         raise StorageError(
             f"the champion, version {champion.version} of {champion.name}, cannot be evaluated",
             expected=f"its files at {model}",
-            found="none",
+            found=f"no {' and no '.join(missing)}",
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
     tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
-    subject = Subject(model, champion.model_digest, champion.seq_len, champion.document_mask)
+    name = f"{champion.name} version {champion.version}, the champion"
+    subject = Subject(name, model, champion.model_digest, champion.seq_len, champion.document_mask)
     measured = _evaluate(recipe, subject, tokens, run)
     return Measured(
         bits_per_byte=measured.summary["bits_per_byte"], data_digest=protocol_digest(recipe, prepared)
@@ -133,7 +139,7 @@ def _evaluate(recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun) 
             document_mask=subject.document_mask,
             seq_len=subject.seq_len,
         ).write(run_dir)
-        _record_run(run_dir, recipe, stage, tokens, run)
+        _record_run(run_dir, recipe, subject, stage, tokens, run)
         result = run_job("lmcore.eval", run_dir, recipe, run, progress, metrics_of=evaluation_metrics)
         shutil.copy2(run_dir / "samples.json", out / "samples.json")
         return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
@@ -141,11 +147,13 @@ def _evaluate(recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun) 
     return ensure(stage, build)
 
 
-def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, run: FlowRun) -> None:
+def _record_run(
+    run_dir: Path, recipe: Recipe, subject: Subject, stage: Stage, tokens: Artifact, run: FlowRun
+) -> None:
     evaluation = recipe.evaluation
     runs.open_run(
         run_dir,
-        name=f"evaluate {recipe.name}",
+        name=f"evaluate {subject.name}",
         kind="evaluate",
         experiment=recipe.tracking.experiment,
         place=run.tracker.place,
@@ -153,6 +161,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         tags={
             **runs.standard_tags(),
             "gristmill.stage.evaluate": stage.key,
+            "gristmill.model_path": str(subject.path),
             "gristmill.run_dir": str(run_dir),
         },
         params={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lmcore.home import Home
 from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage, Store
 from tasks import progress
+
+# A file that is not there or not ours to read will not be in 20 seconds either.
+_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 
 BuildWithProgress = Callable[[Path, Progress], Mapping[str, Any]]
 
@@ -53,8 +57,8 @@ def is_transient(task: Any, run: Any, state: Any) -> bool:
         return True
     except GristmillError as error:
         return isinstance(error.__cause__, (ConnectionError, TimeoutError))
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in _LASTING
     except Exception:
         return False
     return False

@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from lmcore.config import Recipe
 from lmcore.errors import GristmillError, ServiceError
 from lmcore.home import Home
-from lmcore.store import write_atomically
+from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
 from tasks.tracking import Follower, Tracker, sync_all
 
@@ -34,6 +34,11 @@ class FlowRun:
     def record(self, **changes: Any) -> None:
         """Change the flow's MLflow run: tags, params, metrics, files."""
         runs.update_run(self.directory, **changes)
+
+    def refer_to(self, artifact: Artifact, run_dir: Path) -> None:
+        """Name the MLflow run that made ``artifact`` if it is reused: it is the child of an earlier run."""
+        if artifact.status == "reused" and (run_id := self.tracker.run_id(run_dir)):
+            self.record(tags={f"gristmill.run.{artifact.stage}": run_id})
 
     def mlflow_id(self) -> str | None:
         """MLflow's id of this run, told now if it was not yet; None while MLflow is away."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lmcore.config import holds_password, userinfo
+from lmcore.config import check_tracking_uri
 from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
@@ -64,11 +64,10 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        if userinfo(uri) or holds_password(uri):
-            raise ConfigError(
-                "the MLflow tracking URI holds a user name or password",
-                remedy="Leave it out; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
-            )
+        try:
+            check_tracking_uri(uri)
+        except ValueError as error:
+            raise ConfigError(f"tracking.uri or MLFLOW_TRACKING_URI: {error}") from None
         self.home = home
         self.embedded = not uri
         # The server that `gristmill up` puts before the home's own database is the same place.
@@ -480,7 +479,7 @@ class Registry:
         with _service_errors(self._tracker.uri):
             known = [v for v in self.versions(candidate.name) if v.model_digest == candidate.model_digest]
             if known:
-                return known[0]
+                return self._at(known[0], candidate.model_path)
             return self._create(candidate, evaluation_run)
 
     def champion(self, name: str) -> ModelVersion | None:
@@ -541,6 +540,11 @@ class Registry:
             if "gristmill.model_digest" in v.tags
         ]
 
+    def _at(self, version: ModelVersion, path: str) -> ModelVersion:
+        if path != version.model_path:  # the same files, which moved or were made again elsewhere
+            self.note(version, {"gristmill.model_path": path})
+        return version.model_copy(update={"model_path": path})
+
     def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -588,8 +592,14 @@ class Registry:
         outputs = client.get_run(run_id).outputs
         if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, v, now, 0, model_id=model_id) for k, v in candidate.metrics.items()]
+        metrics = []
+        for key, value in candidate.metrics.items():
+            # What the run has is the same row again at the same time, and not a second one.
+            had = [
+                m.timestamp for m in client.get_metric_history(run_id, key) if (m.step, m.value) == (0, value)
+            ]
+            at = had[0] if had else int(time.time() * 1000)
+            metrics.append(Metric(key, value, at, 0, model_id=model_id))
         client.log_batch(run_id, metrics=metrics)
         return model_id
 

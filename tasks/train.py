@@ -77,7 +77,9 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
         return {**result, **figures_of_steps(out / "events.jsonl", recipe.train.global_batch_tokens)}
 
-    return ensure(stage, build)
+    trained = ensure(stage, build)
+    run.refer_to(trained, train_run_directory(stage.key))
+    return trained
 
 
 def run_job(

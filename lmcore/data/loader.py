@@ -205,10 +205,11 @@ class PackedSequences:
         Raises:
             DataError: an id is not in the vocabulary.
         """
-        shape, plan = (len(samples), self.seq_len), self.packing
-        pieces = plan.pieces(samples)
-        starts, lengths, sizes = plan.starts[pieces], plan.lengths[pieces], plan.sizes[samples]
-        places = self._places(samples, lengths)
+        shape = (len(samples), self.seq_len)
+        pieces, sizes = self.packing.pieces(samples), self.packing.sizes(samples)
+        starts, lengths = pieces.starts, pieces.lengths
+        padding_before = np.arange(len(samples)) * self.seq_len - (np.cumsum(sizes) - sizes)
+        places = np.cumsum(lengths) - lengths + np.repeat(padding_before, pieces.counts)
         # Flat, one sequence after another: a piece is then one slice.
         inputs = np.full(shape[0] * shape[1], self.stream.eos_id, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE_INDEX)
@@ -231,21 +232,12 @@ class PackedSequences:
 
     def num_targets(self, samples: Indices) -> int:
         """Targets that count in ``samples``, without reading them."""
-        return int(self.packing.sizes[samples].sum(dtype=np.int64))
+        return int(self.packing.sizes(samples).sum())
 
     def documents(self, samples: Indices) -> Indices:
         """Indices of the documents that ``samples`` touch, sorted."""
-        starts = self.packing.starts[self.packing.pieces(samples)]
+        starts = self.packing.pieces(samples).starts
         return np.unique(np.searchsorted(self.stream.document_offsets[:-1], starts, "right") - 1)
-
-    def _places(self, samples: Indices, lengths: npt.NDArray[np.int32]) -> Indices:
-        """Where each piece goes in the flat batch."""
-        firsts, sizes = self.packing.firsts, self.packing.sizes[samples]
-        before = np.cumsum(lengths, dtype=np.int64) - lengths
-        padding = np.arange(len(samples), dtype=np.int64) * self.seq_len - (
-            np.cumsum(sizes, dtype=np.int64) - sizes
-        )
-        return before + np.repeat(padding, firsts[samples + 1] - firsts[samples])
 
     def _is_first(self, starts: Indices) -> npt.NDArray[np.bool_]:
         """Whether a document starts there."""

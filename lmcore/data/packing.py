@@ -3,12 +3,15 @@
 ``chunk`` lays documents end to end and cuts every ``seq_len`` tokens. ``best_fit`` cuts only documents that
 are longer than a sequence and packs the pieces by best-fit decreasing (Ding et al. 2024, "Fewer Truncations
 Improve Language Modeling", https://arxiv.org/abs/2404.10830). Nothing is read but where documents begin and
-end, so another sequence length is another plan, not another tokenization.
+end, so another sequence length is another plan, not another tokenization. A plan holds a few numbers for each
+document, however many sequences it makes: the rest is arithmetic.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,41 +26,48 @@ _RADIX_SORTED = 2**16  # numpy sorts integers of 16 bits by counting, wider ones
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Sequences of pieces; a piece is a range of tokens of one document.
+class Pieces:
+    """Ranges of tokens, each of one document.
+
+    Attributes:
+        starts: Where each starts in the split, int64 [pieces].
+        lengths: Tokens of each, int64 [pieces].
+        counts: How many each sequence is made of, int64 [sequences]; they are in its order.
+    """
+
+    starts: Indices
+    lengths: Indices
+    counts: Indices
+
+
+class Packing(ABC):
+    """Sequences made of pieces; those of a sequence are in the order of the split.
 
     Attributes:
         seq_len: No sequence holds more tokens.
-        starts: Where each piece starts in the split, int64 [pieces]; those of a sequence are together, in
-            the order of the split.
-        lengths: Tokens of each piece, int32 [pieces].
-        firsts: First piece of each sequence, int64 [sequences + 1]; the last is the number of pieces.
-        sizes: Tokens of each sequence, int32 [sequences].
+        num_sequences: Of an epoch.
+        num_tokens: Of all sequences.
     """
 
     seq_len: int
-    starts: Indices
-    lengths: npt.NDArray[np.int32]
-    firsts: Indices
-    sizes: npt.NDArray[np.int32]
+    num_sequences: int
+    num_tokens: int
 
     def __len__(self) -> int:
-        return len(self.sizes)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences."""
-        return int(self.lengths.sum(dtype=np.int64))
+        return self.num_sequences
 
     @property
     def padding(self) -> float:
         """Share of the places that hold no token."""
-        return 1 - self.num_tokens / max(1, len(self) * self.seq_len)
+        return 1 - self.num_tokens / max(1, self.num_sequences * self.seq_len)
 
-    def pieces(self, sequences: Indices) -> Indices:
-        """Numbers of the pieces of ``sequences``, int64, one sequence after another."""
-        firsts = self.firsts[sequences]
-        return _ranges(firsts, self.firsts[sequences + 1] - firsts)
+    @abstractmethod
+    def pieces(self, sequences: Indices) -> Pieces:
+        """Pieces of ``sequences`` [B]."""
+
+    @abstractmethod
+    def sizes(self, sequences: Indices) -> Indices:
+        """Tokens of each of ``sequences`` [B], int64 [B]."""
 
 
 def pack(offsets: Indices, documents: Indices, seq_len: int, method: Method) -> Packing:
@@ -71,56 +81,152 @@ def pack(offsets: Indices, documents: Indices, seq_len: int, method: Method) -> 
     """
     lengths = offsets[documents + 1] - offsets[documents]
     starts, lengths = offsets[documents[lengths > 0]], lengths[lengths > 0]
-    return (_chunk if method == "chunk" else _best_fit)(starts, lengths, seq_len)
+    return (Chunks if method == "chunk" else BestFit)(starts, lengths, seq_len)
 
 
-def join(packings: list[Packing]) -> Packing:
-    """Put the sequences of several packings behind one another."""
-    behind = np.cumsum([0] + [len(packing.starts) for packing in packings])
-    firsts = [packing.firsts[:-1] + before for packing, before in zip(packings, behind[:-1], strict=True)]
-    return Packing(
-        packings[0].seq_len,
-        np.concatenate([packing.starts for packing in packings]),
-        np.concatenate([packing.lengths for packing in packings]),
-        np.append(np.concatenate(firsts), behind[-1]).astype(np.int64),
-        np.concatenate([packing.sizes for packing in packings]),
-    )
+class Chunks(Packing):
+    """Documents laid end to end and cut every ``seq_len`` tokens; the last sequence alone is padded.
+
+    Args:
+        starts: Where each document starts in the split, int64 [documents].
+        lengths: Its tokens, at least 1, int64 [documents].
+        seq_len: Tokens of a sequence.
+    """
+
+    def __init__(self, starts: Indices, lengths: Indices, seq_len: int) -> None:
+        self.seq_len = seq_len
+        self.num_tokens = int(lengths.sum())
+        self.num_sequences = -(-self.num_tokens // seq_len)
+        self._starts = starts
+        self._begins = np.zeros(len(lengths) + 1, np.int64)  # when laid end to end; the last is the end
+        np.cumsum(lengths, out=self._begins[1:])
+
+    def pieces(self, sequences: Indices) -> Pieces:
+        """Pieces of ``sequences`` [B]."""
+        lows = sequences * self.seq_len
+        highs = lows + self.sizes(sequences)
+        firsts = np.searchsorted(self._begins, lows, "right") - 1
+        counts = np.searchsorted(self._begins, highs) - firsts
+        documents = _ranges(firsts, counts)
+        begins = self._begins[documents]
+        lows = np.maximum(begins, np.repeat(lows, counts))
+        highs = np.minimum(self._begins[documents + 1], np.repeat(highs, counts))
+        return Pieces(self._starts[documents] + (lows - begins), highs - lows, counts)
+
+    def sizes(self, sequences: Indices) -> Indices:
+        """Tokens of each of ``sequences`` [B], int64 [B]."""
+        return np.minimum(self.num_tokens - sequences * self.seq_len, self.seq_len)
 
 
-def _chunk(starts: Indices, lengths: Indices, seq_len: int) -> Packing:
-    """The last sequence alone is padded."""
-    ends = np.cumsum(lengths)
-    begins = ends - lengths  # places, when the documents are laid end to end
-    total = int(ends[-1]) if len(ends) else 0
-    counts = (ends - 1) // seq_len - begins // seq_len + 1
-    sequences = _ranges(begins // seq_len, counts)  # of each piece
-    begins = np.repeat(begins, counts)
-    cuts = np.maximum(begins, sequences * seq_len)
-    num_sequences = -(-total // seq_len)
-    return Packing(
-        seq_len,
-        np.repeat(starts, counts) + (cuts - begins),
-        np.diff(cuts, append=total).astype(np.int32),
-        np.searchsorted(sequences, np.arange(num_sequences + 1)).astype(np.int64),
-        np.minimum(total - np.arange(num_sequences) * seq_len, seq_len).astype(np.int32),
-    )
+class BestFit(Packing):
+    """Whole sequences of longer documents, then what is left of all documents, packed.
+
+    Args:
+        starts: Where each document starts in the split, int64 [documents].
+        lengths: Its tokens, at least 1, int64 [documents].
+        seq_len: Tokens of a sequence.
+    """
+
+    def __init__(self, starts: Indices, lengths: Indices, seq_len: int) -> None:
+        self.seq_len = seq_len
+        self.num_tokens = int(lengths.sum())
+        self._starts = starts
+        self._whole_before = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths // seq_len, out=self._whole_before[1:])
+        self._num_whole = int(self._whole_before[-1])
+
+        rests = (lengths % seq_len).astype(np.int32)
+        documents = np.flatnonzero(rests)
+        bins = best_fit_decreasing(rests[documents], seq_len)
+        counts = np.bincount(bins)
+        # Stable: in a sequence, pieces stay in the order of the split and not by length.
+        order = np.argsort(bins, kind="stable")
+        del bins
+        self._rest_documents = documents[order].astype(np.uint32)
+        self._rest_lengths = rests[self._rest_documents]
+        self._rest_firsts = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=self._rest_firsts[1:])
+        self.num_sequences = self._num_whole + len(counts)
+        self._filled = (
+            np.add.reduceat(self._rest_lengths, self._rest_firsts[:-1]) if len(counts) else self._rest_lengths
+        )
+
+    def pieces(self, sequences: Indices) -> Pieces:
+        """Pieces of ``sequences`` [B]."""
+        whole, packed = self._split(sequences)
+        counts = np.ones_like(sequences)
+        firsts = self._rest_firsts[packed]
+        counts[~whole] = self._rest_firsts[packed + 1] - firsts
+        rests = _ranges(firsts, counts[~whole])
+        documents, befores = np.empty((2, int(counts.sum())), np.int64)
+        lengths = np.full_like(documents, self.seq_len)
+        here = np.repeat(whole, counts)
+        documents[here] = np.searchsorted(self._whole_before, sequences[whole], "right") - 1
+        befores[here] = sequences[whole] - self._whole_before[documents[here]]
+        documents[~here] = self._rest_documents[rests]
+        packed_documents = documents[~here]
+        befores[~here] = self._whole_before[packed_documents + 1] - self._whole_before[packed_documents]
+        lengths[~here] = self._rest_lengths[rests]
+        return Pieces(self._starts[documents] + befores * self.seq_len, lengths, counts)
+
+    def sizes(self, sequences: Indices) -> Indices:
+        """Tokens of each of ``sequences`` [B], int64 [B]."""
+        whole, packed = self._split(sequences)
+        sizes = np.full_like(sequences, self.seq_len)
+        sizes[~whole] = self._filled[packed]
+        return sizes
+
+    def _split(self, sequences: Indices) -> tuple[npt.NDArray[np.bool_], Indices]:
+        """Which are whole, and the numbers of the others among those that are packed."""
+        whole = sequences < self._num_whole
+        return whole, sequences[~whole] - self._num_whole
 
 
-def _best_fit(starts: Indices, lengths: Indices, seq_len: int) -> Packing:
-    counts = -(-lengths // seq_len)
-    before = _ranges(np.zeros_like(counts), counts) * seq_len  # tokens of the document before each piece
-    starts = np.repeat(starts, counts) + before
-    sizes = np.minimum(np.repeat(lengths, counts) - before, seq_len).astype(np.int32)
-    del before
-    sequences = best_fit_decreasing(sizes, seq_len)
-    num_sequences = int(sequences.max()) + 1 if len(sequences) else 0
-    # Stable: in a sequence, pieces stay in the order of the split and not by length.
-    order = np.argsort(sequences, kind="stable")
-    firsts = np.zeros(num_sequences + 1, np.int64)
-    np.cumsum(np.bincount(sequences, minlength=num_sequences), out=firsts[1:])
-    sizes = sizes[order]
-    filled = np.add.reduceat(sizes, firsts[:-1]) if num_sequences else sizes
-    return Packing(seq_len, starts[order], sizes, firsts, filled.astype(np.int32))
+class Joined(Packing):
+    """The sequences of several packings, one packing after another.
+
+    Args:
+        parts: At least one; all of one length.
+
+    Attributes:
+        firsts: Number of each packing's first sequence.
+    """
+
+    def __init__(self, parts: Sequence[Packing]) -> None:
+        self.parts = tuple(parts)
+        self.seq_len = parts[0].seq_len
+        self.num_tokens = sum(part.num_tokens for part in parts)
+        ends = np.cumsum([len(part) for part in parts])
+        self.firsts: list[int] = [0, *ends[:-1].tolist()]
+        self.num_sequences = int(ends[-1])
+
+    def pieces(self, sequences: Indices) -> Pieces:
+        """Pieces of ``sequences`` [B]."""
+        counts = np.empty_like(sequences)
+        found = []
+        for part, here, local in self._by_part(sequences):
+            pieces = part.pieces(local)
+            counts[here] = pieces.counts
+            found.append((here, pieces))
+        places = np.cumsum(counts) - counts
+        starts, lengths = np.empty((2, int(counts.sum())), np.int64)
+        for here, pieces in found:
+            there = _ranges(places[here], pieces.counts)
+            starts[there], lengths[there] = pieces.starts, pieces.lengths
+        return Pieces(starts, lengths, counts)
+
+    def sizes(self, sequences: Indices) -> Indices:
+        """Tokens of each of ``sequences`` [B], int64 [B]."""
+        sizes = np.empty_like(sequences)
+        for part, here, local in self._by_part(sequences):
+            sizes[here] = part.sizes(local)
+        return sizes
+
+    def _by_part(self, sequences: Indices) -> list[tuple[Packing, Indices, Indices]]:
+        """Each packing that is touched, where in ``sequences``, and the numbers within it."""
+        numbers = np.searchsorted(self.firsts, sequences, "right") - 1
+        wheres = [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
+        return [(self.parts[n], here, sequences[here] - self.firsts[n]) for n, here in wheres]
 
 
 def best_fit_decreasing(lengths: npt.NDArray[np.int32], capacity: int) -> npt.NDArray[np.int32]:

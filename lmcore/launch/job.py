@@ -19,7 +19,6 @@ class Job:
         run_dir: The run directory.
         num_processes: Processes on each machine.
         grace_seconds: Time to save after a request to stop.
-        max_restarts: Restarts of all processes after one died.
         environment: Variables on top of the launcher's own.
     """
 
@@ -27,7 +26,6 @@ class Job:
     run_dir: Path
     num_processes: int
     grace_seconds: float
-    max_restarts: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -39,7 +37,6 @@ class Job:
             run_dir,
             num_processes,
             launch.grace_seconds,
-            launch.max_restarts,
             {
                 "OMP_NUM_THREADS": str(threads),
                 "GLOO_SOCKET_IFNAME": "lo",
@@ -53,7 +50,7 @@ class Job:
         return [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(self.num_processes)),
-            *("--max-restarts", str(self.max_restarts)),
+            *("--max-restarts", "0"),  # it would also try again what no other try mends
             *("--shutdown-timeout", str(max(1, round(self.grace_seconds)))),
             *("--module", self.module, str(self.run_dir)),
         ]

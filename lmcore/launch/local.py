@@ -49,16 +49,30 @@ def run(
     """
     job = Job.local(module, run_dir, num_processes, launch)
     run_dir.mkdir(parents=True, exist_ok=True)
-    last_lines: deque[str] = deque(maxlen=LAST_LINES)
     with _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock:
-        for stale in (RESULT, "error.json"):
-            (run_dir / stale).unlink(missing_ok=True)
-        log = run_dir / LOG
-        begin = log.stat().st_size if log.exists() else 0
-        with _supervised(job, lock, on_stop) as process:
-            for line in _lines(process, log, begin):
-                last_lines.append(line)
-                on_line(line)
+        restarts_left = launch.max_restarts
+        while True:
+            try:
+                return _attempt(job, lock, on_line, on_stop)
+            except ProcessDied as error:
+                if not restarts_left:
+                    raise
+                restarts_left -= 1
+                on_line(f"warning: {error} It is started again; restarts left: {restarts_left}")
+
+
+def _attempt(
+    job: Job, lock: IO[str], on_line: Callable[[str], object], on_stop: Callable[[], object]
+) -> dict[str, Any]:
+    for stale in (RESULT, "error.json"):
+        (job.run_dir / stale).unlink(missing_ok=True)
+    log = job.run_dir / LOG
+    begin = log.stat().st_size if log.exists() else 0
+    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+    with _supervised(job, lock, on_stop) as process:
+        for line in _lines(process, log, begin):
+            last_lines.append(line)
+            on_line(line)
     return _read_result(job, process.returncode, last_lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,6 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lmcore.model.transformer import Transformer
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+# torch 2.13 warns of the older name.
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,7 +64,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precisio
 
 def _replicate(model: Transformer) -> DistributedDataParallel:
     # The only buffers are tables of positions, the same on every process.
-    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.

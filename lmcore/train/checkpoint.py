@@ -49,13 +49,11 @@ class TrainingState:
 
     Attributes:
         step: Optimizer steps done; the schedule and the order of the data follow from it.
-        samples_consumed: Sequences done.
         loss_scale: Scale, good steps and skipped steps.
         belongs_to: Settings and digests that a run must share to go on from here.
     """
 
     step: int
-    samples_consumed: int
     loss_scale: dict[str, Any]
     belongs_to: dict[str, Any]
 

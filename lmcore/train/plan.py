@@ -10,8 +10,7 @@ import numpy as np
 from lmcore.config import TrainConfig
 from lmcore.data.loader import PackedSequences, Samples, Windows
 from lmcore.data.mixture import Mixture, Share
-from lmcore.data.order import Indices
-from lmcore.data.packing import Packing, join, pack
+from lmcore.data.packing import Joined, Packing, pack
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 
@@ -91,7 +90,7 @@ def _packed(dataset: TokenDataset, packing: Packing, config: TrainConfig, vocab_
     return PackedSequences(dataset, packing, document_mask=config.document_mask, vocab_size=vocab_size)
 
 
-def _mix(dataset: TokenDataset, config: TrainConfig) -> tuple[Packing, Mixture, list[str]]:
+def _mix(dataset: TokenDataset, config: TrainConfig) -> tuple[Joined, Mixture, list[str]]:
     """The sequences of the sources, one source after another, their mixture, and the sources left out."""
     names, source_of = dataset.document_sources()
     asked = [share.source for share in config.mixture]
@@ -102,17 +101,29 @@ def _mix(dataset: TokenDataset, config: TrainConfig) -> tuple[Packing, Mixture, 
             found=", ".join(missing),
             remedy="Correct the name, or leave the source out.",
         )
-    packings, shares, first = [], [], 0
-    for part in config.mixture:
-        documents = np.flatnonzero(source_of == names.index(part.source))
-        packing = pack(dataset.document_offsets, documents, config.seq_len, config.packing)
-        # Weights are of tokens and turns are of sequences, which one source may fill less than another.
-        turns = part.weight * len(packing) / packing.num_tokens
-        limit = None if part.max_epochs is None else int(part.max_epochs * len(packing))
-        shares.append(Share(part.source, first, len(packing), turns, limit))
-        packings.append(packing)
-        first += len(packing)
-    return join(packings), Mixture(shares, config.seed), sorted(set(names) - set(asked))
+    packing = Joined(
+        [
+            pack(
+                dataset.document_offsets,
+                np.flatnonzero(source_of == names.index(name)),
+                config.seq_len,
+                config.packing,
+            )
+            for name in asked
+        ]
+    )
+    shares = [
+        Share(
+            part.source,
+            first,
+            len(packed),
+            # Weights are of tokens and turns are of sequences, which one source may fill less than another.
+            part.weight * len(packed) / packed.num_tokens,
+            None if part.max_epochs is None else int(part.max_epochs * len(packed)),
+        )
+        for part, packed, first in zip(config.mixture, packing.parts, packing.firsts, strict=True)
+    ]
+    return packing, Mixture(shares, config.seed), sorted(set(names) - set(asked))
 
 
 def _check_enough(mixture: Mixture, config: TrainConfig) -> None:
@@ -128,16 +139,15 @@ def _check_enough(mixture: Mixture, config: TrainConfig) -> None:
 
 
 def _taken(
-    packing: Packing, mixture: Mixture, num_places: int, left_out: Sequence[str]
+    packing: Joined, mixture: Mixture, num_places: int, left_out: Sequence[str]
 ) -> tuple[SourcePlan, ...]:
-    given: Indices = mixture.given(num_places)
-    sizes = [packing.sizes[share.first : share.first + share.num_sequences] for share in mixture.shares]
-    filled = np.array([size.mean() for size in sizes])  # tokens of a sequence
-    tokens = given * filled
+    given: list[int] = mixture.given(num_places).tolist()
+    parts = list(zip(mixture.shares, packing.parts, given, strict=True))
+    tokens = {share.source: number * part.num_tokens / len(part) for share, part, number in parts}
     plans = [
-        SourcePlan(share.source, part, number / share.num_sequences, 1 - fill / packing.seq_len)
-        for share, part, number, fill in zip(
-            mixture.shares, (tokens / tokens.sum()).tolist(), given.tolist(), filled.tolist(), strict=True
+        SourcePlan(
+            share.source, tokens[share.source] / sum(tokens.values()), number / len(part), part.padding
         )
+        for share, part, number in parts
     ]
     return (*plans, *(SourcePlan(name, 0.0, 0.0, 0.0) for name in left_out))

@@ -14,7 +14,7 @@ def learning_rate_factor(step: int, steps: int, config: ScheduleConfig) -> float
     last ``decay_fraction`` of the steps and then a straight line down (Hu et al. 2024). The last step has
     ``min_ratio`` at its end, so that even it learns something.
     """
-    warmup = min(config.warmup_steps, steps)
+    warmup = config.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     if config.name == "cosine":

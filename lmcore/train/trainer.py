@@ -242,7 +242,6 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         state = TrainingState(
             step=self.step,
-            samples_consumed=self.step * self.config.global_batch_size,
             loss_scale=asdict(self.loss_scale),
             belongs_to=self._belongs_to(),
         )

@@ -17,7 +17,7 @@ CHROMIUM_ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 # What makes a run short: fields of the form, by their label, and the first of that name.
-SHORT = {"name": "from-the-form", "Max Bytes": "600000", "Vocab Size": "512", "Steps": "8"}
+SHORT = {"name": "from-the-form", "Max Bytes": "600000", "Vocab Size": "512", "Steps": "12"}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
         assert time.monotonic() < deadline, "the form started nothing"
         time.sleep(0.2)
     run = started[0]
-    assert run["parameters"]["train"]["steps"] == 8
+    assert run["parameters"]["train"]["steps"] == 12
     servers.wait_for_run(run["id"])
     page.goto(f"{servers.prefect}/runs/flow-run/{run['id']}")
     page.get_by_role("listitem").filter(has_text="Artifacts").click()
@@ -117,7 +117,7 @@ def test_a_run_by_the_schedule_reaches_mlflow(servers):
             "sources": [{"name": "python-stdlib", "max_bytes": 600_000}],
             "tokenizer": {"vocab_size": 512},
         },
-        "train": {"steps": 9},
+        "train": {"steps": 12},
     }
     servers.call(
         address, {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters}, "PATCH"

@@ -1,5 +1,6 @@
 """The whole mill, by its command line: built, reused, explained, registered, tracked."""
 
+import re
 import sqlite3
 
 import pytest
@@ -81,6 +82,15 @@ def test_parents_and_children_are_linked_in_mlflow(mill, first, changed):
         assert sorted(tracked(mill, query, summary["mlflow_run_id"])) == [("evaluate",), ("train",)]
 
 
+def test_a_run_that_reused_names_the_runs_that_made(mill, first, again):
+    children = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
+    named = "select value from tags where key like 'gristmill.run.%' and run_uuid = ?"
+    made = sorted(tracked(mill, children, first["mlflow_run_id"]))
+    assert sorted(tracked(mill, named, again["mlflow_run_id"])) == made
+    assert len(made) == 2
+    assert tracked(mill, named, first["mlflow_run_id"]) == []
+
+
 def test_every_step_is_in_mlflow_once(mill, first, changed):
     query = """
         select count(*), count(distinct m.step) from metrics m join tags p on p.run_uuid = m.run_uuid
@@ -104,6 +114,9 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     assert int(other["model_version"]) > int(changed["model_version"])
     assert "than the champion's" in other["gate"]
     assert len(evaluations() - before) == 2, "its own, and the champion's on the new windows"
+    names = [name for (name,) in tracked(mill, "select name from runs where name like 'evaluate%champion'")]
+    assert len(names) == 1
+    assert re.fullmatch(r"evaluate tiny version \d, the champion", names[0])
 
 
 def test_a_champion_that_may_have_seen_the_text_is_not_compared(mill, changed):

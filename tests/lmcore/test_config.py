@@ -12,6 +12,7 @@ from lmcore.config import (
     DataConfig,
     Recipe,
     SourceConfig,
+    TrackingConfig,
     TrainConfig,
     identify,
     load_recipe,
@@ -71,6 +72,7 @@ def test_quickstart_is_the_defaults_written_out():
         ("train.optimizer.lr=3", "learning_rate"),
         ("train.steps=many", "train.steps"),
         ("train.steps=0", "train.steps"),
+        ("train.steps=10", "warmup_steps 10 leaves nothing of 10 steps; use at most 9"),
         ("data.sources=[]", "data.sources"),
         ("train.global_batch_tokens=5000", "use 4864 or 5120"),
         ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
@@ -80,6 +82,10 @@ def test_quickstart_is_the_defaults_written_out():
         ("train.steps.more=1", "train.steps"),
         ("nonsense", "a.b=value"),
         ("tracking.uri=https://me:secret@host", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.uri=https://host/?token=secret", "MLFLOW_TRACKING_TOKEN"),
+        ("tracking.uri=127.0.0.1:5000", "'127.0.0.1:5000' is no address of an MLflow; use http://"),
+        ("tracking.uri=ftp://host", "is no address of an MLflow"),
+        ("tracking.uri=./mlruns", "is no address of an MLflow"),
     ],
 )
 def test_a_wrong_setting_is_explained(tmp_path, override, hint):
@@ -144,7 +150,16 @@ def test_where_a_source_lies_is_not_its_identity():
 
 
 def test_an_address_with_a_port_holds_no_password():
-    DataConfig(sources=(SourceConfig(name="a", kind="files", path="http://host:8080/a@b/*.txt"),))
+    for path in ("http://host:8080/a@b/*.txt", "s3://bucket/a?b/key=1/*.txt", "/a/?token=1/*.txt"):
+        DataConfig(sources=(SourceConfig(name="a", kind="files", path=path),))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "http://host:5000", "https://host/mlflow", "sqlite:////a/b.db", "postgresql+psycopg2://host/db"],
+)
+def test_addresses_of_mlflow(uri):
+    assert TrackingConfig(uri=uri).uri == uri
 
 
 def test_a_source_is_identified_by_what_it_chooses():
@@ -164,6 +179,9 @@ def test_a_source_is_identified_by_what_it_chooses():
         "ftp://me:pass@there/x",
         "zip://*.txt::ftp://u:secret@h/x.zip",
         "s3://k:se/cret@b/x",
+        "https://a.blob.core.windows.net/c/x.jsonl?sv=1&sig=secret",
+        "https://b.s3.amazonaws.com/x.jsonl?X-Amz-Signature=secret",
+        "https://host/x.jsonl?api_key=secret",
     ],
 )
 def test_a_password_in_a_path_is_refused(path):

@@ -152,6 +152,11 @@ def test_a_password_in_the_address_is_refused(home):
     assert "secret" not in str(caught.value)
 
 
+def test_what_is_no_address_is_refused(home):
+    with pytest.raises(ConfigError, match="is no address of an MLflow"):
+        Tracker("127.0.0.1:5000", home)
+
+
 def test_a_follower_takes_on_runs_and_leaves_those_that_ended(home, tracker):
     flow, job = start_run(home, "pipeline-a"), start_run(home, "train-a", parent="")
     runs.update_run(job, parent=str(flow))
@@ -265,6 +270,24 @@ def test_a_registration_that_was_cut_off_leaves_one_logged_model(home, tracker):
     assert len(tracker.client.search_logged_models([tracker.experiment_id("test")])) == 1
     outputs = tracker.client.get_run(tracker.run_id(run_dir)).outputs.model_outputs
     assert len(outputs) == 1
+
+
+def test_figures_that_the_evaluation_has_are_no_second_row(home, tracker):
+    run_dir = start_run(home, metrics={"eval/bits_per_byte": 1.5})
+    tracker.sync(run_dir)
+    Registry(tracker).register(candidate(run_dir, "m1", 1.5), run_dir)
+    assert history(tracker, tracker.run_id(run_dir), "eval/bits_per_byte") == [(0, 1.5)]
+    (model,) = tracker.client.search_logged_models([tracker.experiment_id("test")])
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("eval/bits_per_byte", 1.5)]
+
+
+def test_a_model_that_moved_is_found_where_it_is(home, tracker):
+    registry, run_dir = Registry(tracker), start_run(home)
+    first = candidate(run_dir, "m1", 1.5)
+    registry.crown(registry.register(first, run_dir))
+    moved = registry.register(first.model_copy(update={"model_path": "/elsewhere/m1"}), run_dir)
+    assert (moved.version, moved.model_path) == ("1", "/elsewhere/m1")
+    assert registry.champion("mill").model_path == "/elsewhere/m1"
 
 
 def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):

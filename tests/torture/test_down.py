@@ -58,7 +58,7 @@ def test_down_in_the_middle_of_training(servers):
     assert state["type"] in ("CRASHED", "CANCELLED", "FAILED"), state
     deployment = servers.call(f"{servers.prefect}/api/deployments/name/pipeline/pipeline")
     assert [s["active"] for s in deployment["schedules"]] == [False], "what a person paused runs again"
-    short = {**PARAMETERS, "train": {**PARAMETERS["train"], "steps": 8}}
+    short = {**PARAMETERS, "train": {**PARAMETERS["train"], "steps": 20}}
     servers.wait_for_run(start(servers, short))
     parent, children = servers.mlflow_family(stopped)
     assert parent["info"]["status"] in ("KILLED", "FAILED")

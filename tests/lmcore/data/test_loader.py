@@ -176,8 +176,7 @@ def test_pieces_do_not_see_one_another_and_padding_is_a_document_of_its_own(stre
     sequences = packed(stream, seq_len, method)
     batch = sequences.batch(np.arange(len(sequences)))
     for row in range(len(sequences)):
-        pieces = sequences.packing.pieces(np.array([row]))
-        lengths = sequences.packing.lengths[pieces].tolist()
+        lengths = sequences.packing.pieces(np.array([row])).lengths.tolist()
         padding = seq_len - sum(lengths)
         expected = [i for length in [*lengths, padding] for i in range(length)]
         assert batch.positions[row].tolist() == expected

@@ -39,6 +39,11 @@ JOB = """
         sys.exit(1)
     elif mode == "dies":
         sys.exit("the disk fell out")
+    elif mode == "dies once":
+        if rank == "0" and not (run / "died").exists():
+            (run / "died").touch()
+            os._exit(1)
+        result(status="completed")
     elif mode == "noisy":
         print("x" * 200_000)
         result(status="completed")
@@ -133,6 +138,23 @@ def test_a_death_without_a_word_tells_the_last_lines_and_the_log(run_dir):
         local.run("job", run_dir, 2, LaunchConfig())
     assert "without a result" in str(caught.value)
     assert "the disk fell out" in (run_dir / "log.txt").read_text()
+
+
+def attempts(run_dir):
+    return (run_dir / "log.txt").read_text().count("rank 0 threads")
+
+
+def test_a_death_is_started_again_and_a_failure_is_not(run_dir):
+    prepare(run_dir, "dies once")
+    lines = []
+    result = local.run("job", run_dir, 2, LaunchConfig(max_restarts=2), lines.append)
+    assert result["status"] == "completed"
+    assert attempts(run_dir) == 2
+    assert sum("restarts left: 1" in line for line in lines) == 1
+    (run_dir / "config.json").write_text(json.dumps({"mode": "fails"}))
+    with pytest.raises(DataError, match="no tokens"):
+        local.run("job", run_dir, 2, LaunchConfig(max_restarts=2))
+    assert attempts(run_dir) == 3
 
 
 def test_a_killed_worker_ends_the_run(run_dir):

@@ -118,7 +118,7 @@ def make_run(corpus, tmp_path):
             "validation_tokens": 500,
             "checkpoint_every": 0,
             "launch": {"device": "cpu", "threads_per_process": 1},
-            "schedule": {"warmup_steps": 2},
+            "schedule": {"warmup_steps": 1},
             "parallel": {"dp_shard": train.pop("dp_shard", 1), "dp_replicate": train.pop("dp_replicate", 1)},
             **train,
         }

@@ -10,7 +10,7 @@ from lmcore.train.job import TrainJob
 
 def test_what_is_written_is_read(tmp_path):
     job = TrainJob(
-        model=ModelConfig(), train=TrainConfig(steps=7), tokens="t", tokenizer="z", tokens_digest="d"
+        model=ModelConfig(), train=TrainConfig(steps=70), tokens="t", tokenizer="z", tokens_digest="d"
     )
     job.write(tmp_path / "run")
     assert TrainJob.read(tmp_path / "run") == job

@@ -14,11 +14,12 @@ schedules = st.builds(
 )
 
 
-@given(schedule=schedules, steps=st.integers(1, 200))
-def test_it_rises_then_falls_and_stays_in_bounds(schedule, steps):
+@given(schedule=schedules, steps_after_warmup=st.integers(1, 200))
+def test_it_rises_then_falls_and_stays_in_bounds(schedule, steps_after_warmup):
+    warmup = schedule.warmup_steps
+    steps = warmup + steps_after_warmup
     factors = [learning_rate_factor(step, steps, schedule) for step in range(steps)]
     assert all(0 < f <= 1 for f in factors)
-    warmup = min(schedule.warmup_steps, steps)
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
     assert all(f >= schedule.min_ratio - 1e-12 for f in factors[warmup:])
