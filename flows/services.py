@@ -29,7 +29,8 @@ from lmcore.store import write_atomically
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than its grace
+STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than the default grace
+SPARE_SECONDS = 15.0  # beyond the grace of a run that has a longer one
 
 
 @dataclass(frozen=True)
@@ -290,12 +291,21 @@ def _is_of_a_run(process: psutil.Process, home: Home) -> bool:
     return ours and process.pid != os.getpid()
 
 
+def _grace_seconds(process: psutil.Process) -> float:
+    """How long ``process`` lets a run save after a request to stop: what its supervisor was started with."""
+    with contextlib.suppress(psutil.Error, ValueError, IndexError):
+        command = process.cmdline()
+        return float(command[command.index("lmcore.launch.supervisor") + 1])
+    return 0.0
+
+
 def _stop_family(family: list[psutil.Process], first: list[psutil.Process]) -> None:
     """Ask ``first`` to stop, wait for all of ``family``, and kill what is left of it."""
+    graces = [_grace_seconds(member) + SPARE_SECONDS for member in family]
     for member in first:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    _, alive = psutil.wait_procs(family, timeout=max([STOP_SECONDS, *graces]))
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

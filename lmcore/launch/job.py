@@ -8,6 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmcore.config import LaunchConfig
+from lmcore.errors import LaunchError
+
+PROCESSES_PER_CORE = 4
+
+
+def require_cores(num_processes: int) -> None:
+    """Check that this machine can run so many processes; one with GPUs has more cores than those.
+
+    Raises:
+        LaunchError: it would only be busy with starting them.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if num_processes > PROCESSES_PER_CORE * cores:
+        raise LaunchError(
+            "train.parallel asks for more processes than this machine can run",
+            expected=f"at most {PROCESSES_PER_CORE} for each of its {cores} cores",
+            found=f"{num_processes}",
+            remedy="Lower train.parallel.dp_replicate or dp_shard.",
+        )
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,12 @@ class Job:
 
     @classmethod
     def local(cls, module: str, run_dir: Path, num_processes: int, launch: LaunchConfig) -> Job:
-        """The job on this machine alone: threads shared out, processes joined over loopback."""
+        """The job on this machine alone: threads shared out, processes joined over loopback.
+
+        Raises:
+            LaunchError: there are far more processes than cores.
+        """
+        require_cores(num_processes)
         threads = launch.threads_per_process or max(1, len(os.sched_getaffinity(0)) // num_processes)
         return cls(
             module,

@@ -42,7 +42,7 @@ def run(
     ends, the processes are stopped; ``on_stop`` is called when an interrupt makes them save first.
 
     Raises:
-        LaunchError: the run directory is in use.
+        LaunchError: the run directory is in use, or there are far more processes than cores.
         ProcessDied: the processes died without a word, or of an error that is none of ours.
         StorageError: they could not even write their result, and the disk is full.
         GristmillError: the kind that the job failed with.

@@ -34,6 +34,16 @@ def test_wrong_input_is_refused_before_any_work(mill, tmp_path, arguments, hint)
     assert not home.exists()
 
 
+def test_too_many_processes_are_refused_before_the_data_is_read(mill, tmp_path):
+    home = tmp_path / "home"
+    wish = ("--set", "train.parallel.dp_shard=1024", "--set", "train.global_batch_tokens=262144")
+    error = refused(mill, "run", str(mill.recipe), *wish, status=1, GRISTMILL_HOME=str(home))
+    assert "more processes than this machine can run" in error
+    assert "found 2048" in error
+    assert not list(home.glob("store/*"))
+    assert not list(home.glob("runs/*"))
+
+
 def test_a_source_that_matches_nothing_is_named(mill):
     pattern = str(mill.corpus.parent / "*.txt")
     source = json.dumps([{"name": "demo", "kind": "files", "path": pattern}])

@@ -8,6 +8,8 @@ import time
 
 import psutil
 
+from flows.services import Service, _stop
+
 
 def test_a_server_that_does_not_answer_is_stopped_all_the_same(tmp_path):
     with socket.socket() as closed:
@@ -36,6 +38,37 @@ print(down(home, print))
         assert deaf.wait(10) is not None
 
 
+SAVES_FOR_3_SECONDS = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(3)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(600)
+"""
+
+
+def test_a_run_has_its_grace_to_save(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.services.STOP_SECONDS", 0.5)
+    supervisor = [sys.executable, "-m", "lmcore.launch.supervisor", "20"]
+    command = [*supervisor, sys.executable, "-c", SAVES_FOR_3_SECONDS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        threading.Thread(target=process.wait, daemon=True).start()
+        wait_for(tmp_path / "begun")
+        created = psutil.Process(process.pid).create_time()
+        _stop(Service("worker", process.pid, created, 0, "log"))
+        assert (tmp_path / "saved").exists()
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 RUN_OF_A_KILLED_WORKER = """
 import pathlib, signal, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -57,10 +90,7 @@ def run_left_by_a_worker(home):
     command = [sys.executable, "-c", RUN_OF_A_KILLED_WORKER, str(home)]
     with subprocess.Popen(command, env=environment) as process:
         threading.Thread(target=process.wait, daemon=True).start()
-        deadline = time.monotonic() + 60
-        while not (home / "begun").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(home / "begun")
         try:
             yield process
         finally:

@@ -119,6 +119,14 @@ def test_a_job_that_ends_returns_its_result_and_its_log(run_dir):
     assert alive(worker_pids(run_dir)) == []
 
 
+def test_more_processes_than_the_machine_can_run_are_refused(run_dir):
+    prepare(run_dir, "done")
+    too_many = 4 * len(os.sched_getaffinity(0)) + 1
+    with pytest.raises(LaunchError, match=f"found {too_many}"):
+        local.run("job", run_dir, too_many, LaunchConfig())
+    assert not list(run_dir.glob("pid-*"))
+
+
 def test_long_lines_reach_the_log_whole(run_dir):
     prepare(run_dir, "noisy")
     local.run("job", run_dir, 2, LaunchConfig())
