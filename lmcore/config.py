@@ -255,6 +255,17 @@ class LimitsConfig(Config):
     )
 
 
+class TextConfig(Config):
+    """What is mended in a text before anything looks at it."""
+
+    repair_mojibake: bool = setting(
+        False, "Undo what a wrong encoding made of letters, such as Ã© of é (ftfy)"
+    )
+    drop_zero_width: bool = setting(
+        False, "Take out zero-width spaces, soft hyphens, and joiners where letters and emoji need none"
+    )
+
+
 class PrivacyConfig(Config):
     """What is masked by a placeholder of its kind, and counted."""
 
@@ -296,6 +307,7 @@ class DataConfig(Config):
         min_length=1,
     )
     quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
+    text: TextConfig = setting(TextConfig(), "What is mended in a text")
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")

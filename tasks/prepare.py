@@ -13,7 +13,7 @@ from lmcore.config import DataConfig, identify
 from lmcore.data import prepare
 from lmcore.home import Home
 from lmcore.progress import Progress
-from lmcore.store import UNICODE, Artifact, Stage
+from lmcore.store import Artifact, Stage
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
 
@@ -49,7 +49,8 @@ def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
     """The stage that parses, normalises and filters."""
     identity = identify(*prepare.DOCUMENTS_SETTINGS, data=config)
     inputs = {"files": inventory.digest}
-    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding=("pyarrow", UNICODE))
+    deciding = prepare.documents_libraries(config)
+    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding)
 
 
 def splits_stage(config: DataConfig, documents: Artifact) -> Stage:

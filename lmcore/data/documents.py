@@ -34,7 +34,7 @@ from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.quality import signals_of
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.sources import Inventory, SourceFile
-from lmcore.data.text import normalise
+from lmcore.data.text import clean
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
 
@@ -186,7 +186,7 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
                 continue
             result.books.documents_in += 1
             result.books.passed += 1
-            text = mask(normalise(record.text), kinds, result.masked)
+            text = mask(clean(record.text, config.text), kinds, result.masked)
             rows.append((_doc_id(file, record), file.source, file.name, record.index, text))
             held += len(text)
             if held >= ROW_GROUP_TEXT:

@@ -21,6 +21,7 @@ from lmcore.data.splits import SPLITS, Document, build_splits, read_split, split
 from lmcore.data.token_writer import TokenWriter
 from lmcore.data.tokenizer import build_tokenizer
 from lmcore.progress import Paced, Progress
+from lmcore.store import UNICODE
 
 __all__ = [
     "DOCUMENTS_SETTINGS",
@@ -36,6 +37,7 @@ __all__ = [
     "build_splits",
     "build_tokenizer",
     "build_tokens",
+    "documents_libraries",
     "take_inventory",
 ]
 
@@ -47,6 +49,7 @@ DOCUMENTS_SETTINGS = (
     "data.quality.profile",
     "data.quality.c4_lines",
     "data.near_dedup",
+    "data.text",
     "data.privacy",
 )
 SPLITS_VERSION = 2
@@ -66,6 +69,12 @@ TOKENS_SETTINGS = ("data.tokenizer",)
 _SAMPLE_DOCUMENTS = 64
 _SAMPLE_CHARS = 300_000
 _BATCH_CHARS = 8_000_000
+
+
+def documents_libraries(config: DataConfig) -> tuple[str, ...]:
+    """Distributions that decide the bytes of the documents, those alone that ``config`` uses."""
+    used = {"ftfy": config.text.repair_mojibake}
+    return ("pyarrow", UNICODE, *(name for name, is_used in used.items() if is_used))
 
 
 def build_tokens(
