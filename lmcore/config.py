@@ -276,6 +276,23 @@ class PrivacyConfig(Config):
     secrets: bool = setting(False, "Mask keys and tokens of well-known forms")
 
 
+class LanguageConfig(Config):
+    """The language of a document, stored with its score; rules look at both."""
+
+    enabled: bool = setting(False, "Find the language of each document")
+    keep: tuple[str, ...] = setting((), "Keep documents in these alone (codes of ISO 639); empty: all")
+    min_score: float = setting(
+        0.0, "Drop documents whose language is less certain", unit="probability", ge=0, le=1
+    )
+    max_chars: int = setting(2_000, "Start of a document that is looked at", unit="characters", ge=1)
+
+    @model_validator(mode="after")
+    def _rules_need_languages(self) -> LanguageConfig:
+        if not self.enabled and (self.keep or self.min_score):
+            raise ValueError("keep and min_score look at the language; set enabled to true with them")
+        return self
+
+
 class NearDedupConfig(Config):
     """Documents that are alike: MinHash of word shingles in bands."""
 
@@ -309,6 +326,7 @@ class DataConfig(Config):
     quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
     text: TextConfig = setting(TextConfig(), "What is mended in a text")
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
+    language: LanguageConfig = setting(LanguageConfig(), "Which languages are kept")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")

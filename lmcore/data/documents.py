@@ -29,6 +29,7 @@ from lmcore.config import DataConfig, SourceConfig
 from lmcore.data.arrow import text_array
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hashes
+from lmcore.data.language import language_columns, language_fields
 from lmcore.data.pool import map_in_order
 from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.quality import signals_of
@@ -50,7 +51,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)  # and a column for each signal, and for each band of a signature
+)  # and a column for each signal and each band of a signature, and two for the language
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -173,7 +174,7 @@ def build_shard(config: DataConfig, shard: Shard, out: Path, paced: Paced | None
     path = out / "documents" / shard.name
     signals = [pa.field(name, pa.float64(), nullable=False) for name in signals_of(config.quality)]
     bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
-    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands])
+    schema = pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *language_fields(config.language)])
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         rows: list[_Row] = []
         held = 0
@@ -240,6 +241,7 @@ def _write(writer: pq.ParquetWriter, schema: pa.Schema, config: DataConfig, rows
         content_hashes(measured.texts),
         *map(pa.array, measured.signals.values()),
         *map(pa.array, bands),
+        *language_columns(measured.texts, config.language),
     ]
     writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
     return measured.num_bytes
@@ -263,8 +265,10 @@ def band_names(config: DataConfig) -> list[str]:
 
 
 def _compile(config: DataConfig) -> None:
-    """Compile what measures, once, so that not every process does."""
-    _measure(pa.array(["a"], pa.large_string()), config)
+    """Compile what measures, once, so that not every process does; a wrong language is found here too."""
+    text = pa.array(["a"], pa.large_string())
+    _measure(text, config)
+    language_columns(text, config.language)
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:

@@ -51,10 +51,15 @@ DOCUMENTS_SETTINGS = (
     "data.near_dedup",
     "data.text",
     "data.privacy",
+    "data.language.enabled",
+    "data.language.max_chars",
 )
 SPLITS_VERSION = 2
 SPLITS_SETTINGS = (
     "data.quality",
+    "data.language.enabled",
+    "data.language.keep",
+    "data.language.min_score",
     "data.exact_dedup",
     "data.near_dedup.enabled",
     "data.validation_fraction",
@@ -73,7 +78,7 @@ _BATCH_CHARS = 8_000_000
 
 def documents_libraries(config: DataConfig) -> tuple[str, ...]:
     """Distributions that decide the bytes of the documents, those alone that ``config`` uses."""
-    used = {"ftfy": config.text.repair_mojibake}
+    used = {"ftfy": config.text.repair_mojibake, "py3langid": config.language.enabled}
     return ("pyarrow", UNICODE, *(name for name, is_used in used.items() if is_used))
 
 

@@ -20,12 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, first_occurrences, hold_out, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
+from lmcore.data.language import LANGUAGE_COLUMNS, broken_language_rules
 from lmcore.data.quality import first_broken_rules, rules_of
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
@@ -105,7 +107,11 @@ def _broken_rules(config: DataConfig, shard: Path) -> pa.Array:
     names = sorted({rule.signal for rule in rules_of(config.quality)})
     table = _read(shard, [*names, "record"])
     signals = {name: table[name].to_numpy() for name in names}
-    return first_broken_rules(config.quality, signals, len(table))
+    rules = first_broken_rules(config.quality, signals, len(table))
+    if config.language.enabled:
+        others = broken_language_rules(_read(shard, [*LANGUAGE_COLUMNS]), config.language)
+        rules = pc.call_function("coalesce", [rules, others])
+    return rules
 
 
 def _decide(
