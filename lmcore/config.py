@@ -88,10 +88,14 @@ class SourceConfig(Config):
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
         identity=False,
     )
     text_field: str = setting("text", "Field or column that holds the text of a record")
+    text_format: Literal["plain", "html"] = setting(
+        "plain",
+        "What records hold; of html the main text is taken, as it always is of .html files",
+    )
     id_field: str = setting("", "Field or column that names a record; empty: its file and position")
     max_bytes: int = setting(
         0,

@@ -49,7 +49,7 @@ def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
     """The stage that parses, normalises and filters."""
     identity = identify(*prepare.DOCUMENTS_SETTINGS, data=config)
     inputs = {"files": inventory.digest}
-    deciding = prepare.documents_libraries(config)
+    deciding = prepare.documents_libraries(config, inventory)
     return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding)
 
 

@@ -34,7 +34,7 @@ from lmcore.data.pool import map_in_order
 from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.quality import signals_of
 from lmcore.data.records import Quarantined, Record, read_records
-from lmcore.data.sources import Inventory, SourceFile
+from lmcore.data.sources import WHOLE_FILE_SUFFIXES, Inventory, SourceFile
 from lmcore.data.text import clean
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
@@ -224,7 +224,7 @@ def _doc_id(file: SourceFile, record: Record) -> str:
     """Name a document so that a reader finds it: source:id, source:file or source:file#record."""
     if record.id:
         return f"{file.source}:{record.id}"
-    whole_file = file.suffix in (".txt", ".py")
+    whole_file = file.suffix in WHOLE_FILE_SUFFIXES
     return f"{file.source}:{file.name}" + ("" if whole_file else f"#{record.index}")
 
 

@@ -1,8 +1,9 @@
 """Read the records of a raw file; what cannot be read becomes a quarantined record with its reason.
 
-A ``.txt`` or ``.py`` file is one record, a line of ``.jsonl`` is one, a row of ``.parquet`` is one. Damage in
-the middle of a stream keeps the good records before it, and one quarantined record tells of the rest; in a
-Parquet file it stands for as many as the rest of its row group holds, and the next group is read.
+A ``.txt``, ``.py`` or ``.html`` file is one record, so is a line of ``.jsonl`` and a row of ``.parquet``.
+The text of a page is its main text, which may be empty. Damage in the middle of a stream keeps the good
+records before it, and one quarantined record tells of the rest; in a Parquet file it stands for as many as the
+rest of its row group holds, and the next group is read.
 Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file expands to.
 """
 
@@ -10,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import LimitsConfig, SourceConfig
-from lmcore.data.sources import SourceFile
+from lmcore.data import html
+from lmcore.data.sources import PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks
 from lmcore.errors import DataError
 
@@ -50,7 +52,7 @@ class Quarantined:
 
     Attributes:
         index: Position in its file.
-        offset: Where it starts, in bytes of the uncompressed file; None in a Parquet file.
+        offset: Where it starts, in bytes of the uncompressed file; None where a file has no such places.
         reason: What is wrong with it.
         raw: Its first bytes, as stored.
         num_bytes: Size of the record, as far as it was seen.
@@ -78,20 +80,40 @@ class _BadRecordError(Exception):
 def read_records(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig
 ) -> Iterator[Record | Quarantined]:
-    """Yield the records of ``file`` in order.
+    """Read the records of ``file`` in order.
 
     Raises:
         DataError: the file changed since the inventory, or a Parquet file lacks a named column.
     """
+    records = _read(file, source, limits)
+    are_pages = source.text_format == "html" or file.suffix in PAGE_SUFFIXES
+    return map(_text_of_page, records) if are_pages else records
+
+
+def _read(file: SourceFile, source: SourceConfig, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, limits)
-    elif file.suffix in (".txt", ".py"):
-        yield _read_text(file, limits)
+    elif file.suffix in PAGE_SUFFIXES:
+        yield _read_whole(file, limits, html.decode)
+    elif file.suffix in WHOLE_FILE_SUFFIXES:
+        yield _read_whole(file, limits, _decode)
     else:
         yield from _read_lines(file, source, limits)
 
 
-def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
+def _text_of_page(record: Record | Quarantined) -> Record | Quarantined:
+    if isinstance(record, Quarantined):
+        return record
+    try:
+        return replace(record, text=html.main_text(record.text))
+    except html.TooDeepError as error:
+        raw = record.text.encode("utf-8", "replace")
+        return _quarantine(record.index, None, str(error), raw)
+
+
+def _read_whole(
+    file: SourceFile, limits: LimitsConfig, decode: Callable[[bytes], str]
+) -> Record | Quarantined:
     with file.open() as stream:
         raw = stream.read(limits.max_record_bytes + 1)
     if len(raw) > limits.max_record_bytes:
@@ -99,7 +121,7 @@ def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
     if hashlib.sha256(raw).hexdigest() != file.sha256:
         raise _changed(file)
     try:
-        return Record(0, "", _decode(raw))
+        return Record(0, "", decode(raw))
     except _BadRecordError as error:
         return _quarantine(0, 0, str(error), raw)
 

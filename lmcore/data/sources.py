@@ -22,7 +22,9 @@ from lmcore.config import DataConfig, SourceConfig
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
-SUFFIXES = (".txt", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PAGE_SUFFIXES = (".html", ".htm")
+WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
+SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
 _READ_BYTES = 1 << 20
 

@@ -22,7 +22,7 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (3, "8d71294bfda42ba4"),
+    "documents": (3, "573c25b422b20477"),
     "splits": (2, "ca3ec6c972f4fa12"),
     "tokenizer": (1, "ce8d4601c1a204cd"),
     "tokens": (2, "ce8d4601c1a204cd"),

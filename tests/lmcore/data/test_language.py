@@ -101,5 +101,6 @@ def test_a_rule_without_languages_is_refused():
 
 
 def test_the_classifier_decides_bytes_only_where_it_is_asked(corpus):
-    assert "py3langid" not in documents_libraries(config(corpus))
-    assert "py3langid" in documents_libraries(config(corpus, enabled=True))
+    inventory = take_inventory(config(corpus))
+    assert "py3langid" not in documents_libraries(config(corpus), inventory)
+    assert "py3langid" in documents_libraries(config(corpus, enabled=True), inventory)
