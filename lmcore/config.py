@@ -88,7 +88,7 @@ class SourceConfig(Config):
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz)",
         identity=False,
     )
     text_field: str = setting("text", "Field or column that holds the text of a record")

@@ -16,7 +16,7 @@ import numpy as np
 from lmcore.config import DataConfig
 from lmcore.data.documents import build_documents
 from lmcore.data.encoding import Encoder
-from lmcore.data.sources import PAGE_SUFFIXES, Inventory, take_inventory
+from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, Inventory, take_inventory
 from lmcore.data.splits import SPLITS, Document, build_splits, read_split, split_size
 from lmcore.data.token_writer import TokenWriter
 from lmcore.data.tokenizer import build_tokenizer
@@ -79,11 +79,15 @@ _BATCH_CHARS = 8_000_000
 def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
     """Distributions that decide the bytes of the documents, those alone that are used."""
     suffixes = {file.suffix for file in inventory.files}
-    pages = bool(suffixes & {*PAGE_SUFFIXES}) or any(s.text_format == "html" for s in config.sources)
+    archives = bool(suffixes & {*ARCHIVE_SUFFIXES})
+    pages = (
+        archives or bool(suffixes & {*PAGE_SUFFIXES}) or any(s.text_format == "html" for s in config.sources)
+    )
     used = {
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
         "resiliparse": pages,
+        "fastwarc": archives,
     }
     return ("pyarrow", UNICODE, *(name for name, is_used in used.items() if is_used))
 

@@ -1,9 +1,9 @@
 """Read the records of a raw file; what cannot be read becomes a quarantined record with its reason.
 
-A ``.txt``, ``.py`` or ``.html`` file is one record, so is a line of ``.jsonl`` and a row of ``.parquet``.
-The text of a page is its main text, which may be empty. Damage in the middle of a stream keeps the good
-records before it, and one quarantined record tells of the rest; in a Parquet file it stands for as many as the
-rest of its row group holds, and the next group is read.
+A ``.txt``, ``.py`` or ``.html`` file is one record, so is a line of ``.jsonl``, a row of ``.parquet``, a page
+of ``.warc``. The text of a page is its main text, which may be empty. Damage in the middle of a stream keeps
+the good records before it, and one quarantined record tells of the rest. In a Parquet file it stands for as
+many as the rest of its row group holds, and the next group is read; in a web archive, the next record.
 Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file expands to.
 """
 
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import LimitsConfig, SourceConfig
-from lmcore.data import html
-from lmcore.data.sources import PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
+from lmcore.data import html, warc
+from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks
 from lmcore.errors import DataError
 
@@ -52,7 +52,8 @@ class Quarantined:
 
     Attributes:
         index: Position in its file.
-        offset: Where it starts, in bytes of the uncompressed file; None where a file has no such places.
+        offset: Where it starts, in bytes of the uncompressed file, but in a web archive of the stored one, as
+            its indexes have it; None where a file has no such places.
         reason: What is wrong with it.
         raw: Its first bytes, as stored.
         num_bytes: Size of the record, as far as it was seen.
@@ -86,6 +87,8 @@ def read_records(
         DataError: the file changed since the inventory, or a Parquet file lacks a named column.
     """
     records = _read(file, source, limits)
+    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
+        return records
     are_pages = source.text_format == "html" or file.suffix in PAGE_SUFFIXES
     return map(_text_of_page, records) if are_pages else records
 
@@ -93,6 +96,8 @@ def read_records(
 def _read(file: SourceFile, source: SourceConfig, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, limits)
+    elif file.suffix in ARCHIVE_SUFFIXES:
+        yield from _read_archive(file, limits)
     elif file.suffix in PAGE_SUFFIXES:
         yield _read_whole(file, limits, html.decode)
     elif file.suffix in WHOLE_FILE_SUFFIXES:
@@ -124,6 +129,52 @@ def _read_whole(
         return Record(0, "", decode(raw))
     except _BadRecordError as error:
         return _quarantine(0, 0, str(error), raw)
+
+
+# --- web archives ----------------------------------------------------------------------------------
+
+
+def _read_archive(file: SourceFile, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
+    index, most = 0, int(limits.max_expansion * file.num_bytes)
+    gzip = file.suffix.endswith(".gz")
+    with file.open() as stored:
+        stream = _Digesting(stored)
+        try:
+            for found in warc.records(
+                stream, gzip=gzip, max_bytes=limits.max_record_bytes, max_total_bytes=most
+            ):
+                record = (
+                    _lost(index, found) if isinstance(found, warc.Lost) else _page(index, found, file, limits)
+                )
+                if record:
+                    yield record
+                    index += 1
+        except warc.ExpandsError:
+            yield Quarantined(index, None, _expands(limits), b"", file.num_bytes, breaks_off=True)
+        if stream.whole() != file.sha256:
+            raise _changed(file)
+
+
+def _lost(index: int, lost: warc.Lost) -> Quarantined:
+    raw = lost.raw[:RAW_BYTES_KEPT]
+    return Quarantined(index, lost.offset, lost.reason, raw, lost.num_bytes, breaks_off=lost.breaks_off)
+
+
+def _page(
+    index: int, found: warc.Framed, file: SourceFile, limits: LimitsConfig
+) -> Record | Quarantined | None:
+    try:
+        page = warc.page_of(found, limits.max_record_bytes)
+        if page is None:
+            return None
+        if max(found.num_bytes, len(page.content)) > limits.max_record_bytes:
+            raise _BadRecordError(_too_large(limits))
+        text = html.decode(page.content, page.charset)
+        text = html.main_text(text) if page.is_html else text
+    except (_BadRecordError, warc.BrokenPageError, html.TooDeepError) as error:
+        return _quarantine(index, found.offset, str(error), found.block, found.num_bytes)
+    # An address alone is no name: archives hold what it gave at several times.
+    return Record(index, f"{file.name}#{index} {page.url}", text)
 
 
 # --- lines of JSON ---------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from lmcore.store import sha256_json
 
 PAGE_SUFFIXES = (".html", ".htm")
 WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
-SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.wet.gz")
+SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", *ARCHIVE_SUFFIXES)
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
 _READ_BYTES = 1 << 20
 
