@@ -83,13 +83,24 @@ class SourceConfig(Config):
     """Where raw text comes from."""
 
     name: str = setting(..., "Name of this source, kept with every document", pattern=r"^[A-Za-z0-9._-]+$")
-    kind: Literal["python_stdlib", "files"] = setting(
-        "python_stdlib", "The running interpreter's own standard library, or files at `path`"
+    kind: Literal["python_stdlib", "files", "huggingface"] = setting(
+        "python_stdlib",
+        "The running interpreter's own standard library, files at `path`, or the Hugging Face data set there",
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz)",
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz); "
+        "of a data set its folder, or else owner/name on the hub",
         identity=False,
+    )
+    subset: str = setting(
+        "",
+        "Part of a data set: a name from its card, a folder, or a glob such as data/train-*; "
+        "empty: its default, or all of it",
+        identity=False,  # which files there are decides, by their digests
+    )
+    revision: str = setting(
+        "", "Branch, tag or commit of a data set on the hub; empty: its main branch", identity=False
     )
     text_field: str = setting("text", "Field or column that holds the text of a record")
     text_format: Literal["plain", "html"] = setting(
@@ -107,11 +118,13 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
-        if (self.kind == "files") != bool(self.path):
+        if (self.kind == "python_stdlib") == bool(self.path):
             raise ValueError(
-                f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
+                f"source {self.name!r}: kinds 'files' and 'huggingface' need a path, and only they take one; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
+        if self.kind != "huggingface" and (self.subset or self.revision):
+            raise ValueError(f"source {self.name!r}: only kind 'huggingface' takes a subset or a revision")
         if holds_password(self.path):
             raise ValueError(
                 f"source {self.name!r}: path holds a password; "

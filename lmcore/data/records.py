@@ -214,7 +214,7 @@ def _record(
 def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
     """Yield the uncompressed bytes; the stored ones are compared with the inventory on the way."""
     stored = _Digesting(stream)
-    compressed = file.suffix != ".jsonl"
+    compressed = file.suffix.endswith((".gz", ".zst"))
     total, most = 0, int(limits.max_expansion * file.num_bytes)
     broken = None
     try:
