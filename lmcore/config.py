@@ -102,15 +102,30 @@ class SourceConfig(Config):
     """Where raw text comes from."""
 
     name: str = setting(..., "Name of this source, kept with every document", pattern=r"^[A-Za-z0-9._-]+$")
-    kind: Literal["python_stdlib", "files"] = setting(
-        "python_stdlib", "The running interpreter's own standard library, or files at `path`"
+    kind: Literal["python_stdlib", "files", "huggingface"] = setting(
+        "python_stdlib",
+        "The running interpreter's own standard library, files at `path`, or the Hugging Face data set there",
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .jsonl, .jsonl.gz, .jsonl.zst, .parquet",
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz); "
+        "of a data set its folder, or else owner/name on the hub",
         identity=False,
     )
+    subset: str = setting(
+        "",
+        "Part of a data set: a name from its card, a folder, or a glob such as data/train-*; "
+        "empty: its default, or all of it",
+        identity=False,  # which files there are decides, by their digests
+    )
+    revision: str = setting(
+        "", "Branch, tag or commit of a data set on the hub; empty: its main branch", identity=False
+    )
     text_field: str = setting("text", "Field or column that holds the text of a record")
+    text_format: Literal["plain", "html"] = setting(
+        "plain",
+        "What records hold; of html the main text is taken, as it always is of .html files",
+    )
     id_field: str = setting("", "Field or column that names a record; empty: its file and position")
     max_bytes: int = setting(
         0,
@@ -122,11 +137,13 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
-        if (self.kind == "files") != bool(self.path):
+        if (self.kind == "python_stdlib") == bool(self.path):
             raise ValueError(
-                f"source {self.name!r}: kind 'files' needs a path, and only that kind takes one; "
+                f"source {self.name!r}: kinds 'files' and 'huggingface' need a path, and only they take one; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
+        if self.kind != "huggingface" and (self.subset or self.revision):
+            raise ValueError(f"source {self.name!r}: only kind 'huggingface' takes a subset or a revision")
         if holds_secret(self.path):
             raise ValueError(
                 f"source {self.name!r}: path holds a password or key; "
@@ -274,6 +291,17 @@ class LimitsConfig(Config):
     )
 
 
+class TextConfig(Config):
+    """What is mended in a text before anything looks at it."""
+
+    repair_mojibake: bool = setting(
+        False, "Undo what a wrong encoding made of letters, such as Ã© of é (ftfy)"
+    )
+    drop_zero_width: bool = setting(
+        False, "Take out zero-width spaces, soft hyphens, and joiners where letters and emoji need none"
+    )
+
+
 class PrivacyConfig(Config):
     """What is masked by a placeholder of its kind, and counted."""
 
@@ -282,6 +310,23 @@ class PrivacyConfig(Config):
     phones: bool = setting(False, "Mask telephone numbers in international or North American form")
     cards: bool = setting(False, "Mask card numbers whose check digit is right")
     secrets: bool = setting(False, "Mask keys and tokens of well-known forms")
+
+
+class LanguageConfig(Config):
+    """The language of a document, stored with its score; rules look at both."""
+
+    enabled: bool = setting(False, "Find the language of each document")
+    keep: tuple[str, ...] = setting((), "Keep documents in these alone (codes of ISO 639); empty: all")
+    min_score: float = setting(
+        0.0, "Drop documents whose language is less certain", unit="probability", ge=0, le=1
+    )
+    max_chars: int = setting(2_000, "Start of a document that is looked at", unit="characters", ge=1)
+
+    @model_validator(mode="after")
+    def _rules_need_languages(self) -> LanguageConfig:
+        if not self.enabled and (self.keep or self.min_score):
+            raise ValueError("keep and min_score look at the language; set enabled to true with them")
+        return self
 
 
 class NearDedupConfig(Config):
@@ -335,7 +380,9 @@ class DataConfig(Config):
         min_length=1,
     )
     quality: QualityConfig = setting(QualityConfig(), "Named rules that drop documents")
+    text: TextConfig = setting(TextConfig(), "What is mended in a text")
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
+    language: LanguageConfig = setting(LanguageConfig(), "Which languages are kept")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")

@@ -14,7 +14,7 @@ from lmcore.config import DataConfig, identify
 from lmcore.data import prepare
 from lmcore.home import Home
 from lmcore.progress import Progress
-from lmcore.store import UNICODE, Artifact, Stage
+from lmcore.store import Artifact, Stage
 from tasks.cluster import RayWorkers
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
@@ -51,7 +51,8 @@ def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:
     """The stage that parses, normalises and filters."""
     identity = identify(*prepare.DOCUMENTS_SETTINGS, data=config)
     inputs = {"files": inventory.digest}
-    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding=("pyarrow", UNICODE))
+    deciding = prepare.documents_libraries(config, inventory)
+    return Stage("documents", prepare.DOCUMENTS_VERSION, identity, inputs, deciding)
 
 
 def splits_stage(config: DataConfig, documents: Artifact) -> Stage:

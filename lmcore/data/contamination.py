@@ -19,7 +19,7 @@ from lmcore.data.arrow import text_array
 from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.records import Record, read_records
 from lmcore.data.sources import SourceFile
-from lmcore.data.text import normalise
+from lmcore.data.text import clean
 from lmcore.errors import DataError
 
 _ITEMS_AT_A_TIME = 10_000
@@ -90,7 +90,7 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
                     remedy="Mend the file.",
                 )
             # As documents are: what was masked there must look the same here.
-            yield mask(normalise(record.text), kinds, Counter())
+            yield mask(clean(record.text, config.text), kinds, Counter())
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -18,7 +18,7 @@ import contextlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +32,14 @@ from lmcore.config import DataConfig, Identity, identify
 from lmcore.data.arrow import text_array
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, content_hashes
+from lmcore.data.language import language_columns, language_fields
 from lmcore.data.pool import Threads, Unit, Workshop, local_workers
 from lmcore.data.privacy import kinds_of, mask
 from lmcore.data.quality import stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.shards import Shard, cut
-from lmcore.data.sources import Inventory, SourceFile
-from lmcore.data.text import normalise
+from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, Inventory, SourceFile
+from lmcore.data.text import clean
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
 from lmcore.store import UNICODE, Stage, link, sha256_json
@@ -55,7 +56,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)  # and a column for each signal, and for each band of a signature
+)  # and a column for each signal and each band of a signature, and two for the language
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -74,11 +75,13 @@ SHARD_SETTINGS = (
     "data.quality.profile",
     "data.quality.c4_lines",
     "data.near_dedup",
+    "data.text",
     "data.privacy",
+    "data.language.enabled",
+    "data.language.max_chars",
     "data.decontamination.sources",
     "data.decontamination.ngram_words",
 )
-DECIDING = ("pyarrow", UNICODE)
 ROW_GROUP_TEXT = 4_000_000  # characters
 EVALUATION_NGRAMS = "evaluation_ngrams.npy"
 _THREADS = 2
@@ -221,6 +224,25 @@ def _workshop(
         yield Workshop(Path(folder), workers)
 
 
+def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
+    """Distributions that decide the bytes of the documents, those alone that are used."""
+    return libraries_of(config, inventory.files)
+
+
+def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, ...]:
+    """Distributions that decide the bytes of the documents of ``files``."""
+    suffixes = {file.suffix for file in files}
+    archives = bool(suffixes & {*ARCHIVE_SUFFIXES})
+    in_html = any(source.text_format == "html" for source in config.sources)
+    used = {
+        "ftfy": config.text.repair_mojibake,
+        "py3langid": config.language.enabled,
+        "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
+        "fastwarc": archives,
+    }
+    return ("pyarrow", UNICODE, *(name for name, is_used in used.items() if is_used))
+
+
 # --- one shard -------------------------------------------------------------------------------------
 
 
@@ -246,7 +268,7 @@ def _unit(config: DataConfig, shard: Shard, evaluation_digest: str, out: Path) -
     inputs = {"files": shard.digest}
     if config.decontamination.sources:
         inputs["evaluation"] = evaluation_digest
-    stage = Stage("documents-shard", SHARD_VERSION, identity, inputs, deciding=DECIDING)
+    stage = Stage("documents-shard", SHARD_VERSION, identity, inputs, libraries_of(config, shard.files))
     return Unit(stage, build_shard, (config, shard, out / EVALUATION_NGRAMS))
 
 
@@ -281,7 +303,7 @@ def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> di
 def _schema(config: DataConfig) -> pa.Schema:
     signals = [pa.field(name, pa.float64(), nullable=False) for name in stored_signals(config)]
     bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
-    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands])
+    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *language_fields(config.language)])
 
 
 def _batches(
@@ -326,7 +348,7 @@ def _doc_id(file: SourceFile, record: Record) -> str:
     """Name a document so that a reader finds it: source:id, source:file or source:file#record."""
     if record.id:
         return f"{file.source}:{record.id}"
-    whole_file = file.suffix in (".txt", ".py")
+    whole_file = file.suffix in WHOLE_FILE_SUFFIXES
     return f"{file.source}:{file.name}" + ("" if whole_file else f"#{record.index}")
 
 
@@ -342,7 +364,7 @@ def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: 
     doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
     masked: Counter[str] = Counter()
     kinds = kinds_of(config.privacy)
-    texts = [mask(normalise(text), kinds, masked) for text in raw]
+    texts = [mask(clean(text, config.text), kinds, masked) for text in raw]
     measured, bands = _measure(text_array(texts), config)
     columns = [
         pa.array(doc_ids, pa.string()),
@@ -354,6 +376,7 @@ def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: 
         *map(pa.array, measured.signals.values()),
         *_contamination(measured.texts, config, ngrams),
         *map(pa.array, bands),
+        *language_columns(measured.texts, config.language),
     ]
     return _Group(pa.Table.from_arrays(columns, schema=schema), measured.num_bytes, masked)
 
@@ -390,8 +413,10 @@ def band_names(config: DataConfig) -> list[str]:
 
 
 def _compile(config: DataConfig) -> None:
-    """Compile what measures, once, so that not every process does."""
-    _measure(pa.array(["a"], pa.large_string()), config)
+    """Compile what measures, once, so that not every process does; a wrong language is found here too."""
+    text = pa.array(["a"], pa.large_string())
+    _measure(text, config)
+    language_columns(text, config.language)
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:

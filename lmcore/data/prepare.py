@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmcore.config import DataConfig
-from lmcore.data.documents import SHARD_SETTINGS, build_documents
+from lmcore.data.documents import SHARD_SETTINGS, build_documents, documents_libraries
 from lmcore.data.encode import build_tokens
 from lmcore.data.growth import in_generations, journal_of, remember
 from lmcore.data.pool import Workshop, local_workers
@@ -33,6 +33,7 @@ __all__ = [
     "build_splits",
     "build_tokenizer",
     "build_tokens",
+    "documents_libraries",
     "remember_inventory",
     "take_inventory",
     "tokenizer_digest",
@@ -44,6 +45,9 @@ DOCUMENTS_SETTINGS = ("data.sources", "data.limits", "data.shard_bytes", *SHARD_
 SPLITS_VERSION = 3
 SPLITS_SETTINGS = (
     "data.quality",
+    "data.language.enabled",
+    "data.language.keep",
+    "data.language.min_score",
     "data.exact_dedup",
     "data.near_dedup.enabled",
     "data.decontamination.max_ngrams",

@@ -1,8 +1,9 @@
 """Read the records of a raw file; what cannot be read becomes a quarantined record with its reason.
 
-A ``.txt`` or ``.py`` file is one record, a line of ``.jsonl`` is one, a row of ``.parquet`` is one. Damage in
-the middle of a stream keeps the good records before it, and one quarantined record tells of the rest; in a
-Parquet file it stands for as many as the rest of its row group holds, and the next group is read.
+A ``.txt``, ``.py`` or ``.html`` file is one record, so is a line of ``.jsonl``, a row of ``.parquet``, a page
+of ``.warc``. The text of a page is its main text, which may be empty. Damage in the middle of a stream keeps
+the good records before it, and one quarantined record tells of the rest. In a Parquet file it stands for as
+many as the rest of its row group holds, and the next group is read; in a web archive, the next record.
 Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file expands to.
 """
 
@@ -10,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import LimitsConfig, SourceConfig
-from lmcore.data.sources import SourceFile
+from lmcore.data import html, warc
+from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks
 from lmcore.errors import DataError
 
@@ -50,7 +52,8 @@ class Quarantined:
 
     Attributes:
         index: Position in its file.
-        offset: Where it starts, in bytes of the uncompressed file; None in a Parquet file.
+        offset: Where it starts, in bytes of the uncompressed file, but in a web archive of the stored one, as
+            its indexes have it; None where a file has no such places.
         reason: What is wrong with it.
         raw: Its first bytes, as stored.
         num_bytes: Size of the record, as far as it was seen.
@@ -78,20 +81,44 @@ class _BadRecordError(Exception):
 def read_records(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig
 ) -> Iterator[Record | Quarantined]:
-    """Yield the records of ``file`` in order.
+    """Read the records of ``file`` in order.
 
     Raises:
         DataError: the file changed since the inventory, or a Parquet file lacks a named column.
     """
+    records = _read(file, source, limits)
+    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
+        return records
+    are_pages = source.text_format == "html" or file.suffix in PAGE_SUFFIXES
+    return map(_text_of_page, records) if are_pages else records
+
+
+def _read(file: SourceFile, source: SourceConfig, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, limits)
-    elif file.suffix in (".txt", ".py"):
-        yield _read_text(file, limits)
+    elif file.suffix in ARCHIVE_SUFFIXES:
+        yield from _read_archive(file, limits)
+    elif file.suffix in PAGE_SUFFIXES:
+        yield _read_whole(file, limits, html.decode)
+    elif file.suffix in WHOLE_FILE_SUFFIXES:
+        yield _read_whole(file, limits, _decode)
     else:
         yield from _read_lines(file, source, limits)
 
 
-def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
+def _text_of_page(record: Record | Quarantined) -> Record | Quarantined:
+    if isinstance(record, Quarantined):
+        return record
+    try:
+        return replace(record, text=html.main_text(record.text))
+    except html.TooDeepError as error:
+        raw = record.text.encode("utf-8", "replace")
+        return _quarantine(record.index, None, str(error), raw)
+
+
+def _read_whole(
+    file: SourceFile, limits: LimitsConfig, decode: Callable[[bytes], str]
+) -> Record | Quarantined:
     with file.open() as stream:
         raw = stream.read(limits.max_record_bytes + 1)
     if len(raw) > limits.max_record_bytes:
@@ -99,9 +126,55 @@ def _read_text(file: SourceFile, limits: LimitsConfig) -> Record | Quarantined:
     if hashlib.sha256(raw).hexdigest() != file.sha256:
         raise _changed(file)
     try:
-        return Record(0, "", _decode(raw))
+        return Record(0, "", decode(raw))
     except _BadRecordError as error:
         return _quarantine(0, 0, str(error), raw)
+
+
+# --- web archives ----------------------------------------------------------------------------------
+
+
+def _read_archive(file: SourceFile, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
+    index, most = 0, int(limits.max_expansion * file.num_bytes)
+    gzip = file.suffix.endswith(".gz")
+    with file.open() as stored:
+        stream = _Digesting(stored)
+        try:
+            for found in warc.records(
+                stream, gzip=gzip, max_bytes=limits.max_record_bytes, max_total_bytes=most
+            ):
+                record = (
+                    _lost(index, found) if isinstance(found, warc.Lost) else _page(index, found, file, limits)
+                )
+                if record:
+                    yield record
+                    index += 1
+        except warc.ExpandsError:
+            yield Quarantined(index, None, _expands(limits), b"", file.num_bytes, breaks_off=True)
+        if stream.whole() != file.sha256:
+            raise _changed(file)
+
+
+def _lost(index: int, lost: warc.Lost) -> Quarantined:
+    raw = lost.raw[:RAW_BYTES_KEPT]
+    return Quarantined(index, lost.offset, lost.reason, raw, lost.num_bytes, breaks_off=lost.breaks_off)
+
+
+def _page(
+    index: int, found: warc.Framed, file: SourceFile, limits: LimitsConfig
+) -> Record | Quarantined | None:
+    try:
+        page = warc.page_of(found, limits.max_record_bytes)
+        if page is None:
+            return None
+        if max(found.num_bytes, len(page.content)) > limits.max_record_bytes:
+            raise _BadRecordError(_too_large(limits))
+        text = html.decode(page.content, page.charset)
+        text = html.main_text(text) if page.is_html else text
+    except (_BadRecordError, warc.BrokenPageError, html.TooDeepError) as error:
+        return _quarantine(index, found.offset, str(error), found.block, found.num_bytes)
+    # An address alone is no name: archives hold what it gave at several times.
+    return Record(index, f"{file.name}#{index} {page.url}", text)
 
 
 # --- lines of JSON ---------------------------------------------------------------------------------
@@ -139,9 +212,9 @@ def _record(
 
 def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) -> Iterator[bytes]:
     """Yield the uncompressed bytes; the stored ones are compared with the inventory on the way."""
+    compressed = file.suffix.endswith((".gz", ".zst"))
     # Lines that were appended since are not of this part.
-    stored = _Digesting(stream, file.num_bytes if file.suffix == ".jsonl" else None)
-    compressed = file.suffix != ".jsonl"
+    stored = _Digesting(stream, None if compressed else file.num_bytes)
     total, most = 0, int(limits.max_expansion * file.num_bytes)
     broken = None
     try:

@@ -21,16 +21,21 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from lmcore.config import DataConfig, SourceConfig
+from lmcore.data import hub
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
-SUFFIXES = (".txt", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PAGE_SUFFIXES = (".html", ".htm")
+WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.wet.gz")
+LINES_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in ("", ".gz", ".zst"))
+SUFFIXES = (*WHOLE_FILE_SUFFIXES, *ARCHIVE_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
 _READ_BYTES = 1 << 20
 # Text compresses to about a fifth of its size.
 _EXPANSION = {".gz": 4, ".zst": 5, ".parquet": 3}
 PART_BYTES = 8 << 20
-_CUT_AT_LINES = (".jsonl",)
+_CUT_AT_LINES = (".jsonl", ".json")
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def _find(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...], dict
     found: list[tuple[SourceConfig, str, str, int]] = []
     left_out: dict[str, dict[str, int]] = {}
     for source in sources:
-        listed = sorted(_stdlib() if source.kind == "python_stdlib" else _glob(source))
+        listed = sorted(_LISTS[source.kind](source))
         taken = _up_to_cap(source, [size for _, _, size in listed])
         found += [(source, name, url, size) for name, url, size in listed[:taken]]
         if taken < len(listed):
@@ -187,7 +192,7 @@ def _find(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...], dict
     return files, left_out
 
 
-def _stdlib() -> Iterator[tuple[str, str, int]]:
+def _stdlib(_source: SourceConfig) -> Iterator[tuple[str, str, int]]:
     root = sysconfig.get_path("stdlib")
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _STDLIB_LEFT_OUT]
@@ -234,6 +239,31 @@ def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
         (_readable(path[len(root) :].lstrip("/")), filesystem.unstrip_protocol(path), int(entry["size"]))
         for path, entry in files.items()
     ]
+
+
+def _data_set(source: SourceConfig) -> list[tuple[str, str, int]]:
+    root = hub.root_of(source)
+    try:
+        filesystem, folder = fsspec.url_to_fs(root)
+        entries = cast("dict[str, dict[str, Any]]", filesystem.find(folder, detail=True))
+        paths = {path[len(folder) :].lstrip("/"): path for path in entries}
+        card = filesystem.cat_file(paths[hub.CARD]) if hub.CARD in paths else b""
+    except Exception as error:  # no network, no such data set, no right to see it
+        raise DataError(
+            f"data set {source.name!r} cannot be listed",
+            expected="a folder, or a data set on the hub as owner/name",
+            found=f"{root}: {type(error).__name__}: {error}",
+            remedy="Correct its path or revision; set HF_TOKEN if it is not open to everybody.",
+        ) from error
+    kinds = {name: suffix_of(name) for name in paths}
+    names = hub.files_of(source, paths, kinds, cast("bytes", card).decode("utf-8", "replace"))
+    return [
+        (_readable(name), filesystem.unstrip_protocol(paths[name]), int(entries[paths[name]]["size"]))
+        for name in names
+    ]
+
+
+_LISTS = {"python_stdlib": _stdlib, "files": _glob, "huggingface": _data_set}
 
 
 def _readable(name: str) -> str:

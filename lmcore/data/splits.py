@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
@@ -32,6 +33,7 @@ from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, draws, halves, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
 from lmcore.data.duplicates import Grouping, Pairs, find_alike, find_copies
+from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES, broken_language_rules
 from lmcore.data.pool import Threads, Workers
 from lmcore.data.quality import CONTAMINATED, broken_rules, decision_rules
 from lmcore.errors import DataError
@@ -105,7 +107,7 @@ def build_splits(
     _check_names(config, shards)
     if not rows:
         whole = Books.total(shard.books for shard in shards)
-        raise nothing_left(_with_drops(whole, work, decision_rules(config)))
+        raise nothing_left(_with_drops(whole, work, _rule_names(config)))
     lost = _find_lost(config, shards, work, workers)
     calls = [_call(config, shard, lost, work, decided) for shard in shards]
     results = []
@@ -165,8 +167,15 @@ class _Judged:
 def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     """Note which rule drops each document of a shard, and what duplicates are found by of the others."""
     rules, bands = decision_rules(config), band_names(config)
-    table = _read(shard.path, [*{rule.signal: 0 for rule in rules}, *bands, "content_hash"])
+    languages = LANGUAGE_COLUMNS if config.language.enabled else ()
+    table = _read(shard.path, [*{rule.signal: 0 for rule in rules}, *bands, *languages, "content_hash"])
     broken = broken_rules(rules, table)
+    if languages:
+        names = broken_language_rules(table, config.language)
+        numbers = pc.call_function(
+            "index_in", [names], pc.SetLookupOptions(pa.array(_rule_names(config)))
+        ).fill_null(-1)
+        broken = np.where(broken < 0, numbers.to_numpy(), broken)
     np.save(work / f"rules-{shard.path.stem}.npy", broken)
     good = np.flatnonzero(broken < 0)
     high, low = halves(hashes_of(table["content_hash"])[good])
@@ -180,9 +189,13 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     return _Judged(len(table), len(good))
 
 
-def _with_drops(books: Books, work: Path, rules: list[Any]) -> Books:
+def _rule_names(config: DataConfig) -> list[str]:
+    return [*(rule.name for rule in decision_rules(config)), *LANGUAGE_RULES]
+
+
+def _with_drops(books: Books, work: Path, rules: list[str]) -> Books:
     counts = sum((Counter(np.load(path).tolist()) for path in work.glob("rules-*.npy")), Counter())
-    books.dropped = Counter({rules[number].name: count for number, count in counts.items()})
+    books.dropped = Counter({rules[number]: count for number, count in counts.items()})
     return books
 
 
@@ -281,7 +294,7 @@ def _call(config: DataConfig, shard: _Shard, lost: _Lost, work: Path, out: Path)
 def _decide(call: _Call) -> _Decided:
     """Write the decisions about a shard."""
     config, shard = call.config, call.shard
-    rules = decision_rules(config)
+    rules = _rule_names(config)
     table = _read(shard.path, ["doc_id", "content_hash"])
     hashes = hashes_of(table["content_hash"])
     broken = np.load(call.work / f"rules-{shard.path.stem}.npy")
@@ -290,7 +303,7 @@ def _decide(call: _Call) -> _Decided:
     decisions[drawn < config.validation_fraction] = _VALIDATION
     decisions[drawn >= 1.0 - config.test_fraction] = _TEST
     decisions[broken >= 0] = _DROPPED
-    contaminated = np.array([rule.name == CONTAMINATED for rule in rules])
+    contaminated = np.array([rule == CONTAMINATED for rule in rules])
     decisions[(broken >= 0) & contaminated[broken]] = _CONTAMINATED
     originals = np.full(len(table), -1, np.int64)
     for pairs, decision in ((call.copies, _DUPLICATE), (call.alike, _NEAR)):
@@ -303,13 +316,13 @@ def _decide(call: _Call) -> _Decided:
         table["doc_id"].combine_chunks(),
         table["content_hash"].combine_chunks(),
         pa.array(DECISIONS, pa.string()).take(pa.array(decisions)),
-        pa.array([rule.name for rule in rules], pa.string()).take(pa.array(broken, mask=broken < 0)),
+        pa.array(rules, pa.string()).take(pa.array(broken, mask=broken < 0)),
         pa.array([call.names.get(first) for first in originals.tolist()], pa.string()),
     ]
     decided = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
     path = call.out / shard.path.name
     pq.write_table(decided, path, compression="zstd", write_page_checksum=True)
-    books = _books(shard, decisions, broken, [rule.name for rule in rules])
+    books = _books(shard, decisions, broken, rules)
     kept = np.flatnonzero(decisions <= _TEST)
     least, most = (int(kept[f(drawn[kept])]) if len(kept) else -1 for f in (np.argmin, np.argmax))
     return _Decided(

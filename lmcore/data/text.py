@@ -1,12 +1,16 @@
-"""Normalise text: one spelling for what reads the same.
+"""Clean text: one spelling for what reads the same, and at will no traces of a wrong encoding.
 
-Order matters: controls go before NFC, because taking one out can bring a letter next to its accent.
+Order matters. Mojibake is repaired first, because control characters are part of it. Controls go before NFC,
+because taking one out can bring a letter next to its accent.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
+
+from lmcore.config import TextConfig
 
 _CONTROLS = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)]
 _ASCII_CONTROLS = bytes(code for code in _CONTROLS if code < 0x80)
@@ -14,6 +18,25 @@ _OTHER_CONTROLS = re.compile(rb"(?:\xc2[\x80-\x9f])+")  # U+0080 to U+009F
 # Carriage return, vertical tab, form feed and next line (UAX 14); the last two end a line in files of old.
 _OTHER_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85]")
 _BYTE_ORDER_MARK = "\ufeff"
+
+_NO_WIDTH = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_JOINERS = "\u200c\u200d"
+_NO_WIDTH_RUN = re.compile(f"[{_NO_WIDTH}]+")
+# Letters, marks and emoji of scripts that joiners are made for: not Latin, nor spaces and punctuation.
+_JOINED = re.compile("[^\0-\u036f\u1e00-\u1eff\u2000-\u206f\u3000-\u303f\\s]")
+# After a virama (Unicode's combining class 9) a joiner has a meaning at the end of a word too.
+_VIRAMA = 9
+
+
+def clean(text: str, config: TextConfig) -> str:
+    """Return ``text`` normalised, after what ``config`` asks for; ``normalise`` alone by default."""
+    if text.isascii():
+        return normalise(text)
+    if config.repair_mojibake:
+        text = _repair(text)
+    if config.drop_zero_width and any(character in text for character in _NO_WIDTH):
+        text = _NO_WIDTH_RUN.sub(_what_joins, text)
+    return normalise(text)
 
 
 def normalise(text: str) -> str:
@@ -39,3 +62,94 @@ def normalise(text: str) -> str:
         text = clean.decode("utf-8")
     text = text.lstrip(_BYTE_ORDER_MARK)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+# --- mojibake --------------------------------------------------------------------------------------
+
+
+def _repair(text: str) -> str:
+    """Repair those lines of ``text`` that may hold mojibake, each alone: its neighbours may be good."""
+    if not may_be_mojibake(text):
+        return text
+    import ftfy  # 0.1 s, for nothing in most commands
+
+    lines = text.split("\n")
+    return "\n".join(ftfy.fix_encoding(line) if may_be_mojibake(line) else line for line in lines)
+
+
+def may_be_mojibake(text: str) -> bool:
+    """Whether ``ftfy.fix_encoding`` could change ``text``; a no is certain, and costs a tenth of it."""
+    return not text.isascii() and _tell_tale().search(text) is not None
+
+
+@cache
+def _tell_tale() -> re.Pattern[str]:
+    """What every mojibake of UTF-8 holds: the bytes of one character, read in one of ftfy's encodings.
+
+    That is the first byte of a sequence and its continuation, one of which may be lost or a space. ftfy acts
+    only where two characters look odd beside each other, so a sequence without two in a row is none but for
+    the two letters that it takes as odd before a space. It repairs what is left of C1 controls too.
+    """
+    from ftfy.chardata import CHARMAP_ENCODINGS, UTF8_CLUES
+
+    windows = [name for name in CHARMAP_ENCODINGS if name not in ("macroman", "cp437")]
+    # Parts of a text are looked at with the letters of all encodings like Latin-1 together.
+    clues = {name: value.replace("\x80-\xbf", "").replace(" ", "") for name, value in UTF8_CLUES.items()}
+    families = [
+        _family(
+            windows,
+            clues["utf8_first_of_2"],
+            clues["utf8_first_of_3"],
+            clues["utf8_first_of_4"],
+            clues["utf8_continuation"] + "\ufffd",
+        ),
+        _family(["macroman"]),
+        _family(["cp437"]),
+    ]
+    firsts, following, branches = ("".join(parts) for parts in zip(*families, strict=True))
+    # The two classes in front let the search run fast over what begins nothing.
+    return re.compile(
+        f"[\x80-\x9f{_class(firsts)}](?:(?<=[\x80-\x9f])|(?=[ ?{_class(following)}])(?:(?<=[ÃÂ]) {branches}))"
+    )
+
+
+def _family(
+    encodings: list[str], two: str = "", three: str = "", four: str = "", following: str = ""
+) -> tuple[str, str, str]:
+    """First letters of sequences in any of ``encodings``, their continuations, and an expression for both."""
+    for name in encodings:
+        two += bytes([0xC0, *range(0xC2, 0xE0)]).decode(name)
+        three += bytes(range(0xE0, 0xF0)).decode(name)
+        four += bytes(range(0xF0, 0xF5)).decode(name)
+        following += bytes(range(0x80, 0xC0)).decode(name)
+    any_of, more = _class(following), _class(following + two + three + four)
+    lost = f"[ ?]{{1,2}}[{any_of}][{more}]"
+    return (
+        two + three + four,
+        following,
+        (
+            f"|(?<=[{_class(two)}])[{any_of}]"
+            f"|(?<=[{_class(three)}])(?:[{any_of}][{any_of} ?]|{lost})"
+            f"|(?<=[{_class(four)}])(?:[{any_of}][{any_of} ?]{{2}}|{lost})"
+        ),
+    )
+
+
+def _class(characters: str) -> str:
+    return re.escape("".join(sorted(set(characters))))
+
+
+# --- characters without width ----------------------------------------------------------------------
+
+
+def _what_joins(run: re.Match[str]) -> str:
+    """The first joiner of ``run`` if it stands where one is needed, else nothing."""
+    joiner = next((character for character in run[0] if character in _JOINERS), "")
+    before, after = run.string[run.start() - 1 : run.start()], run.string[run.end() : run.end() + 1]
+    if joiner and _JOINED.match(before) and (_JOINED.match(after) or _is_virama(before)):
+        return joiner
+    return ""
+
+
+def _is_virama(character: str) -> bool:
+    return unicodedata.combining(character) == _VIRAMA

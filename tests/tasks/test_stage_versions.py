@@ -22,8 +22,8 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (4, "6b79df5dabb6160b"),
-    "splits": (3, "9e35b02bbcd8d900"),
+    "documents": (4, "bd141f2806a1d733"),
+    "splits": (3, "8afa562142606bad"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (3, "7ef74acc5dfeb4ee"),
     "train": (2, "38578d54ea8b1882"),

@@ -1,0 +1,165 @@
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from huggingface_hub import HfFileSystem
+from huggingface_hub.hf_file_system import safe_revision
+
+from lmcore.config import DataConfig, QualityConfig, SourceConfig
+from lmcore.data.documents import build_documents
+from lmcore.data.hub import root_of
+from lmcore.data.sources import take_inventory
+from lmcore.errors import DataError
+from lmcore.progress import silent
+
+CARD = """---
+license: cc0-1.0
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/train-*
+  - split: test
+    path: [en/test-*]
+- config_name: de
+  data_dir: german
+  data_files: "*.parquet"
+---
+# Corn
+"""
+
+
+def config(path, **options):
+    source = SourceConfig(name="s", kind="huggingface", path=str(path), **options)
+    return DataConfig(sources=(source,), quality=QualityConfig(profile="none"), workers=1)
+
+
+def names(path, **options):
+    return [file.name for file in take_inventory(config(path, **options)).files]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "corn"
+    for name in ("en/train-0.parquet", "en/train-1.parquet", "en/test-0.parquet", "german/all.parquet"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": [f"text of {name}"]}), root / name)
+    (root / "dataset_infos.json").write_text("{}")
+    (root / "corn.py").write_text("class Corn: ...")
+    (root / "LICENSE.txt").write_text("free")
+    (root / ".gitattributes").write_text("*.parquet filter=lfs")
+    (root / ".cache").mkdir()
+    (root / ".cache" / "old.parquet").write_bytes(b"x")
+    (root / "README.md").write_text("# Corn\n")
+    return root
+
+
+def test_all_data_files_of_a_folder_are_read_and_nothing_about_them(folder, tmp_path):
+    assert names(folder) == [
+        "en/test-0.parquet",
+        "en/train-0.parquet",
+        "en/train-1.parquet",
+        "german/all.parquet",
+    ]
+    settings = config(folder)
+    (tmp_path / "out").mkdir()
+    summary = build_documents(settings, take_inventory(settings), tmp_path / "out", silent)
+    assert (summary["documents"], summary["books"]["quarantined"]) == (4, 0)
+    rows = pq.read_table(tmp_path / "out" / "documents").to_pylist()
+    assert rows[0]["text"] == "text of en/test-0.parquet"
+
+
+@pytest.mark.parametrize("subset", ["german", "german/", "german/*.parquet", "**/all.parquet"])
+def test_a_subset_is_a_folder_or_a_glob(folder, subset):
+    assert names(folder, subset=subset) == ["german/all.parquet"]
+
+
+def test_the_card_says_which_files_are_of_a_subset(folder):
+    (folder / "README.md").write_text(CARD)
+    assert names(folder, subset="de") == ["german/all.parquet"]
+    assert names(folder, subset="en") == ["en/test-0.parquet", "en/train-0.parquet", "en/train-1.parquet"]
+    assert names(folder, subset="en/train-*") == ["en/train-0.parquet", "en/train-1.parquet"]
+    with pytest.raises(DataError, match=r"several subsets.*Choose one of: en, de"):
+        names(folder)
+    with pytest.raises(DataError, match=r"no file that can be read.*fr/\*\*.*one of: en, de"):
+        names(folder, subset="fr")
+    (folder / "README.md").write_text(CARD.replace("config_name: de", "config_name: de\n  default: true"))
+    assert names(folder) == ["german/all.parquet"]
+    (folder / "README.md").write_text("---\nconfigs: [\n---\n")
+    assert len(names(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        ("jsonl", bytes),
+        ("json", bytes),
+        ("jsonl.gz", gzip.compress),
+        ("json.gz", gzip.compress),
+        ("jsonl.zst", zstandard.compress),
+    ],
+)
+def test_lines_of_json_are_read_under_each_of_their_names(tmp_path, suffix, compress):
+    lines = "".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(50)).encode()
+    (tmp_path / "raw/data").mkdir(parents=True)
+    (tmp_path / f"raw/data/train.{suffix}").write_bytes(compress(lines))
+    settings = config(tmp_path / "raw")
+    (tmp_path / "out").mkdir()
+    assert build_documents(settings, take_inventory(settings), tmp_path / "out", silent)["documents"] == 50
+
+
+def test_a_snapshot_of_links_as_the_hub_keeps_it_is_read(folder, tmp_path):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "train.parquet").symlink_to(folder / "german/all.parquet")
+    (file,) = take_inventory(config(snapshot)).files
+    assert (file.name, file.num_bytes) == ("train.parquet", (folder / "german/all.parquet").stat().st_size)
+
+
+def test_the_same_data_in_two_kinds_of_file_is_an_error(folder):
+    (folder / "en/train.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"several kinds.*jsonl, parquet.*\*\*/\*\.jsonl"):
+        names(folder)
+    assert names(folder, subset="**/*.jsonl") == ["en/train.jsonl"]
+
+
+def test_a_folder_without_data_says_what_it_holds(tmp_path):
+    (tmp_path / "notes.docx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no file that can be read.*found notes\.docx"):
+        names(tmp_path)
+
+
+def test_the_place_does_not_matter(folder, tmp_path):
+    first = take_inventory(config(folder)).digest
+    assert take_inventory(config(folder.rename(tmp_path / "moved"))).digest == first
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "hf://datasets/owner/corn"),
+        ({"revision": "v1.0"}, "hf://datasets/owner/corn@v1.0"),
+        ({"revision": "a/branch"}, "hf://datasets/owner/corn@a%2Fbranch"),
+        ({"revision": "refs/convert/parquet"}, "hf://datasets/owner/corn@refs/convert/parquet"),
+        ({"revision": "refs/pr/3"}, "hf://datasets/owner/corn@refs/pr/3"),
+    ],
+)
+def test_what_is_no_folder_is_on_the_hub(tmp_path, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    source = SourceConfig(name="s", kind="huggingface", path="owner/corn", **options)
+    assert root_of(source) == expected
+    assert HfFileSystem._strip_protocol(expected) == expected.removeprefix("hf://")
+    if options:  # names are what comes behind the root, so it must be written as the hub's listing does
+        assert expected.endswith("@" + safe_revision(options["revision"]))
+    (tmp_path / "owner/corn").mkdir(parents=True)
+    assert root_of(source) == "owner/corn"
+
+
+def test_what_only_a_data_set_has_is_refused_elsewhere():
+    with pytest.raises(ValueError, match="only kind 'huggingface' takes a subset"):
+        SourceConfig(name="s", kind="files", path="x", subset="en")
+    with pytest.raises(ValueError, match="need a path"):
+        SourceConfig(name="s", kind="huggingface")
