@@ -70,12 +70,13 @@ class Evaluation:
             f"tokens, {self.world.size} process(es) on {self.world.device.type}"
         )
         simple = self._baselines() if self.world.is_main else {}
-        self.world.barrier()  # so that the speed is that of scoring alone
+        self.world.wait_for_main()  # so that the speed is that of scoring alone
         scoring = time.perf_counter()
         loss_sum, stops = self._score()
         seconds = time.perf_counter() - scoring
         if not stops and self.world.is_main:
             self._samples()
+        self.world.wait_for_main()
         (stops,) = self.world.add_up([stops + self.stop_requested()])
         self.events.close()
         if stops:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,11 +29,13 @@ class World:
         rank: From 0.
         size: Processes in all.
         device: Where this one computes.
+        patient: All processes again, for collectives that no stall ends.
     """
 
     rank: int
     size: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -52,12 +55,18 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def wait_for_main(self) -> None:
+        """Wait for all processes, however long the main one works alone."""
+        if self.size > 1:
+            dist.barrier(group=self.patient)
+
 
 @contextlib.contextmanager
 def join_world(launch: LaunchConfig) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
 
-    gloo on CPU, nccl on CUDA; a collective that takes longer than ``launch.stall_seconds`` is an error.
+    gloo on CPU, nccl on CUDA; a collective that takes longer than ``launch.stall_seconds`` is an error, but
+    for ``World.wait_for_main``.
 
     Raises:
         LaunchError: CUDA was asked for and there are not enough GPUs.
@@ -75,8 +84,9 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
         timeout=datetime.timedelta(seconds=launch.stall_seconds),
         device_id=device if device.type == "cuda" else None,
     )
+    patient: Any = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, patient)
     finally:
         dist.destroy_process_group()
 

@@ -20,7 +20,7 @@ from lmcore.parallel.mesh import World
 PROMPTS = ("def ", "", "日本")
 
 
-def evaluate(corpus, run_dir, *, world_size=1, **settings):
+def evaluate(corpus, run_dir, *, world_size=1, program=("-m", "lmcore.eval"), **settings):
     """Run an evaluation and return the finished process."""
     job = EvaluationJob(
         evaluation=EvaluationConfig(stride_tokens=8, micro_batch_size=4, prompts=PROMPTS),
@@ -33,7 +33,7 @@ def evaluate(corpus, run_dir, *, world_size=1, **settings):
     job.model_copy(update=settings).write(run_dir)
     agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     return subprocess.run(
-        [sys.executable, *(agent if world_size > 1 else []), "-m", "lmcore.eval", str(run_dir)],
+        [sys.executable, *(agent if world_size > 1 else []), *program, str(run_dir)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -44,6 +44,40 @@ def evaluate(corpus, run_dir, *, world_size=1, **settings):
 
 def read(run_dir, name):
     return json.loads((run_dir / name).read_text())
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from lmcore.eval.evaluation import Evaluation
+from lmcore.eval.job import EvaluationJob
+from lmcore.parallel.mesh import join_world
+from lmcore.run_directory import write_result
+
+class Slow(Evaluation):
+    def _baselines(self):
+        time.sleep(7)
+        return super()._baselines()
+
+    def _samples(self):
+        time.sleep(7)
+        super()._samples()
+
+run_dir = Path(sys.argv[1])
+job = EvaluationJob.read(run_dir)
+with join_world(job.launch) as world:
+    result = Slow(job, run_dir, world, lambda: False).run()
+    if world.is_main:
+        write_result(run_dir, result)
+"""
+
+
+def test_what_the_main_process_does_alone_is_no_stall(corpus, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    launch = LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=4)
+    done = evaluate(corpus, tmp_path, world_size=2, program=[str(tmp_path / "slow.py")], launch=launch)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path, "result.json")["status"] == "completed"
 
 
 @pytest.fixture(scope="module")
