@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,8 +84,9 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
         timeout=datetime.timedelta(seconds=launch.stall_seconds),
         device_id=device if device.type == "cuda" else None,
     )
+    patient: Any = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
     try:
-        yield World(rank, size, device, dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365)))
+        yield World(rank, size, device, patient)
     finally:
         dist.destroy_process_group()
 
