@@ -584,6 +584,7 @@ class MixtureConfig(Config):
 
     source: str = setting(..., "Name of the source")
     weight: float = setting(1.0, "Share of the tokens, relative to the other weights", gt=0)
+    # Up to four passes are nearly as good as new text (Muennighoff et al. 2023).
     max_epochs: float | None = setting(
         4.0,
         "Stop after this many passes over the source and let the others share its weight; empty: no limit",

@@ -1,9 +1,9 @@
 """Several sources in shares: whose turn it is at a place of the order, by arithmetic on the place.
 
-Turns repeat in a cycle that Tijdeman's rule lays out ("The chairman assignment problem", 1980): at every
-prefix each source is less than one sequence away from its share. The cycle's length is the one of at most
-``MAX_CYCLE`` places whose whole numbers of turns come closest to the shares. A source that has given all it
-may stops, and a new cycle shares its turns among the others.
+Turns repeat in a cycle that Tijdeman's rule lays out ("The chairman assignment problem", Discrete Mathematics
+32, 1980): at every prefix each source is less than one sequence away from its share. Its length is the one up
+to ``MAX_CYCLE`` whose whole numbers of turns come closest to the shares. A source that has given all it may
+stops, and a new cycle shares its turns among the others.
 """
 
 from __future__ import annotations

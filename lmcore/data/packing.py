@@ -158,16 +158,16 @@ class BestFit(Packing):
         firsts = self._rest_firsts[packed]
         counts[~whole] = self._rest_firsts[packed + 1] - firsts
         rests = _ranges(firsts, counts[~whole])
-        documents, befores = np.empty((2, int(counts.sum())), np.int64)
+        documents, wholes = np.empty((2, int(counts.sum())), np.int64)
         lengths = np.full_like(documents, self.seq_len)
         here = np.repeat(whole, counts)
         documents[here] = np.searchsorted(self._whole_before, sequences[whole], "right") - 1
-        befores[here] = sequences[whole] - self._whole_before[documents[here]]
+        wholes[here] = sequences[whole] - self._whole_before[documents[here]]
         documents[~here] = self._rest_documents[rests]
         packed_documents = documents[~here]
-        befores[~here] = self._whole_before[packed_documents + 1] - self._whole_before[packed_documents]
+        wholes[~here] = self._whole_before[packed_documents + 1] - self._whole_before[packed_documents]
         lengths[~here] = self._rest_lengths[rests]
-        return Pieces(self._starts[documents] + befores * self.seq_len, lengths, counts)
+        return Pieces(self._starts[documents] + wholes * self.seq_len, lengths, counts)
 
     def sizes(self, sequences: Indices) -> Indices:
         """Tokens of each of ``sequences`` [B], int64 [B]."""

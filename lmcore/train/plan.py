@@ -32,8 +32,8 @@ class SourcePlan:
     padding: float
 
     def __str__(self) -> str:
-        text = f"{self.epochs:.2f} epochs, {self.padding:.2%} padding"
-        return f"source {self.name}: {self.share:.1%} of the tokens, {text}" if self.name else text
+        who = f"source {self.name}: {self.share:.1%} of the tokens" if self.name else "all documents"
+        return f"{who}, {self.epochs:.2f} epochs, {self.padding:.2%} padding"
 
 
 @dataclass(frozen=True)

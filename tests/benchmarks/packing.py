@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from lmcore.config import DataConfig, QualityConfig, SourceConfig
 from lmcore.data import prepare
@@ -110,6 +111,7 @@ def time_mixture() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables."""
+    torch.set_num_threads(1)  # CPU time is to be work, not waiting threads
     options: dict[str, Any] = {}
     if arguments:
         options["sources"] = (SourceConfig(name="files", kind="files", path=arguments[0]),)
