@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,9 +35,11 @@ from lmcore.store import Stage, hash_files, sha256_file, sha256_json
 SHARD_VERSION = 1
 HASHES = "hashes.npy"
 SAMPLE_DOCUMENTS = 10_000
-SAMPLE_CHARS = 120
+SAMPLE_BYTES = 120
 _BATCH_BYTES = 8_000_000
 _MERGED_TOKENS = 16_000_000
+
+_Shard = tuple[Path, Path]  # its documents, and the decisions about them
 
 
 def build_tokens(
@@ -81,7 +84,7 @@ def build_tokens(
     made = 0
     with _workshop(workshop, config, documents_dir, out) as shop:
         parts = []
-        for artifact in shop.make(_unit(*shard, tokenizer_dir, digest, encoder.engine) for shard in shards):
+        for artifact in shop.make(_unit(shard, tokenizer_dir, digest, encoder.engine) for shard in shards):
             parts.append(artifact.path)
             made += artifact.status == "built"
             paced.advance(1)
@@ -107,7 +110,8 @@ def _workshop(
         yield Workshop(Path(folder), local_workers(config, size))
 
 
-def _unit(documents: Path, decisions: Path, tokenizer_dir: Path, tokenizer_digest: str, engine: str) -> Unit:
+def _unit(shard: _Shard, tokenizer_dir: Path, tokenizer_digest: str, engine: str) -> Unit:
+    documents, decisions = shard
     inputs = {
         "documents": sha256_file(documents),
         "decisions": sha256_file(decisions),
@@ -129,13 +133,15 @@ def encode_shard(
         options = {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
         with TokenWriter(out / split, **options) as writer:
             column = table["text"].combine_chunks()
-            for rows in batches_of_lengths(np.diff(text_buffers(column)[1]), _BATCH_BYTES):
+            sizes = np.diff(text_buffers(column)[1])
+            for rows in batches_of_lengths(sizes, _BATCH_BYTES):
                 batch = table.slice(rows.start, rows.stop - rows.start)
                 texts = column.slice(rows.start, len(batch))
-                encoded, lengths, num_bytes = encoder.encode_column(texts)
+                num_bytes = int(sizes[rows].sum())
+                encoded, lengths = encoder.encode_bytes(texts.cast(pa.large_binary()).to_pylist())
                 tokens, lengths = end_documents(encoded, lengths, encoder.eos_id)
-                names = (batch[name].to_pylist() for name in ("doc_id", "source"))
-                writer.add(*names, tokens, lengths, num_bytes)
+                ids, sources = (batch[name].to_pylist() for name in ("doc_id", "source"))
+                writer.add(ids, sources, tokens, lengths, num_bytes)
                 totals["documents"] += len(batch)
                 totals["tokens"] += len(tokens)
                 totals["bytes"] += num_bytes
@@ -165,12 +171,12 @@ def end_documents(tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> tuple
 # --- the sample ------------------------------------------------------------------------------------
 
 
-def _sample(shards: Iterable[tuple[Path, Path]]) -> list[str]:
+def _sample(shards: Iterable[_Shard]) -> list[str]:
     """The middle of each document of some shards, until there are enough; of all if there are few."""
     texts: list[str] = []
     for documents, decisions in sorted(shards, key=lambda shard: _draw(shard[0].name)):
         for table in splits_of_shard(documents, decisions).values():
-            texts += _middles(table["text"])
+            texts += _middles(table["text"].combine_chunks())
         if len(texts) >= SAMPLE_DOCUMENTS:
             break
     return texts[:SAMPLE_DOCUMENTS]
@@ -180,11 +186,13 @@ def _draw(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def _middles(texts: pa.ChunkedArray) -> list[str]:
+def _middles(texts: pa.Array) -> list[str]:
+    data, offsets = text_buffers(texts)
     found = []
-    for text in texts.to_pylist():
-        start = max(0, (len(text) - SAMPLE_CHARS) // 2)
-        found.append(text[start : start + SAMPLE_CHARS])
+    for start, end in itertools.pairwise(offsets.tolist()):
+        first = start + max(0, (end - start - SAMPLE_BYTES) // 2)
+        # What is cut off of a character at either end is left out.
+        found.append(data[first : min(end, first + SAMPLE_BYTES)].tobytes().decode("utf-8", "ignore"))
     return found
 
 

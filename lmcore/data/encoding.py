@@ -7,15 +7,16 @@ documents.
 
 from __future__ import annotations
 
+import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from lmcore.data.arrow import text_buffers
+from lmcore.data.text import ranges
 from lmcore.data.tokenizer import eos_id, load_tokenizer, token_bytes
 from lmcore.errors import DataError
 
@@ -56,7 +57,9 @@ class Encoder:
         self._reference = load_tokenizer(tokenizer_dir)
         self._fast: Any = None
         self._specials = [
-            token.content for token in self._reference.get_added_tokens_decoder().values() if token.special
+            token.content.encode()
+            for token in self._reference.get_added_tokens_decoder().values()
+            if token.special
         ]
         self._token_bytes = token_bytes(tokenizer_dir)
         self.eos_id = eos_id(self._reference, tokenizer_dir)
@@ -75,18 +78,16 @@ class Encoder:
         Raises:
             DataError: the tokens do not stand for as many bytes as the text has.
         """
+        return self.encode_bytes([text.encode() for text in texts])
+
+    def encode_bytes(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``texts``, which are UTF-8, as ``encode`` does."""
         if self._fast is None:
-            tokens, lengths = self._encode_reference(texts)
+            tokens, lengths = self._encode_reference([text.decode() for text in texts])
         else:
             tokens, lengths = self._encode_fast(texts)
         self._check_bytes(texts, tokens, lengths)
         return tokens, lengths
-
-    def encode_column(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
-        """Encode ``texts`` (``pa.large_string``) as ``encode`` does; also return their UTF-8 bytes."""
-        _, offsets = text_buffers(texts)
-        tokens, lengths = self.encode(texts.to_pylist())
-        return tokens, lengths, int(offsets[-1] - offsets[0])
 
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
@@ -100,7 +101,8 @@ class Encoder:
             self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / "tokenizer.json").read_bytes())
             # In one batch, as documents are encoded.
             texts = [*HOSTILE_TEXTS, *sample]
-            expected, found = self._encode_reference(texts), self._encode_fast(texts)
+            expected = self._encode_reference(texts)
+            found = self._encode_fast([text.encode() for text in texts])
             if not (np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])):
                 self._fast = None
                 return "tokenizers", "gigatoken gives other tokens on the sample"
@@ -120,30 +122,31 @@ class Encoder:
         ids = [np.asarray(one.ids, np.int32) for one in encoded]
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
-    def _encode_fast(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_fast(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         risky = {i for i, text in enumerate(texts) if self._is_risky(text)}
-        safe = [text.encode() for i, text in enumerate(texts) if i not in risky]
+        safe = [text for i, text in enumerate(texts) if i not in risky]
         tokens, lengths = _plain(self._fast.encode_batch(safe))
         if not risky:
             return tokens, lengths
         pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(safe) else ())
         merged = [
-            self._encode_reference([text])[0] if i in risky else next(pieces) for i, text in enumerate(texts)
+            self._encode_reference([text.decode()])[0] if i in risky else next(pieces)
+            for i, text in enumerate(texts)
         ]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
 
-    def _is_risky(self, text: str) -> bool:
+    def _is_risky(self, text: bytes) -> bool:
         # gigatoken turns the text of a special token into its id. And each engine has the Unicode tables of
         # its own year: what is newer than Python's may be a letter to one and nothing to the other.
         if any(special in text for special in self._specials):
             return True
-        return not text.isascii() and any(unicodedata.category(c) == "Cn" for c in set(text) if c > "\x7f")
+        return not text.isascii() and _unassigned().search(text.decode()) is not None
 
-    def _check_bytes(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
-        ends = np.cumsum(lengths)
+    def _check_bytes(self, texts: Sequence[bytes], tokens: np.ndarray, lengths: np.ndarray) -> None:
         totals = np.r_[0, np.cumsum(self._token_bytes[tokens], dtype=np.int64)]
+        ends = np.cumsum(lengths)
         found = totals[ends] - totals[ends - lengths]
-        expected = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        expected = np.fromiter(map(len, texts), np.int64, len(texts))
         if (found != expected).any():
             wrong = int(np.argmax(found != expected))
             raise DataError(
@@ -152,6 +155,14 @@ class Encoder:
                 found=f"{found[wrong]} for {texts[wrong][:60]!r}",
                 remedy="Please report this; data.tokenizer.pattern may be changed meanwhile.",
             )
+
+
+@functools.cache
+def _unassigned() -> re.Pattern[str]:
+    """Characters that Python's tables do not know."""
+    known = (*range(0x80, 0x40000), *range(0xE0000, 0xE1000))
+    codes = [code for code in known if unicodedata.category(chr(code)) == "Cn"]
+    return re.compile(f"[{ranges(codes)}\U00040000-\U000dffff\U000e1000-\U000effff]")
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:

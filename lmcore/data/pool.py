@@ -31,7 +31,10 @@ _AHEAD = 2
 class Workers(Protocol):
     """Who does pieces of work."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """How many do."""
+        ...
 
     def map(self, function: Callable[..., R], calls: Iterable[tuple[Any, ...]]) -> Iterator[R]:
         """Yield the result of ``function`` for the arguments of each of ``calls``, in their order.

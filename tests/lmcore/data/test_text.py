@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import TextConfig
-from lmcore.data.text import clean, may_be_mojibake, normalise
+from lmcore.data.text import _may_change_in_nfc, clean, may_be_mojibake, normalise
 from tests.lmcore.data.languages import ARTICLE_1
 
 any_text = st.text(st.characters(exclude_categories=()))
@@ -176,3 +176,16 @@ def test_no_language_loses_a_letter_to_it(language):
     planted = "".join(c + random.Random(len(text)).choice(["", "\u200b", "\ufeff"]) for c in text)
     assert clean(text, TextConfig(drop_zero_width=True)) == text
     assert clean(planted, TextConfig(drop_zero_width=True)) == text
+
+
+def test_what_is_not_looked_at_closely_is_in_nfc():
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    plain = [one for one in every if not _may_change_in_nfc().search(one)]
+    assert len(plain) > 900_000
+    # No two of them meet in a way that NFC would change, and none is changed alone.
+    assert unicodedata.is_normalized("NFC", "".join(plain))
+    assert all(unicodedata.is_normalized("NFC", one) for one in plain[:50_000])
+    draw = random.Random(1)
+    for _ in range(200):
+        mixed = "".join(draw.choices(plain[:70_000], k=500))
+        assert unicodedata.is_normalized("NFC", mixed)
