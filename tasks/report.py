@@ -180,7 +180,8 @@ def report(
     registered: Registered | None = None,
 ) -> Summary:
     """Tell a run in figures, in the Prefect UI, in MLflow, and as the summary that is returned."""
-    figures = {"documents.png": run.directory / "documents.png", "loss.png": run.directory / "loss.png"}
+    # That of the documents was drawn by `report_data`.
+    figures = {name: run.directory / name for name in ("documents.png", "loss.png")}
     draw_loss(trained.path / "events.jsonl", figures["loss.png"])
     summary = _summarize(recipe, run, prepared, trained, evaluated, registered)
     page = markdown(summary, figures)

@@ -6,6 +6,7 @@ Those are the ones with the smallest content hashes, so they do not depend on ho
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from lmcore.data.dedup import order_by_hash
 from lmcore.data.histogram import count, edges_of
 from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES
 from lmcore.data.quality import Rule, decision_rules, stored_signals
-from lmcore.data.splits import SPLITS, hashes_of
+from lmcore.data.splits import hashes_of
 
 OUTCOMES = ("kept", "dropped", "duplicate")
 _OUTCOME = {"dropped": 1, "contaminated": 1, "duplicate": 2, "near_duplicate": 2}
@@ -100,32 +101,34 @@ class Tally:
             self.counts[name] += count(self.edges[name], values)
         for rule in self.rules:
             self.breaks[rule.name] += int(rule.breaks(figures[rule.signal]).sum())
-        decisions = table["decision"].to_numpy(zero_copy_only=False)
-        outcomes = np.array([_OUTCOME.get(decision, 0) for decision in decisions], np.int8)
+        decision, names = _codes(table["decision"])
+        outcomes = np.array([_OUTCOME.get(name, 0) for name in names])[decision]
         for number, name in enumerate(OUTCOMES):
             self.lengths[name] += count(self.edges["chars"], figures["chars"][outcomes == number])
-        self._count_chars(table, figures["chars"], decisions)
+        self._count_chars(table, figures["chars"])
         if self._language:
-            for number, rows in enumerate((outcomes == 0, outcomes != 0)):
-                for code, many in _value_counts(table[_LANGUAGE].filter(pa.array(rows))):
-                    self.languages[code][number] += many
+            codes, languages = _codes(table[_LANGUAGE])
+            many = np.zeros((len(languages), 2), np.int64)
+            np.add.at(many, (codes, (outcomes != 0).astype(np.int64)), 1)
+            for name, counts in zip(languages, many.tolist(), strict=True):
+                self.languages[name] = [a + b for a, b in zip(self.languages[name], counts, strict=True)]
         self._note_samples(path, group, table)
         self._note_originals(path, group, table["doc_id"], outcomes == 0)
 
-    def _count_chars(self, table: pa.Table, chars: np.ndarray, decisions: np.ndarray) -> None:
-        sources = table["source"].to_numpy(zero_copy_only=False)
-        for source, _ in _value_counts(table["source"]):
-            for split in SPLITS:
-                self.chars[source, split] += int(chars[(sources == source) & (decisions == split)].sum())
+    def _count_chars(self, table: pa.Table, chars: np.ndarray) -> None:
+        source, sources = _codes(table["source"])
+        decision, decisions = _codes(table["decision"])
+        pairs = source * len(decisions) + decision
+        totals = np.bincount(pairs, chars, minlength=len(sources) * len(decisions)).astype(np.int64)
+        for pair, total in zip(itertools.product(sources, decisions), totals.tolist(), strict=True):
+            self.chars[pair] += total
 
     def _note_samples(self, path: Path, group: int, table: pa.Table) -> None:
-        if table["rule"].null_count == len(table):
-            return
-        rules = table["rule"].to_numpy(zero_copy_only=False)
-        hashes = hashes_of(table["content_hash"])
-        for rule, many in _value_counts(table["rule"].drop_null()):
-            self.drops[rule] += many
-            rows = np.flatnonzero(rules == rule)
+        codes, rules = _codes(table["rule"])
+        hashes = hashes_of(table["content_hash"]) if rules else np.empty(0)
+        for code, rule in enumerate(rules):
+            rows = np.flatnonzero(codes == code)
+            self.drops[rule] += len(rows)
             found = dict(zip(self._hashes.get(rule, ()), self.samples.get(rule, ()), strict=True))
             for row in rows[order_by_hash(hashes[rows])].tolist():
                 if hashes[row].tobytes() not in found:  # equal texts: the first of them
@@ -154,7 +157,7 @@ def row_groups(documents: Path, decisions: Path, columns: list[str]) -> Iterator
             table = texts.read_row_group(group, columns)
             part = decided.slice(start, len(table))
             for name in part.column_names:
-                table = table.append_column(name, part[name].cast(pa.string()))
+                table = table.append_column(name, part[name])
             yield group, table
             start += len(table)
 
@@ -187,5 +190,7 @@ def _largest(paths: Iterable[Path], names: list[str]) -> Mapping[str, float]:
     return largest
 
 
-def _value_counts(column: Any) -> list[tuple[str, int]]:
-    return [(entry["values"], entry["counts"]) for entry in column.value_counts().to_pylist()]
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """For each row of ``column`` the number of its value, -1 for null, and the values; int64 [rows]."""
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()

@@ -93,6 +93,12 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
     expect(page.get_by_text("bits per byte of the held-out text").first).to_be_visible()
     expect(page.locator("img[alt='loss.png']")).to_be_visible()
     page.screenshot(path=pictures / "summary.png", full_page=True)
+    report = next(artifact for artifact in artifacts if artifact["key"] == "data-report")
+    page.goto(f"{servers.prefect}/artifacts/artifact/{report['id']}")
+    expect(page.locator("img[alt='documents.png']")).to_be_visible()
+    page.goto(page.get_by_role("link", name="The whole report").get_attribute("href"))
+    expect(page.frame_locator("iframe").get_by_role("heading", name="Data report")).to_be_visible()
+    page.screenshot(path=pictures / "data-report.png")
     parent, children = servers.mlflow_family(run["id"])
     assert parent["info"]["status"] == "FINISHED"
     assert children == ["evaluate", "train"]
