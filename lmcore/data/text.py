@@ -72,10 +72,11 @@ def _may_change_in_nfc() -> re.Pattern[str]:
     """Characters without which a text is in NFC: looked for five times as fast as the form is checked.
 
     They are those that NFC replaces, those that it may put into another order, and those that it may join
-    to the one before: marks, and the second letters of pairs that are one character composed.
+    to the one before: marks, and the second letters of pairs that are one character composed. All beyond the
+    first 65,536 count as such: `re` looks them up one range after another.
     """
     changes = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))  # Jamo are composed by arithmetic
-    for code in (*range(0xC0, 0x40000), *range(0xE0000, 0xE1000)):
+    for code in range(0xC0, 0x10000):
         character = chr(code)
         parts = unicodedata.decomposition(character)
         if unicodedata.combining(character) or (
@@ -84,7 +85,7 @@ def _may_change_in_nfc() -> re.Pattern[str]:
             changes.add(code)
         if parts and not parts.startswith("<"):
             changes.update(int(part, 16) for part in parts.split()[1:])
-    return re.compile(f"[{ranges(changes)}]")
+    return re.compile(f"[{ranges(changes)}\U00010000-\U0010ffff]")
 
 
 def ranges(codes: Iterable[int]) -> str:
