@@ -7,13 +7,12 @@ from flows.evaluate import evaluate_flow
 from flows.pipeline import pipeline_flow
 from flows.train import train_flow
 from lmcore.config import Recipe
-from tasks.report import Summary, summarize_data
+from tasks.report import Summary
 
 
 def run(kind: str, recipe: Recipe) -> Summary:
     """Run the flow ``kind`` (data, train, evaluate or pipeline) with the settings of ``recipe``."""
-    if kind == "data":
-        return summarize_data(recipe, data_flow(recipe.data))
-    flow = {"train": train_flow, "evaluate": evaluate_flow, "pipeline": pipeline_flow}[kind]
+    flows = {"data": data_flow, "train": train_flow, "evaluate": evaluate_flow, "pipeline": pipeline_flow}
+    flow = flows[kind]
     wanted = flow.parameters.properties
     return flow(**{name: getattr(recipe, name) for name in type(recipe).model_fields if name in wanted})

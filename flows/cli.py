@@ -145,6 +145,9 @@ def inspect(
     doc_id: Annotated[str, typer.Option("--id", help="Documents whose name holds this.")] = "",
     quarantined: Annotated[bool, typer.Option(help="Records that could not be read instead.")] = False,
     tokens: Annotated[bool, typer.Option(help="As they were encoded.")] = False,
+    report: Annotated[
+        bool, typer.Option(help="Say instead where the page about all of them is: a report for people.")
+    ] = False,
     limit: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
     overrides: Overrides = None,
 ) -> None:
@@ -152,10 +155,12 @@ def inspect(
     with _errors():
         settings = _load(recipe, overrides)
         set_environment(Home.here(), quiet=True)
-        from flows.inspection import show_documents, show_set_aside
+        from flows.inspection import show_documents, show_report, show_set_aside
         from lmcore.data.browse import Wanted
 
-        if quarantined:
+        if report:
+            show_report(settings)
+        elif quarantined:
             show_set_aside(settings, limit)
         else:
             show_documents(settings, Wanted(decision, rule, source, doc_id), limit, tokens=tokens)

@@ -106,6 +106,8 @@ def show_summary(console: Console, summary: Summary) -> None:
         console.print(f"MLflow run {where}", highlight=False, markup=False, soft_wrap=True)
     if summary.model_path:
         console.print(f"model {summary.model_path}", highlight=False, markup=False, soft_wrap=True)
+    if summary.data_report:
+        console.print(f"data report {summary.data_report}", highlight=False, markup=False, soft_wrap=True)
     if summary.quarantine:
         console.print(f"set aside: {summary.quarantine}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{summary.wall_seconds:.1f} s in all, with the start of the servers", highlight=False)

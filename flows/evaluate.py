@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.data import data_flow
+from flows.data import prepare_flow
 from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
 from tasks.evaluate import evaluate_model
-from tasks.report import Summary, report
+from tasks.report import Summary, report, report_data
 from tasks.tracked import tracked
 from tasks.train import train_model
 
@@ -35,7 +35,8 @@ def evaluate_flow(
         name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
     )
     with tracked(recipe, "evaluate-flow") as run:
-        prepared = data_flow(recipe.data)
+        prepared = prepare_flow(recipe.data)
+        report_data(recipe, run, prepared)
         trained = train_model(recipe, prepared, run)
         evaluated = evaluate_model(recipe, prepared, trained, run)
         return report(recipe, run, prepared, trained, evaluated)

@@ -18,6 +18,10 @@ from lmcore.data.quality import decision_rules
 from lmcore.data.splits import SPLITS
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import DataError
+from lmcore.home import Home
+from lmcore.progress import silent
+from lmcore.store import Store
+from tasks.data_report import PAGE, build_report, report_stage
 
 CHARS_SHOWN = 1_000
 
@@ -57,6 +61,20 @@ def show_set_aside(recipe: Recipe, limit: int) -> None:
         place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']:,}"
         title = f"{row['source']}:{row['path']} record {row['record']}{place}"
         _print(console, title, row["reason"], row["raw"].decode("utf-8", "backslashreplace"))
+
+
+def show_report(recipe: Recipe) -> None:
+    """Print where the page about the data is; it is drawn if it is not there.
+
+    Raises:
+        StorageError: the recipe's data has not been prepared.
+    """
+    found = built(recipe, "tokens")
+    stages = (found["documents"], found["splits"], found["tokens"])
+    artifact = Store(Home.here().store).ensure(
+        report_stage(recipe.data, *stages), lambda out: build_report(recipe.data, *stages, out, silent)
+    )
+    Console().print(str(artifact.path / PAGE), highlight=False, markup=False, soft_wrap=True)
 
 
 def _decoded(split: Path, tokenizer: Path, doc_id: str) -> str:

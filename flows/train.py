@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.data import data_flow
+from flows.data import prepare_flow
 from lmcore.config import DataConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
-from tasks.report import Summary, report
+from tasks.report import Summary, report, report_data
 from tasks.tracked import tracked
 from tasks.train import train_model
 
@@ -30,6 +30,7 @@ def train_flow(
     """
     recipe = make_recipe(name=name, data=data, model=model, train=train, tracking=tracking)
     with tracked(recipe, "train-flow") as run:
-        prepared = data_flow(recipe.data)
+        prepared = prepare_flow(recipe.data)
+        report_data(recipe, run, prepared)
         trained = train_model(recipe, prepared, run)
         return report(recipe, run, prepared, trained)

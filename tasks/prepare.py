@@ -24,17 +24,19 @@ SPACE_RATIO = 4  # documents, tokens and what is in the making, over the size of
 
 @dataclass(frozen=True)
 class Prepared:
-    """The artifacts that training and evaluation read."""
+    """The artifacts that training and evaluation read, and the report that people do."""
 
     documents: Artifact
     splits: Artifact
     tokenizer: Artifact
     tokens: Artifact
+    report: Artifact | None = None
 
     @property
     def artifacts(self) -> list[Artifact]:
         """All of them, in the order they were made."""
-        return [self.documents, self.splits, self.tokenizer, self.tokens]
+        report = [self.report] if self.report else []
+        return [self.documents, self.splits, self.tokenizer, self.tokens, *report]
 
 
 @task(name="find files", task_run_name="find files", **STAGE_OPTIONS)

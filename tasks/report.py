@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
 from tasks import runs
+from tasks.data_report import PAGE
+from tasks.pictures import losses
 from tasks.prepare import Prepared
 from tasks.registry import Registered
 from tasks.tracked import FlowRun
@@ -42,6 +44,7 @@ class Summary(BaseModel):
     documents: int | None = None
     books: dict[str, Any] | None = None
     quarantine: str | None = None
+    data_report: str | None = None
     dataset_tokens: int | None = None
     train_tokens: int | None = None
     val_bits_per_byte: float | None = None
@@ -88,10 +91,11 @@ def draw_loss(events: Path, target: Path) -> None:
     figure.savefig(target)
 
 
-def draw_funnel(funnel: Iterable[tuple[str, int]], target: Path) -> None:
-    """Draw how many documents went in, were dropped by each rule, and were kept."""
-    labels, counts = zip(*[(label, count) for label, count in funnel], strict=True)
+def draw_funnel(funnel: Sequence[tuple[str, int]], target: Path) -> None:
+    """Draw how many documents went in, were left by each rule that dropped some, and were kept."""
+    labels, counts, _ = zip(*losses(funnel), strict=True)
     figure, axes = _axes("Documents", "documents", "")
+    figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.22 * len(labels)))
     bars = axes.barh(labels, counts, color="#4878a8")
     axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3)
     axes.invert_yaxis()
@@ -116,14 +120,54 @@ def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 @task(name="report data", task_run_name="report on the data", cache_policy=NO_CACHE, persist_result=False)
-def report_data(prepared: Prepared) -> None:
-    """Show in the Prefect UI what became of the documents, and which stages were reused."""
-    _publish_stages("data-stages", stage_summaries(prepared.artifacts))
+def report_data(recipe: Recipe, run: FlowRun, prepared: Prepared) -> Summary:
+    """Show what became of the documents, and which stages were reused, in the Prefect UI and in MLflow."""
+    funnel = prepared.splits.summary["funnel"]
+    picture = run.directory / "documents.png"
+    draw_funnel(funnel, picture)
+    _record_data(run, prepared, picture)
+    summary = _summarize_data(recipe, run, prepared)
+    _publish_stages("data-stages", summary.stages)
     create_table_artifact(
-        [{"documents": label, "count": count} for label, count in prepared.splits.summary["funnel"]],
+        [{"documents": label, "count": count} for label, count in funnel],
         key="documents",
         description="Documents in = kept + dropped by each rule + duplicates + quarantined",
     )
+    create_markdown_artifact(data_markdown(summary, picture), key="data-report", description=recipe.name)
+    return summary
+
+
+def _record_data(run: FlowRun, prepared: Prepared, picture: Path) -> None:
+    tokens = prepared.tokens.summary
+    metrics = {
+        "data/documents_in": prepared.splits.summary["books"]["documents_in"],
+        "data/documents": prepared.splits.summary["documents"],
+        "data/tokens": tokens["tokens"],
+        "data/bytes_per_token": tokens["bytes_per_token"],
+    }
+    files = [picture, *([prepared.report.path / PAGE] if prepared.report else [])]
+    run.record(
+        metrics={name: float(value) for name, value in metrics.items()},
+        tags=_stage_tags(stage_summaries(prepared.artifacts)),
+        files={path.name: str(path) for path in files},
+    )
+
+
+def data_markdown(summary: Summary, picture: Path) -> str:
+    """The books, where the report is, and the funnel."""
+    books = summary.books or {}
+    told = f"{books['documents_in']:,} documents in, {books['kept']:,} kept."
+    lines = [f"# {summary.recipe}: data", "", told, ""]
+    if summary.data_report:
+        page = Path(summary.data_report)
+        # A browser follows no link from a server's page to a file; MLflow serves a copy.
+        address = f"{summary.mlflow_url}/artifacts/{PAGE}" if summary.mlflow_url else page.as_uri()
+        lines += [f"[The whole report]({address}), on disk at `{page}`", ""]
+    return "\n".join([*lines, _inline(picture)])
+
+
+def _inline(picture: Path) -> str:
+    return f"![{picture.name}](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
@@ -137,7 +181,6 @@ def report(
 ) -> Summary:
     """Tell a run in figures, in the Prefect UI, in MLflow, and as the summary that is returned."""
     figures = {"documents.png": run.directory / "documents.png", "loss.png": run.directory / "loss.png"}
-    draw_funnel(prepared.splits.summary["funnel"], figures["documents.png"])
     draw_loss(trained.path / "events.jsonl", figures["loss.png"])
     summary = _summarize(recipe, run, prepared, trained, evaluated, registered)
     page = markdown(summary, figures)
@@ -149,23 +192,27 @@ def report(
     return summary
 
 
-def summarize_data(recipe: Recipe, prepared: Prepared) -> Summary:
+def _summarize_data(recipe: Recipe, run: FlowRun, prepared: Prepared) -> Summary:
     """The summary of data preparation alone."""
     return Summary(
         recipe=recipe.name,
         stages=stage_summaries(prepared.artifacts),
         **_books(prepared),
         dataset_tokens=prepared.tokens.summary["train_tokens"],
+        mlflow_run_id=run.mlflow_id(),
+        mlflow_url=run.tracker.link(run.directory) or None,
+        wall_seconds=round(time.monotonic() - run.started, 2),
     )
 
 
 def _books(prepared: Prepared) -> dict[str, Any]:
-    """Documents kept, what became of the others, and where those are that could not be read."""
+    """Documents kept, what became of the others, where those are that could not be read, and the report."""
     set_aside = prepared.documents.path / "quarantine"
     return {
         "documents": prepared.splits.summary["documents"],
         "books": prepared.splits.summary["books"],
         "quarantine": str(set_aside) if set_aside.is_dir() else None,
+        "data_report": str(prepared.report.path / PAGE) if prepared.report else None,
     }
 
 
@@ -221,11 +268,18 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
     }
     run.record(
         metrics={name: float(value) for name, value in metrics.items() if value is not None},
-        tags={f"gristmill.stage.{s.stage}": s.key for s in summary.stages}
-        | {f"gristmill.status.{s.stage}": f"{s.status} {s.reason}".strip() for s in summary.stages},
+        tags=_stage_tags(summary.stages),
         files={name: str(path) for name, path in figures.items()}
         | {"summary.json": str(run.directory / "summary.json")},
     )
+
+
+def _stage_tags(stages: Iterable[StageSummary]) -> dict[str, str]:
+    tags = {}
+    for stage in stages:
+        tags[f"gristmill.stage.{stage.stage}"] = stage.key
+        tags[f"gristmill.status.{stage.stage}"] = f"{stage.status} {stage.reason}".strip()
+    return tags
 
 
 def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
@@ -251,9 +305,8 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
     lines += [
         f"| {s.stage} | `{s.key[:12]}` | {s.status} | {s.seconds:.1f} | {s.reason} |" for s in summary.stages
     ]
-    for name, path in figures.items():
-        picture = base64.b64encode(path.read_bytes()).decode()
-        lines += ["", f"![{name}](data:image/png;base64,{picture})"]
+    for picture in figures.values():
+        lines += ["", _inline(picture)]
     for sample in summary.samples:
         lines += [
             "",

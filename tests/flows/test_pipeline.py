@@ -1,11 +1,13 @@
 """The whole mill, by its command line: built, reused, explained, registered, tracked."""
 
+import json
 import re
 import sqlite3
+from pathlib import Path
 
 import pytest
 
-STAGES = ["documents", "splits", "tokenizer", "tokens", "train", "evaluate"]
+STAGES = ["documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_again_reuses_everything(first, again):
 
 def test_a_changed_rate_reuses_data_and_is_named(changed):
     found = statuses(changed)
-    assert all(found[name] == "reused" for name in STAGES[:4])
+    assert all(found[name] == "reused" for name in STAGES[:5])
     assert found["train"] == found["evaluate"] == "built"
     reason = next(s["reason"] for s in changed["stages"] if s["stage"] == "train")
     assert reason == "train.optimizer.learning_rate went from 0.008 to 0.001"
@@ -146,6 +148,38 @@ def test_inspect_shows_what_became_of_a_document(mill, changed):
     done = mill.call("inspect", str(mill.recipe), "--source", "nowhere")
     assert done.returncode == 1
     assert "no document is like that: expected one of demo" in done.stderr
+
+
+def kept_in_mlflow(mill, summary, name):
+    (path,) = (mill.home / "mlflow").rglob(f"{summary['mlflow_run_id']}/artifacts/{name}")
+    return path.read_bytes()
+
+
+def test_the_data_report_is_in_mlflow_and_where_inspect_says(mill, first):
+    done = mill.call("inspect", str(mill.recipe), "--report")
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.strip())
+    assert str(page) == first["data_report"]
+    assert b"6 documents are like one of 6 that stayed" in page.read_bytes()
+    assert kept_in_mlflow(mill, first, "data-report.html") == page.read_bytes()
+    assert kept_in_mlflow(mill, first, "documents.png").startswith(b"\x89PNG")
+
+
+def test_preparing_data_alone_is_a_run_too(mill, first, tmp_path):
+    target = tmp_path / "prepared.json"
+    done = mill.call("prepare", str(mill.recipe), "--json", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(target.read_text())
+    assert statuses(summary) == dict.fromkeys(STAGES[:5], "reused")
+    assert summary["data_report"] == first["data_report"]
+    assert f"data report {first['data_report']}" in done.stdout
+    assert kept_in_mlflow(mill, summary, "data-report.html") == Path(summary["data_report"]).read_bytes()
+    metrics = dict(
+        tracked(mill, "select key, value from latest_metrics where run_uuid = ?", summary["mlflow_run_id"])
+    )
+    assert (metrics["data/documents_in"], metrics["data/documents"]) == (246, 240)
+    rows = tracked(mill, "select status, name from runs where run_uuid = ?", summary["mlflow_run_id"])
+    assert rows == [("FINISHED", "data tiny")]
 
 
 def test_generate_continues_a_prompt(mill, changed):

@@ -9,6 +9,7 @@ import pytest
 from lmcore.config import Recipe, identify
 from lmcore.data import prepare
 from lmcore.store import sha256_json
+from tasks.data_report import REPORT_SETTINGS, REPORT_VERSION
 from tasks.evaluate import EVALUATE_VERSION
 from tasks.train import TRAIN_VERSION
 
@@ -18,6 +19,7 @@ STAGES = {
     "splits": (prepare.SPLITS_VERSION, identify(*prepare.SPLITS_SETTINGS, data=RECIPE.data)),
     "tokenizer": (prepare.TOKENIZER_VERSION, identify(*prepare.TOKENIZER_SETTINGS, data=RECIPE.data)),
     "tokens": (prepare.TOKENS_VERSION, identify(*prepare.TOKENS_SETTINGS, data=RECIPE.data)),
+    "report": (REPORT_VERSION, identify(*REPORT_SETTINGS, data=RECIPE.data)),
     "train": (TRAIN_VERSION, identify(model=RECIPE.model, train=RECIPE.train)),
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
@@ -26,6 +28,7 @@ RECORDED = {
     "splits": (3, "8afa562142606bad"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (3, "7ef74acc5dfeb4ee"),
+    "report": (1, "7676abd143f844b5"),
     "train": (2, "38578d54ea8b1882"),
     "evaluate": (1, "fcf5f6a264f83206"),
 }
