@@ -83,8 +83,10 @@ def work(path: Path, tokenizer: str) -> dict[str, float]:
             config, documents, decisions, directory, out, silent, shop
         )
         encoded = timed("tokens", lambda: encode(every, tokens))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        # Not ru_maxrss, which begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (os.cpu_count() or 1)
         timed("tokens of what is kept", lambda: encode(splits, kept))
         timed(
             "documents, nothing changed",
