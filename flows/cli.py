@@ -138,7 +138,7 @@ def explain(
 def inspect(
     recipe: RecipeName = "quickstart",
     decision: Annotated[
-        str, typer.Option(help="train, validation, dropped, duplicate or near_duplicate.")
+        str, typer.Option(help="train, validation, test, dropped, contaminated, duplicate or near_duplicate.")
     ] = "",
     rule: Annotated[str, typer.Option(help="Documents that this rule, or one that begins so, dropped.")] = "",
     source: Annotated[str, typer.Option(help="Documents of this source.")] = "",

@@ -118,7 +118,8 @@ def _sentence(books: Mapping[str, Any]) -> str:
     parts = {"kept": books["kept"]}
     parts |= {f"dropped by {rule}": count for rule, count in books["dropped"].items()}
     parts |= {
-        name.replace("_", " "): books[name] for name in ("duplicates", "near_duplicates", "quarantined")
+        name.replace("_", " "): books[name]
+        for name in ("contaminated", "duplicates", "near_duplicates", "quarantined")
     }
     told = " + ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     return f"{books['documents_in']:,} documents = {told}"

@@ -14,7 +14,8 @@ from flows.explain import built
 from lmcore.config import Recipe
 from lmcore.data import browse
 from lmcore.data.decoding import Decoder
-from lmcore.data.quality import rules_of
+from lmcore.data.quality import decision_rules
+from lmcore.data.splits import SPLITS
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import DataError
 from lmcore.home import Home
@@ -33,12 +34,12 @@ def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens:
         DataError: there is none.
     """
     found = built(recipe, "tokens" if tokens else "splits")
-    console, rules = Console(), rules_of(recipe.data.quality)
+    console, rules = Console(), decision_rules(recipe.data)
     shown = 0
     seen = browse.documents(found["documents"].path, found["splits"].path, wanted)
     for document in itertools.islice(seen, limit):
         text = document.text
-        if tokens and document.decision in ("train", "validation"):
+        if tokens and document.decision in SPLITS:
             split = found["tokens"].path / document.decision
             text = _decoded(split, found["tokenizer"].path, document.doc_id)
         _print(console, f"{document.doc_id}  {document.decision}", document.why(rules), text)

@@ -20,7 +20,7 @@ class Wanted:
     """Which documents to show; what is empty does not matter.
 
     Attributes:
-        decision: train, validation, dropped, duplicate or near_duplicate.
+        decision: train, validation, test, dropped, contaminated, duplicate or near_duplicate.
         rule: Name of the rule that dropped it, or its beginning.
         source: Name of its source.
         doc_id: Its name, or a part of it.

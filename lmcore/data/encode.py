@@ -9,7 +9,6 @@ shards: its beginning is a fair sample of it, and the same however the corpus wa
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import tempfile
@@ -26,11 +25,12 @@ from lmcore.data.arrow import batches_of_lengths, text_buffers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.encoding import Encoder
 from lmcore.data.pool import Unit, Workshop, local_workers
-from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard
+from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard, texts_of_shard
 from lmcore.data.token_writer import INDEX, TokenWriter, gather
+from lmcore.data.tokenizer import TOKENIZER
 from lmcore.data.tokens import TokenDataset
 from lmcore.progress import Paced, Progress
-from lmcore.store import Stage, hash_files, sha256_file, sha256_json
+from lmcore.store import Stage, sha256_file
 
 SHARD_VERSION = 1
 HASHES = "hashes.npy"
@@ -79,7 +79,9 @@ def build_tokens(
         "eos_id": encoder.eos_id,
         **encoder.fertility(sample),
     }
-    digest = sha256_json(hash_files(tokenizer_dir)["tokenizer.json"]["sha256"])
+    digest = sha256_file(tokenizer_dir / TOKENIZER)
+    _encoders.clear()
+    _encoders[tokenizer_dir, digest, encoder.engine] = encoder
     paced = Paced(progress, "encode documents", len(shards), "shards")
     made = 0
     with _workshop(workshop, config, documents_dir, out) as shop:
@@ -149,11 +151,16 @@ def encode_shard(
     return totals
 
 
-@functools.lru_cache(2)
+_encoders: dict[tuple[Path, str, str], Encoder] = {}
+
+
 def _encoder(tokenizer_dir: Path, tokenizer_digest: str, engine: str) -> Encoder:
     """The engine that was chosen; each process loads it once for each tokenizer."""
-    del tokenizer_digest  # the same path may hold another one later
-    return Encoder(tokenizer_dir, engine=engine)
+    wanted = (tokenizer_dir, tokenizer_digest, engine)
+    if wanted not in _encoders:
+        _encoders.clear()
+        _encoders[wanted] = Encoder(tokenizer_dir, engine=engine)
+    return _encoders[wanted]
 
 
 def end_documents(tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,8 +182,8 @@ def _sample(shards: Iterable[_Shard]) -> list[str]:
     """The middle of each document of some shards, until there are enough; of all if there are few."""
     texts: list[str] = []
     for documents, decisions in sorted(shards, key=lambda shard: _draw(shard[0].name)):
-        for table in splits_of_shard(documents, decisions).values():
-            texts += _middles(table["text"].combine_chunks())
+        for column in texts_of_shard(documents, decisions):
+            texts += _middles(column)
         if len(texts) >= SAMPLE_DOCUMENTS:
             break
     return texts[:SAMPLE_DOCUMENTS]

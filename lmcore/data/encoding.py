@@ -140,7 +140,7 @@ class Encoder:
         # its own year: what is newer than Python's may be a letter to one and nothing to the other.
         if any(special in text for special in self._specials):
             return True
-        return not text.isascii() and _unassigned().search(text.decode()) is not None
+        return not text.isascii() and _holds_unassigned(text.decode())
 
     def _check_bytes(self, texts: Sequence[bytes], tokens: np.ndarray, lengths: np.ndarray) -> None:
         totals = np.r_[0, np.cumsum(self._token_bytes[tokens], dtype=np.int64)]
@@ -157,12 +157,16 @@ class Encoder:
             )
 
 
+def _holds_unassigned(text: str) -> bool:
+    """Whether Python's tables do not know a character of ``text``."""
+    return _rare().search(text) is not None and any(unicodedata.category(c) == "Cn" for c in set(text))
+
+
 @functools.cache
-def _unassigned() -> re.Pattern[str]:
-    """Characters that Python's tables do not know."""
-    known = (*range(0x80, 0x40000), *range(0xE0000, 0xE1000))
-    codes = [code for code in known if unicodedata.category(chr(code)) == "Cn"]
-    return re.compile(f"[{ranges(codes)}\U00040000-\U000dffff\U000e1000-\U000effff]")
+def _rare() -> re.Pattern[str]:
+    """Unassigned characters, and all beyond the first 65,536: `re` looks those up one range after another."""
+    codes = [code for code in range(0x80, 0x10000) if unicodedata.category(chr(code)) == "Cn"]
+    return re.compile(f"[{ranges(codes)}\U00010000-\U0010ffff]")
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -279,14 +280,25 @@ def _lines(pieces: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes
 
 def _parse(raw: bytes, source: SourceConfig) -> tuple[str, str]:
     """Return text and id of a line of JSON."""
-    try:
-        record = json.loads(_decode(raw))
-    except (ValueError, RecursionError) as error:
-        raise _BadRecordError(f"broken JSON: {error}") from None
+    record = _load(raw, source.id_field)
     if not isinstance(record, dict):
         raise _BadRecordError(f"not a JSON object but {type(record).__name__}")
     text = _text_of(record, source.text_field)
     return text, _id_of(record, source.id_field)
+
+
+def _load(raw: bytes, id_field: str) -> Any:
+    """Parse JSON: twice as fast by orjson, which is stricter; what it refuses, ``json`` reads or explains."""
+    try:
+        record = orjson.loads(raw)
+        if not (id_field and isinstance(record, dict) and isinstance(record.get(id_field), float)):
+            return record  # orjson makes a float of an integer that takes more than 64 bits
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(_decode(raw))
+    except (ValueError, RecursionError) as error:
+        raise _BadRecordError(f"broken JSON: {error}") from None
 
 
 def _text_of(record: dict[str, Any], name: str) -> str:

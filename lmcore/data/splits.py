@@ -455,6 +455,16 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
     return splits_of_shard(documents, decisions, (split,), below)[split]
 
 
+def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
+    """Yield the texts of a shard that are kept, a row group at a time."""
+    kept = np.isin(_read(decisions, ["decision"])["decision"].to_numpy(), SPLITS)
+    start = 0
+    with pq.ParquetFile(documents, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+            yield texts.filter(pa.array(kept[start : (start := start + len(texts))]))
+
+
 def splits_of_shard(
     documents: Path, decisions: Path, splits: Sequence[Split] = SPLITS, below: float = 1.0
 ) -> dict[Split, pa.Table]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -12,7 +11,7 @@ from lmcore.eval.evaluation import Evaluation
 from lmcore.eval.job import EvaluationJob
 from lmcore.parallel.mesh import join_world
 from lmcore.run_directory import RESULT_FILE, write_result
-from lmcore.run_process import StopRequest, run_process
+from lmcore.run_process import StopRequest, leave, run_process
 
 
 @record
@@ -30,4 +29,4 @@ def evaluate(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("lmcore.eval", evaluate))
+    leave(run_process("lmcore.eval", evaluate))

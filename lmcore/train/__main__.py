@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from lmcore.parallel.mesh import join_world
 from lmcore.run_directory import RESULT_FILE, write_result
-from lmcore.run_process import StopRequest, run_process
+from lmcore.run_process import StopRequest, leave, run_process
 from lmcore.train.job import TrainJob
 from lmcore.train.trainer import Trainer
 
@@ -32,4 +31,4 @@ def train(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("lmcore.train", train))
+    leave(run_process("lmcore.train", train))

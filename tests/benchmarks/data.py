@@ -1,164 +1,204 @@
-"""Print MB/s of each step of data preparation, on files or on the standard library.
+"""Print MB/s of each step of data preparation, its peak memory, and how many times that is the peer's.
 
-python tests/benchmarks/data.py ['GLOB' [PROFILE [near]]]    (run from the root of a checkout)
+python tests/benchmarks/data.py DOCS.jsonl[.zst] [--peer PYTHON --peer-script datatrove_prepare.py]
+                                [--times N] [--copies N] [--tokenizer DIR]
 
-`near` finds near duplicates too. MB are of UTF-8 text, but where raw files are read. The peer is timed on the
-same work by parity.py (quality alone).
+The work is what the peer does: mojibake repaired, the rules of Gopher, C4 and FineWeb, near duplicates, and
+*all* documents tokenized to Parquet. MB are of the UTF-8 text that the file holds. Each of N times is a
+process of its own with a store of its own; what numba compiles is compiled before. Medians are printed. With
+``--copies`` the corpus is that many times as large, each copy with other first words. PYTHON is an
+environment with datatrove and spaCy; it runs once, behind ours, on the same file with the same tokenizer.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import re
+import resource
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from lmcore.config import DataConfig, NearDedupConfig, QualityConfig, SourceConfig
+from lmcore.config import (
+    DataConfig,
+    NearDedupConfig,
+    QualityConfig,
+    SourceConfig,
+    TextConfig,
+    TokenizerConfig,
+)
 from lmcore.data import prepare
-from lmcore.data.arrow import text_array
-from lmcore.data.dedup import content_hashes
-from lmcore.data.encoding import Encoder
-from lmcore.data.minhash import band_hashes, clusters
-from lmcore.data.quality import first_broken_rules
-from lmcore.data.records import Record, read_records
-from lmcore.data.signals import measure
-from lmcore.data.splits import read_split
-from lmcore.data.text import normalise
-from lmcore.data.tokens import TokenDataset
+from lmcore.data.streams import chunks
 from lmcore.progress import silent
 
 T = TypeVar("T")
-
-SLICE_TOKENS = 2_048
-NUM_SLICES = 100_000
-# The reference encoder is slow: this much is enough to time it.
-REFERENCE_CHARS = 8_000_000
+STEPS = ("find and digest", "documents", "splits", "tokens")
+PEER_STEPS = {"all": "in all", "tokenize": "tokens"}
 
 
-def timed(step: str, num_bytes: int, work: Callable[[], T]) -> T:
-    """Run ``work`` and print a line of the table."""
-    start = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - start
-    print(f"{step:<42} {seconds:9.3f} s {num_bytes / 1e6 / seconds:10.1f} MB/s", flush=True)
-    return result
+def config_of(path: Path, tokenizer: str = "", **options: object) -> DataConfig:
+    """The peer's work, as settings."""
+    settings: dict[str, object] = {
+        "sources": (SourceConfig(name="docs", kind="files", path=str(path)),),
+        "text": TextConfig(repair_mojibake=True),
+        "quality": QualityConfig(profile="web"),
+        "near_dedup": NearDedupConfig(enabled=True),
+        "tokenizer": TokenizerConfig(vocab_size=32_000, path=tokenizer),
+    }
+    return DataConfig.model_validate(settings | options)
 
 
-def time_steps(config: DataConfig, inventory: prepare.Inventory) -> None:
-    """Time what happens to a document, one step after another, on one core."""
-    sources = {source.name: source for source in config.sources}
+def work(path: Path, tokenizer: str) -> dict[str, float]:
+    """Do it all once; seconds of each step, bytes of text, peak memory, and kept documents."""
+    config = config_of(path, tokenizer)
+    all_kept = {"quality": QualityConfig(profile="none"), "near_dedup": NearDedupConfig()}
+    everything = config_of(path, tokenizer, exact_dedup=False, **all_kept)
+    seconds: dict[str, float] = {}
 
-    def read() -> list[str]:
-        return [
-            record.text
-            for file in inventory.files
-            for record in read_records(file, sources[file.source], config.limits)
-            if isinstance(record, Record)
-        ]
+    def timed(step: str, do: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = do()
+        seconds[step] = time.perf_counter() - start
+        return result
 
-    texts = timed("read records", inventory.total_bytes, read)
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    texts = timed("normalise", size, lambda: [normalise(text) for text in texts])
-    column = timed("to Arrow", size, lambda: text_array(texts))
-    for profile in ("code", "web"):
-        rules = QualityConfig(profile=profile)
-        timed(f"compile or load: {profile}", 1, lambda rules=rules: measure(column[:1], rules))
-        found = timed(f"measure: {profile}", size, lambda rules=rules: measure(column, rules))
-        dropped = timed(
-            f"decide: {profile}",
-            size,
-            lambda r=rules, f=found: first_broken_rules(r, f.signals, len(column)),
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        names = ("documents", "splits", "tokens", "all", "again", "kept")
+        documents, splits, tokens, every, again, kept = (Path(folder, name) for name in names)
+        for name in names:
+            Path(folder, name).mkdir()
+        inventory = timed("find and digest", lambda: prepare.take_inventory(config))
+        shop = prepare.workshop(config, inventory.text_bytes, Path(folder, "store"))
+        made = timed("documents", lambda: prepare.build_documents(config, inventory, documents, silent, shop))
+        split = timed("splits", lambda: prepare.build_splits(config, documents, splits, silent, shop.workers))
+        prepare.build_splits(everything, documents, every, silent)
+        directory = Path(config.tokenizer.path)
+        encode = lambda decisions, out: prepare.build_tokens(  # noqa: E731
+            config, documents, decisions, directory, out, silent, shop
         )
-        print(f"    {len(column)} documents, {dropped.null_count} kept")
-    timed("content hash", size, lambda: content_hashes(column))
-    near = NearDedupConfig(enabled=True)
-    timed("compile or load: near duplicates", 1, lambda: band_hashes(column[:1], near))
-    bands = timed("signatures", size, lambda: band_hashes(column, near))
-    first = timed("clusters", size, lambda: clusters(bands.T, len(column)))
-    print(f"    {len(column)} documents, {int((first == np.arange(len(column))).sum())} unlike the others")
-
-
-def time_stages(config: DataConfig, inventory: prepare.Inventory, out: Path) -> dict[str, Path]:
-    """Time the four builds."""
-    stages = {name: out / name for name in ("documents", "splits", "tokenizer", "tokens")}
-    for path in stages.values():
-        path.mkdir()
-    documents, splits, tokenizer, tokens = stages.values()
-    raw = inventory.total_bytes
-    made = timed(
-        "stage: documents", raw, lambda: prepare.build_documents(config, inventory, documents, silent)
+        encoded = timed("tokens", lambda: encode(every, tokens))
+        # Not ru_maxrss, which begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (os.cpu_count() or 1)
+        timed("tokens of what is kept", lambda: encode(splits, kept))
+        timed(
+            "documents, nothing changed",
+            lambda: prepare.build_documents(config, inventory, again, silent, shop),
+        )
+    print(
+        f"    {encoded['documents']:,} documents, {encoded['tokens']:,} tokens by {encoded['engine']}",
+        flush=True,
     )
-    size = made["bytes"]
-    timed("stage: splits", size, lambda: prepare.build_splits(config, documents, splits, silent))
-    learned = timed(
-        "stage: tokenizer (MB/s of all text)",
-        size,
-        lambda: prepare.build_tokenizer(config, documents, splits, tokenizer, silent),
-    )
-    print(f"    learned from {learned['sample_bytes'] / 1e6:.1f} MB")
-    encoded = timed(
-        "stage: tokens",
-        size,
-        lambda: prepare.build_tokens(config, documents, splits, tokenizer, tokens, silent),
-    )
-    print(f"    {encoded['tokens']:,} tokens by {encoded['engine']}: {encoded['engine_reason']}")
-    return stages
+    return seconds | {
+        "bytes": made["bytes"],
+        "peak": peak * 1024,
+        "kept": split["documents"],
+        "documents in": made["documents"],
+    }
 
 
-def time_encoders(stages: dict[str, Path]) -> None:
-    """Time encoding alone, by the chosen engine and by the reference."""
-    texts = [document.text for document in read_split(stages["documents"], stages["splits"], "train")]
-    some: list[str] = []
-    while texts and sum(map(len, some)) < REFERENCE_CHARS:
-        some.append(texts.pop())
-    fast = Encoder(stages["tokenizer"], some[:20])
-    slow = Encoder(stages["tokenizer"])
-    slow._fast = None
-    for name, encoder, batch in ((fast.engine, fast, texts or some), ("tokenizers", slow, some)):
-        timed(f"encode: {name}", _size(batch), lambda e=encoder, b=batch: e.encode(b))
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Lines of the file, uncompressed."""
+    with path.open("rb") as stream:
+        left = b""
+        for chunk in chunks(stream, "".join(path.suffixes[-1:])):
+            *whole, left = (left + chunk).split(b"\n")
+            yield from whole
+        if left:
+            yield left
 
 
-def time_slices(directory: Path) -> None:
-    """Time random reads through the memory map."""
-    dataset = TokenDataset(directory)
-    length = min(SLICE_TOKENS, dataset.num_tokens)
-    starts = np.random.default_rng(0).integers(0, dataset.num_tokens - length + 1, NUM_SLICES).tolist()
-
-    def read() -> None:
-        for start in starts:
-            dataset.slice(start, start + length)
-
-    timed(f"read {NUM_SLICES:,} random slices of {length:,} tokens", 4 * length * NUM_SLICES, read)
-    timed("verify", 4 * dataset.num_tokens, dataset.verify)
-
-
-def _size(texts: Sequence[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
+def copy_corpus(path: Path, copies: int, out: Path) -> int:
+    """Write the corpus ``copies`` times, as lines of JSON; return the bytes of its text."""
+    size = 0
+    with out.open("wb") as file:
+        for number in range(copies):
+            for line in lines_of(path):
+                text = json.loads(line)["text"]
+                if number:
+                    text = f"Copy {number} of this text differs.\n{text}"
+                size += len(text.encode("utf-8", "replace"))
+                file.write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    return size
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the table."""
-    options: dict[str, Any] = {}
-    if arguments:
-        options["sources"] = (SourceConfig(name="files", kind="files", path=arguments[0]),)
-    if arguments[1:]:
-        options["quality"] = QualityConfig.model_validate({"profile": arguments[1]})
-    options["near_dedup"] = NearDedupConfig(enabled="near" in arguments)
-    config = DataConfig(**options)
-    print(f"{os.cpu_count()} cores")
-    inventory = prepare.take_inventory(config)
-    timed("find and hash files", inventory.total_bytes, lambda: prepare.take_inventory(config))
-    time_steps(config, inventory)
+def learn_tokenizer(path: Path, out: Path) -> str:
+    """A tokenizer of 32,000 entries, learned from the file."""
+    config = config_of(path, quality=QualityConfig(profile="none"), near_dedup=NearDedupConfig())
     with tempfile.TemporaryDirectory() as folder:
-        stages = time_stages(config, inventory, Path(folder))
-        time_encoders(stages)
-        time_slices(stages["tokens"] / "train")
+        documents, splits = Path(folder, "documents"), Path(folder, "splits")
+        for directory in (documents, splits, out):
+            directory.mkdir()
+        prepare.build_documents(config, prepare.take_inventory(config), documents, silent)
+        prepare.build_splits(config, documents, splits, silent)
+        prepare.build_tokenizer(config, documents, splits, out, silent)
+    return str(out)
+
+
+def run_peer(python: str, script: str, corpus: Path, tokenizer: str, folder: Path) -> dict[str, float]:
+    """MB/s of each of the peer's steps, as it prints them."""
+    command = [python, script, str(corpus), f"{tokenizer}/tokenizer.json", str(folder / "peer")]
+    workers = ["--workers", str(os.cpu_count())]
+    done = subprocess.run([*command, *workers], capture_output=True, text=True, check=True)
+    found = re.findall(r"datatrove (\w+): [\d.]+ s, ([\d.]+) MB/s", done.stdout)
+    return {name: float(rate) for name, rate in found}
+
+
+def show(runs: list[dict[str, float]], size: int) -> dict[str, float]:
+    """Print the table; MB/s of each step and in all."""
+    rates: dict[str, float] = {}
+    print(f"\n{os.cpu_count()} cores, {size / 1e6:.1f} MB of text, median of {len(runs)}")
+    for run in runs:
+        run["in all"] = sum(run[step] for step in STEPS)
+    for step in (*STEPS, "in all", "tokens of what is kept", "documents, nothing changed"):
+        seconds = statistics.median(run[step] for run in runs)
+        rates[step] = size / 1e6 / seconds
+        print(f"{step:<28} {seconds:8.2f} s {rates[step]:9.1f} MB/s")
+    print(f"{'peak memory':<28} {max(run['peak'] for run in runs) / 1e9:8.2f} GB")
+    return rates
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("docs", type=Path)
+    parser.add_argument("--peer", default=os.environ.get("PEER", ""), help="Python with datatrove")
+    parser.add_argument("--peer-script", default=os.environ.get("PEER_SCRIPT", ""))
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--tokenizer", default="")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.once:
+        print(json.dumps(work(options.docs, options.tokenizer)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpus = folder / "docs.jsonl"
+        size = copy_corpus(options.docs, options.copies, corpus)
+        tokenizer = options.tokenizer or learn_tokenizer(corpus, folder / "tokenizer")
+        command = [sys.executable, __file__, str(corpus), "--once", "--tokenizer", tokenizer]
+        runs = []
+        for number in range(options.times + 1):
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            if number:  # the first one compiles
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+        rates = show(runs, size)
+        if options.peer:
+            peer = run_peer(options.peer, options.peer_script, corpus, tokenizer, folder)
+            for theirs, ours in PEER_STEPS.items():
+                ratio = rates[ours] / peer[theirs]
+                print(f"{ours}: {ratio:.0f} times the peer's {peer[theirs]:.3f} MB/s")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -181,11 +181,11 @@ def test_no_language_loses_a_letter_to_it(language):
 def test_what_is_not_looked_at_closely_is_in_nfc():
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     plain = [one for one in every if not _may_change_in_nfc().search(one)]
-    assert len(plain) > 900_000
+    assert len(plain) > 50_000
     # No two of them meet in a way that NFC would change, and none is changed alone.
     assert unicodedata.is_normalized("NFC", "".join(plain))
-    assert all(unicodedata.is_normalized("NFC", one) for one in plain[:50_000])
+    assert all(unicodedata.is_normalized("NFC", one) for one in plain)
     draw = random.Random(1)
     for _ in range(200):
-        mixed = "".join(draw.choices(plain[:70_000], k=500))
+        mixed = "".join(draw.choices(plain, k=500))
         assert unicodedata.is_normalized("NFC", mixed)

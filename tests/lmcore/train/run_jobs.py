@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmcore.config import LaunchConfig
 from lmcore.parallel.mesh import join_world
+from lmcore.run_process import leave
 from lmcore.train.__main__ import write_result
 from lmcore.train.job import TrainJob
 from lmcore.train.trainer import Trainer
@@ -20,3 +21,4 @@ def main(run_dirs):
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    leave(0)

@@ -101,7 +101,7 @@ def test_a_packed_mixture_goes_on_where_it_stopped_in_two_processes(make_run, ru
 
 def run_to_its_end_in_two_parts(run):
     process = run.start()
-    wait_for_step(run, process, random.randint(3, 25))
+    wait_for_step(run, process, random.randint(3, 12))
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     assert run.result["status"] == "preempted", run.log
