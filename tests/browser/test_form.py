@@ -123,7 +123,7 @@ def test_a_run_by_the_schedule_reaches_mlflow(servers):
             "sources": [{"name": "python-stdlib", "max_bytes": 600_000}],
             "tokenizer": {"vocab_size": 512},
         },
-        "train": {"steps": 12},
+        "train": {"steps": 14},  # others than the run of the form, which would be reused
     }
     servers.call(
         address, {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters}, "PATCH"
