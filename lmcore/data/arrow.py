@@ -8,9 +8,39 @@ import numpy as np
 import pyarrow as pa
 
 
+def column(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
+    """``values`` (numbers or truth values) as a column, without a copy where it can be.
+
+    ``pa.array`` does the same but imports pandas, if it is installed, for 0.3 s.
+
+    Args:
+        values: [n].
+        nulls: Where there is none; bool [n].
+    """
+    data = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
+    present = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [present, pa.py_buffer(data)]
+    )
+
+
+def string_column(values: Sequence[str | None]) -> pa.Array:
+    """``values`` as ``pa.string``, as ``column`` makes it; less than 2 GiB of them."""
+    raw = [value.encode("utf-8") if value is not None else b"" for value in values]
+    ends = np.zeros(len(raw) + 1, np.int32)
+    np.cumsum([len(one) for one in raw], out=ends[1:])
+    nulls = np.fromiter((value is None for value in values), bool, len(raw))
+    present = pa.py_buffer(np.packbits(~nulls, bitorder="little")) if nulls.any() else None
+    return pa.StringArray.from_buffers(len(raw), pa.py_buffer(ends), pa.py_buffer(b"".join(raw)), present)
+
+
 def text_array(texts: Sequence[str]) -> pa.Array:
     """``texts`` as ``pa.large_string``; three times as fast as ``pa.array``."""
-    raw = [text.encode("utf-8") for text in texts]
+    return bytes_array([text.encode("utf-8") for text in texts])
+
+
+def bytes_array(raw: Sequence[bytes]) -> pa.Array:
+    """Texts that are UTF-8 already, as ``pa.large_string``."""
     ends = np.zeros(len(raw) + 1, np.int64)
     np.cumsum([len(one) for one in raw], out=ends[1:])
     return pa.LargeStringArray.from_buffers(len(raw), pa.py_buffer(ends), pa.py_buffer(b"".join(raw)))

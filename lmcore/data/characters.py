@@ -5,10 +5,12 @@ Kinds that depend on Unicode are those of the running Python (``unicodedata``).
 
 from __future__ import annotations
 
-import functools
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
+
+from lmcore.data.compiled import compiled, inlined, kept_table, uint32
 
 SPACE = 1 << 0  # str.isspace
 ALPHABETIC = 1 << 1  # str.isalpha
@@ -39,12 +41,11 @@ _CONTROLS = [chr(code) for code in (*range(9), *range(11, 13), *range(13, 32), *
 _END_OF_SCRIPTS = 0x33480  # behind it are tags, variation selectors and private use
 
 
-@functools.cache
+@kept_table
 def character_flags() -> np.ndarray:
     """Flags of every code point; uint32 [0x110000]."""
     flags = np.zeros(0x110000, np.uint32)
-    for code in range(_END_OF_SCRIPTS):
-        flags[code] = _of_unicode(chr(code))
+    flags[:_END_OF_SCRIPTS] = _of_unicode([chr(code) for code in range(_END_OF_SCRIPTS)])
     for characters, flag in (
         ("0123456789", DIGIT),
         (_PUNCTUATION + _QUOTES, PREFIX | SUFFIX),
@@ -65,20 +66,67 @@ def character_flags() -> np.ndarray:
     return flags
 
 
-def _of_unicode(character: str) -> int:
-    category = unicodedata.category(character)
-    flags = SPACE if character.isspace() else 0
-    if category[0] == "L":
-        flags |= LETTER | ALPHABETIC
-        flags |= {"Ll": LOWER, "Lu": UPPER, "Lt": UPPER}.get(category, LOWER | UPPER)
-    elif category in ("Mn", "Mc") and not _joins_any_letter(ord(character)):
-        flags |= LETTER | LOWER | UPPER
-    elif category == "So":
-        flags |= SYMBOL | PREFIX | SUFFIX
-    elif category[0] == "P":
-        flags |= PUNCTUATION
-    return flags | (ALPHANUMERIC if character.isalnum() else 0)
+_OF_CATEGORY = {
+    **dict.fromkeys(("Lm", "Lo"), LETTER | ALPHABETIC | LOWER | UPPER),
+    **dict.fromkeys(("Lu", "Lt"), LETTER | ALPHABETIC | UPPER),
+    "Ll": LETTER | ALPHABETIC | LOWER,
+    **dict.fromkeys(("Mn", "Mc"), LETTER | LOWER | UPPER),
+    "So": SYMBOL | PREFIX | SUFFIX,
+    **dict.fromkeys(("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po"), PUNCTUATION),
+}
+_JOIN_ANY_LETTER = (slice(0x370), slice(0x1AB0, 0x2000), slice(0xFE00, 0xFE30))
 
 
-def _joins_any_letter(code: int) -> bool:
-    return code < 0x370 or 0x1AB0 <= code < 0x2000 or 0xFE00 <= code < 0xFE30
+def _of_unicode(characters: Sequence[str]) -> np.ndarray:
+    """Flags that follow from the properties of ``characters``, which begin with U+0000."""
+    kinds = (_OF_CATEGORY.get(category, 0) for category in map(unicodedata.category, characters))
+    flags = np.fromiter(kinds, np.uint32, len(characters))
+    for codes in _JOIN_ANY_LETTER:
+        of_no_script = flags[codes] & (LETTER | ALPHABETIC) == LETTER
+        flags[codes][of_no_script] = 0
+    flags[np.fromiter(map(str.isspace, characters), bool, len(characters))] |= np.uint32(SPACE)
+    flags[np.fromiter(map(str.isalnum, characters), bool, len(characters))] |= np.uint32(ALPHANUMERIC)
+    return flags
+
+
+def texts_with(marks: np.ndarray, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which texts hold a character beyond ASCII that ``marks`` has; bool [n].
+
+    Args:
+        marks: Of each code point, not 0 for those looked for; uint8 [0x110000].
+        data: UTF-8 bytes of the texts; uint8.
+        offsets: Where each starts and ends; int64 [n + 1].
+    """
+    found = np.zeros(len(offsets) - 1, np.uint8)
+    _look_for(marks, data, offsets, found)
+    return found.astype(bool)
+
+
+@compiled
+def _look_for(marks, data, offsets, found):
+    for d in range(len(offsets) - 1):
+        every = np.uint8(0)
+        for i in range(offsets[d], offsets[d + 1]):
+            every |= data[i]
+        i = offsets[d] if every >= 0x80 else offsets[d + 1]
+        while i < offsets[d + 1]:
+            if data[i] < 0x80:
+                i += 1
+                continue
+            c, size = code_point(data, i)
+            i += size
+            if marks[c]:
+                found[d] = 1
+                break
+
+
+@inlined
+def code_point(data, i):
+    """The code point of several bytes at ``i``, and how many."""
+    c = uint32(data[i])
+    if c < 0xE0:
+        return ((c & 0x1F) << 6) | (uint32(data[i + 1]) & 0x3F), 2
+    if c < 0xF0:
+        return ((c & 0x0F) << 12) | ((uint32(data[i + 1]) & 0x3F) << 6) | (uint32(data[i + 2]) & 0x3F), 3
+    c = ((c & 0x07) << 18) | ((uint32(data[i + 1]) & 0x3F) << 12)
+    return c | ((uint32(data[i + 2]) & 0x3F) << 6) | (uint32(data[i + 3]) & 0x3F), 4

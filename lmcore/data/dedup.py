@@ -34,7 +34,7 @@ def content_hashes(texts: pa.Array) -> pa.Array:
         hashlib.blake2b(view[start:end], digest_size=HASH_BYTES).digest()
         for start, end in itertools.pairwise(ends)
     ]
-    return pa.array(digests, pa.binary(HASH_BYTES))
+    return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(digests), [None, pa.py_buffer(b"".join(digests))])
 
 
 def order_by_hash(hashes: np.ndarray) -> np.ndarray:

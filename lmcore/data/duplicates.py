@@ -1,7 +1,7 @@
 """Find the documents that are copies of, or much like, one that came before.
 
 Who shares a value (a content hash, a band of a signature) is found by DuckDB, which goes to the disk when its
-share of the memory is used up; only pairs come back. Each band is a piece of work of its own. Documents that
+share of the memory is used up; only pairs come back. Each worker has bands of its own. Documents that
 pairs connect form a cluster, of which the first in the order of the corpus stays: the order of the sources,
 then of the files' names, then of their records; with ``data.incremental`` what came earlier goes first, and a
 document that was kept once is never dropped for one that came later.
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmcore.data.arrow import column
 from lmcore.data.pool import Workers
 
 LEAST_MEMORY_BYTES = 64_000_000
@@ -87,7 +88,7 @@ def _copies_between(folder: Path, low: int, high: int, memory_bytes: int) -> np.
         shared AS (SELECT high, low, min(doc) AS first FROM ranged GROUP BY high, low HAVING count(*) > 1)
         SELECT doc, first FROM ranged JOIN shared USING (high, low) WHERE doc <> first
     """
-    return _query(folder, query, {"good": str(folder / _GOOD), "least": low, "most": high}, memory_bytes)
+    return _query(folder, [query], {"good": str(folder / _GOOD), "least": low, "most": high}, memory_bytes)
 
 
 def find_alike(
@@ -101,17 +102,17 @@ def find_alike(
         copies: Left out.
         generation_starts: Number of the first document of each generation.
     """
-    count = max(1, min(grouping.workers.count, len(bands)))
-    pq.write_table(pa.table({"doc": copies.documents}), grouping.folder / _COPIES)
-    calls = [(grouping.folder, band, grouping.memory_bytes // count) for band in bands]
-    found = list(grouping.workers.map(_pairs_in_band, calls))
+    count = min(grouping.workers.count, len(bands))
+    pq.write_table(pa.table({"doc": column(copies.documents)}), grouping.folder / _COPIES)
+    calls = [(grouping.folder, bands[i::count], grouping.memory_bytes // count) for i in range(count)]
+    found = list(grouping.workers.map(_pairs_in_bands, calls))
     pairs = np.unique(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=0)
     return _cluster(pairs, generation_starts)
 
 
-def _pairs_in_band(folder: Path, band: str, memory_bytes: int) -> np.ndarray:
-    """Pairs (document, first of its bucket) of one band; int64 [n, 2]."""
-    query = f"""
+def _pairs_in_bands(folder: Path, bands: Sequence[str], memory_bytes: int) -> np.ndarray:
+    """Pairs (document, first of its bucket) of ``bands``, one band after another; int64 [n, 2]."""
+    query = """
         WITH distinct_ones AS (
             SELECT doc, {band} AS hash FROM read_parquet($good)
             WHERE {band} <> 0 AND doc NOT IN (SELECT doc FROM read_parquet($copies))
@@ -119,9 +120,9 @@ def _pairs_in_band(folder: Path, band: str, memory_bytes: int) -> np.ndarray:
             SELECT hash, min(doc) AS first FROM distinct_ones GROUP BY hash HAVING count(*) > 1
         )
         SELECT doc, first FROM distinct_ones JOIN shared USING (hash) WHERE doc <> first
-    """  # noqa: S608 - the name of a column of ours
+    """
     values = {"good": str(folder / _GOOD), "copies": str(folder / _COPIES)}
-    return _query(folder, query, values, memory_bytes)
+    return _query(folder, [query.format(band=band) for band in bands], values, memory_bytes)
 
 
 def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
@@ -142,8 +143,10 @@ def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
     return Pairs(members[lost], members[firsts[lost]])
 
 
-def _query(folder: Path, query: str, values: Mapping[str, str | int], memory_bytes: int) -> np.ndarray:
-    """The two columns that ``query`` finds; int64 [n, 2]."""
+def _query(
+    folder: Path, queries: Sequence[str], values: Mapping[str, str | int], memory_bytes: int
+) -> np.ndarray:
+    """The two columns that each of ``queries`` finds; int64 [n, 2]."""
     import duckdb  # takes 0.1 s
 
     settings: dict[str, Any] = {
@@ -153,5 +156,6 @@ def _query(folder: Path, query: str, values: Mapping[str, str | int], memory_byt
         "preserve_insertion_order": False,
     }
     with duckdb.connect(config=settings) as database:
-        found = database.execute(query, values).fetchnumpy()
-    return np.stack([np.ma.getdata(column).astype(np.int64) for column in found.values()], axis=1)
+        found = [database.execute(query, values).fetchnumpy() for query in queries]
+    pairs = [np.stack([np.ma.getdata(c).astype(np.int64) for c in one.values()], axis=1) for one in found]
+    return np.concatenate(pairs)

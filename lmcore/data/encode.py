@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, Identity
-from lmcore.data.arrow import batches_of_lengths, text_buffers
+from lmcore.data.arrow import batches_of_lengths, column, text_buffers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.encoding import Encoder
-from lmcore.data.pool import Unit, Workshop, local_workers
+from lmcore.data.pool import Threads, Unit, Workshop, local_workers
 from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard, texts_of_shard
 from lmcore.data.token_writer import INDEX, TokenWriter, gather
 from lmcore.data.tokenizer import TOKENIZER
@@ -134,11 +134,11 @@ def encode_shard(
             continue
         options = {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
         with TokenWriter(out / split, **options) as writer:
-            column = table["text"].combine_chunks()
-            sizes = np.diff(text_buffers(column)[1])
+            whole = table["text"].combine_chunks()
+            sizes = np.diff(text_buffers(whole)[1])
             for rows in batches_of_lengths(sizes, _BATCH_BYTES):
                 batch = table.slice(rows.start, rows.stop - rows.start)
-                texts = column.slice(rows.start, len(batch))
+                texts = whole.slice(rows.start, len(batch))
                 num_bytes = int(sizes[rows].sum())
                 encoded, lengths = encoder.encode_bytes(texts.cast(pa.large_binary()).to_pylist())
                 tokens, lengths = end_documents(encoded, lengths, encoder.eos_id)
@@ -181,12 +181,16 @@ def end_documents(tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> tuple
 def _sample(shards: Iterable[_Shard]) -> list[str]:
     """The middle of each document of some shards, until there are enough; of all if there are few."""
     texts: list[str] = []
-    for documents, decisions in sorted(shards, key=lambda shard: _draw(shard[0].name)):
-        for column in texts_of_shard(documents, decisions):
-            texts += _middles(column)
+    drawn = sorted(shards, key=lambda shard: _draw(shard[0].name))
+    for found in Threads(2).map(_middles_of_shard, drawn):
+        texts += found
         if len(texts) >= SAMPLE_DOCUMENTS:
             break
     return texts[:SAMPLE_DOCUMENTS]
+
+
+def _middles_of_shard(documents: Path, decisions: Path) -> list[str]:
+    return [middle for texts in texts_of_shard(documents, decisions) for middle in _middles(texts)]
 
 
 def _draw(name: str) -> bytes:
@@ -221,7 +225,7 @@ def _merge(parts: list[Path], out: Path) -> dict[str, int]:
     of_part = np.repeat(np.arange(len(parts)), [dataset.num_documents for dataset in datasets])[order]
     first_of_part = np.cumsum([0] + [dataset.num_documents for dataset in datasets])
     place = order - first_of_part[of_part]
-    names = pa.concat_tables([_names(part) for part in parts]).take(pa.array(order))
+    names = pa.concat_tables([_names(part) for part in parts]).take(column(order))
     lengths = np.concatenate([np.diff(dataset.document_offsets) for dataset in datasets])[order]
     num_bytes = sum(dataset.num_bytes for dataset in datasets)
     options = {"eos_id": datasets[0].eos_id, "vocab_size": datasets[0].vocab_size}

@@ -7,17 +7,18 @@ documents.
 
 from __future__ import annotations
 
-import functools
-import re
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmcore.data.text import ranges
-from lmcore.data.tokenizer import eos_id, load_tokenizer, token_bytes
+from lmcore.data.arrow import bytes_array, text_buffers
+from lmcore.data.characters import texts_with
+from lmcore.data.compiled import compiled, kept_table
+from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes
 from lmcore.errors import DataError
 
 # Text on which two readings of a pattern part: case folding, spaces, digits, joiners, rare line ends.
@@ -61,7 +62,7 @@ class Encoder:
             for token in self._reference.get_added_tokens_decoder().values()
             if token.special
         ]
-        self._token_bytes = token_bytes(tokenizer_dir)
+        self._token_bytes = token_bytes(self._reference)
         self.eos_id = eos_id(self._reference, tokenizer_dir)
         self.vocab_size: int = self._reference.get_vocab_size()
         if engine == "tokenizers":
@@ -98,11 +99,13 @@ class Encoder:
         try:
             import gigatoken
 
-            self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / "tokenizer.json").read_bytes())
-            # In one batch, as documents are encoded.
             texts = [*HOSTILE_TEXTS, *sample]
-            expected = self._encode_reference(texts)
-            found = self._encode_fast([text.encode() for text in texts])
+            with ThreadPoolExecutor(1) as beside:  # it runs without the interpreter's lock
+                reference = beside.submit(self._encode_reference, texts)
+                self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / TOKENIZER).read_bytes())
+                # In one batch, as documents are encoded.
+                found = self._encode_fast([text.encode() for text in texts])
+                expected = reference.result()
             if not (np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])):
                 self._fast = None
                 return "tokenizers", "gigatoken gives other tokens on the sample"
@@ -123,7 +126,7 @@ class Encoder:
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
     def _encode_fast(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        risky = {i for i, text in enumerate(texts) if self._is_risky(text)}
+        risky = self._risky(texts)
         safe = [text for i, text in enumerate(texts) if i not in risky]
         tokens, lengths = _plain(self._fast.encode_batch(safe))
         if not risky:
@@ -135,17 +138,16 @@ class Encoder:
         ]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
 
-    def _is_risky(self, text: bytes) -> bool:
+    def _risky(self, texts: Sequence[bytes]) -> set[int]:
         # gigatoken turns the text of a special token into its id. And each engine has the Unicode tables of
         # its own year: what is newer than Python's may be a letter to one and nothing to the other.
-        if any(special in text for special in self._specials):
-            return True
-        return not text.isascii() and _holds_unassigned(text.decode())
+        risky = {i for i, text in enumerate(texts) if any(special in text for special in self._specials)}
+        rare = texts_with(_rare(), *text_buffers(bytes_array(texts)))
+        return risky | {i for i in np.flatnonzero(rare).tolist() if _holds_unassigned(texts[i].decode())}
 
     def _check_bytes(self, texts: Sequence[bytes], tokens: np.ndarray, lengths: np.ndarray) -> None:
-        totals = np.r_[0, np.cumsum(self._token_bytes[tokens], dtype=np.int64)]
-        ends = np.cumsum(lengths)
-        found = totals[ends] - totals[ends - lengths]
+        found = np.empty(len(lengths), np.int64)
+        _count_bytes(tokens, np.r_[0, np.cumsum(lengths)], self._token_bytes, found)
         expected = np.fromiter(map(len, texts), np.int64, len(texts))
         if (found != expected).any():
             wrong = int(np.argmax(found != expected))
@@ -159,14 +161,28 @@ class Encoder:
 
 def _holds_unassigned(text: str) -> bool:
     """Whether Python's tables do not know a character of ``text``."""
-    return _rare().search(text) is not None and any(unicodedata.category(c) == "Cn" for c in set(text))
+    return any(unicodedata.category(character) == "Cn" for character in set(text))
 
 
-@functools.cache
-def _rare() -> re.Pattern[str]:
-    """Unassigned characters, and all beyond the first 65,536: `re` looks those up one range after another."""
-    codes = [code for code in range(0x80, 0x10000) if unicodedata.category(chr(code)) == "Cn"]
-    return re.compile(f"[{ranges(codes)}\U00010000-\U0010ffff]")
+@kept_table
+def _rare() -> np.ndarray:
+    """Marks of unassigned characters, and of all beyond the first 65,536; uint8 [0x110000]."""
+    marks = np.ones(0x110000, np.uint8)
+    marks[:0x10000] = [unicodedata.category(chr(code)) == "Cn" for code in range(0x10000)]
+    return marks
+
+
+@compiled
+def _count_bytes(tokens, offsets, token_bytes, sums):
+    """Bytes that the tokens of each text stand for; -1 where one is not in the vocabulary."""
+    for d in range(len(offsets) - 1):
+        total = 0
+        for i in range(offsets[d], offsets[d + 1]):
+            if not 0 <= tokens[i] < len(token_bytes):
+                total = -1
+                break
+            total += token_bytes[tokens[i]]
+        sums[d] = total
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:

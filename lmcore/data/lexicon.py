@@ -48,7 +48,7 @@ def english() -> Lexicon:
     for word, place in places.items():
         ends = np.cumsum([len(part) for part in parts[word][:-1]])
         cuts[place, : len(ends)] = ends
-    return Lexicon(exceptions, cuts, _table(_UNITS.split())[0])
+    return Lexicon(exceptions, cuts, _lengths(parts, 0), _lengths(parts, -1), _table(_UNITS.split())[0])
 
 
 def _exceptions() -> Iterator[tuple[str, ...]]:
@@ -112,6 +112,15 @@ def _capitals(words: str) -> Iterator[str]:
         yield word.capitalize()
 
 
+def _lengths(words: Iterable[str], place: int) -> np.ndarray:
+    """Lengths of words with a given character at ``place``, as bits; uint32 [128], beyond ASCII at 0."""
+    lengths = np.zeros(128, np.uint32)
+    for word in words:
+        code = ord(word[place])
+        lengths[code if code < 128 else 0] |= np.uint32(1 << len(word))
+    return lengths
+
+
 def _table(words: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
     """Open addressing: hashes at their places, a quarter full; and the place of each word."""
     words = list(words)
@@ -132,11 +141,15 @@ class Lexicon(NamedTuple):
     Attributes:
         exceptions: Hashes, 0 where there is none; uint64 [a power of 2].
         cuts: Where each is cut, from its start; 0: no further; int32 [the same, 2].
+        first: For each first character, the lengths of exceptions, as bits: most runs are none at a glance.
+        last: For each last character.
         units: Hashes of units of measure; uint64 [a power of 2].
     """
 
     exceptions: np.ndarray
     cuts: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
     units: np.ndarray
 
 

@@ -7,17 +7,15 @@ J^r, and at least one of b bands with 1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 ba
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pyarrow as pa
 
 from lmcore.config import NearDedupConfig
 from lmcore.data.arrow import text_buffers
-from lmcore.data.characters import ALPHANUMERIC, DIGIT, character_flags
-from lmcore.data.compiled import compiled, uint32
+from lmcore.data.characters import ALPHANUMERIC, DIGIT, character_flags, code_point
+from lmcore.data.compiled import compiled, kept_table, uint32
 from lmcore.data.lexicon import FNV_PRIME, FNV_START
-from lmcore.data.words import code_point, mix
+from lmcore.data.words import mix
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZERO = uint32(ord("0"))
@@ -67,7 +65,8 @@ def ngram_hashes(texts: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
     hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)
     counts = np.zeros(len(texts), np.int64)
     table, lower = character_flags(), _lower_case()
-    total = _fill_ngrams(data, offsets, table, lower, size, np.empty(longest + 1, np.uint64), hashes, counts)
+    _fill_ngrams(data, offsets, table, lower, size, np.empty(longest + 1, np.uint64), hashes, counts)
+    total = int(counts.sum())
     return hashes[:total], counts
 
 
@@ -77,7 +76,7 @@ def unite(links: np.ndarray, first: np.ndarray) -> None:
     _flatten(first)
 
 
-@functools.cache
+@kept_table
 def _lower_case() -> np.ndarray:
     """Lower case of each code point, where it is a single one; uint32."""
     lower = [character.lower() for character in map(chr, range(0x1E944))]
@@ -121,7 +120,6 @@ def _fill_ngrams(data, offsets, table, lower, size, words, hashes, counts):
             hashes[total] = mix(h)
             total += 1
         counts[d] = max(0, count - size + 1)
-    return total
 
 
 @compiled

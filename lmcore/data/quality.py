@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.config import Config, DataConfig, QualityConfig
+from lmcore.data.arrow import column, string_column
 
 # What is measured, in the order of the rows of ``lmcore.data.signals``.
 CODE_SIGNALS = ("line_chars", "mean_line_chars", "alphanumeric_share", "generated", "licence_share")
@@ -120,8 +121,8 @@ def first_broken_rules(
 def broken_rule_of(rules: Sequence[Rule], signals: Mapping[str, np.ndarray], num_documents: int) -> pa.Array:
     """Name of the first of ``rules`` that each document breaks, or null; ``pa.string`` [num_documents]."""
     broken = _first_broken(rules, signals, num_documents)
-    names = pa.array([rule.name for rule in rules], pa.string())
-    return names.take(pa.array(broken, mask=broken < 0))
+    names = string_column([rule.name for rule in rules])
+    return names.take(column(broken, broken < 0))
 
 
 def broken_rules(rules: Sequence[Rule], table: pa.Table) -> np.ndarray:

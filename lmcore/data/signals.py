@@ -28,12 +28,12 @@ from lmcore.data.characters import (
     SENTENCE_END,
     SPACE,
     character_flags,
+    code_point,
 )
-from lmcore.data.compiled import compiled, uint32
+from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lexicon import FNV_PRIME, FNV_START, english, word_digest
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
 from lmcore.data.words import (
-    code_point,
     decode,
     digest_of,
     mix,
@@ -44,6 +44,7 @@ from lmcore.data.words import (
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 SHORT_LINE_CHARS = 30
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TIME, _TICK, _SEEN = np.uint64(0xFFFFFFFF00000000), np.uint64(1 << 32), np.uint64(0xFFFFFFFF)
 _LINE, _PARAGRAPH, _KEPT = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
@@ -51,17 +52,12 @@ class Counts(NamedTuple):
     """A hash table that is emptied by raising its clock.
 
     Attributes:
-        keys: uint64 [a power of 2].
-        stamps: When each was written; uint32.
-        seen: How often; int32.
-        first: Where first; int32.
-        clock: The present; uint32 [1].
+        slots: Each a key, and how often it was seen in the lower half of a word whose upper half is the
+            time; uint64 [a power of 2, 2].
+        clock: The present, in the upper half; uint64 [1].
     """
 
-    keys: np.ndarray
-    stamps: np.ndarray
-    seen: np.ndarray
-    first: np.ndarray
+    slots: np.ndarray
     clock: np.ndarray
 
 
@@ -74,25 +70,27 @@ class LineRules(NamedTuple):
     require_end_mark: int
 
 
-@compiled
+@inlined
 def _place(counts, mask, h):
+    """Where ``h`` is, or may be put; and whether it is there."""
     place = h & mask
-    while counts.stamps[place] == counts.clock[0] and counts.keys[place] != h:
+    while counts.slots[place, 1] & _TIME == counts.clock[0]:
+        if counts.slots[place, 0] == h:
+            return place, True
         place = (place + np.uint64(1)) & mask
-    return place
+    return place, False
 
 
-@compiled
+@inlined
 def _is_repeated(counts, mask, h):
     """Whether ``h`` was asked for before at this time."""
-    place = _place(counts, mask, h)
-    if counts.stamps[place] == counts.clock[0]:
-        return True
-    counts.stamps[place], counts.keys[place] = counts.clock[0], h
-    return False
+    place, found = _place(counts, mask, h)
+    if not found:
+        counts.slots[place, 0], counts.slots[place, 1] = h, counts.clock[0]
+    return found
 
 
-@compiled
+@inlined
 def _mask_for(size, most):
     mask = np.uint64(63)
     while np.int64(mask) < size and np.int64(mask) < most:
@@ -139,7 +137,7 @@ def _measure_words(page, count, stop_words, sizes, row):
 @compiled
 def _measure_grams(page, count, num_chars, sizes, grams, counts, row):
     """Shares of the characters in the most frequent 2- to 4-grams, and in repeated 5- to 10-grams."""
-    mask = _mask_for(2 * count, len(counts.keys) - 1)
+    mask = _mask_for(2 * count, len(counts.slots) - 1)
     slots, runs = page.scratch[:count], page.scratch[count : 2 * count]
     for i in range(count):
         grams[i] = page.digest[i]
@@ -150,34 +148,34 @@ def _measure_grams(page, count, num_chars, sizes, grams, counts, row):
     # An n-gram can only be repeated where every 4-gram in it is.
     longest = run = 0
     for i in range(count - 4, -1, -1):
-        run = run + 1 if counts.seen[slots[i]] > 1 else 0
+        run = run + 1 if counts.slots[slots[i], 1] & _SEEN > np.uint64(1) else 0
         runs[i] = run
         longest = max(longest, run)
     for n in range(5, min(10, longest + 3) + 1):
         row[2 + n] = _repeated_grams(page, sizes, grams, count, n, counts, mask, runs) / num_chars
 
 
-@compiled
+@inlined
 def _top_gram(sizes, grams, num_grams, n, counts, mask, slots):
     """Characters in the most frequent n-gram, of several the first, with spaces between its words."""
-    counts.clock[0] += uint32(1)
-    most = where = 0
+    counts.clock[0] += _TICK
+    most = np.uint64(0)
     for i in range(num_grams):
-        place = _place(counts, mask, grams[i])
-        if counts.stamps[place] != counts.clock[0]:
-            counts.stamps[place], counts.keys[place] = counts.clock[0], grams[i]
-            counts.seen[place], counts.first[place] = 0, i
-        counts.seen[place] += 1
+        place, found = _place(counts, mask, grams[i])
+        seen = counts.slots[place, 1] & _SEEN if found else np.uint64(0)
+        counts.slots[place, 0], counts.slots[place, 1] = grams[i], counts.clock[0] | (seen + np.uint64(1))
         slots[i] = place
-        if counts.seen[place] > most or (counts.seen[place] == most and counts.first[place] < where):
-            most, where = counts.seen[place], counts.first[place]
-    return most * (sizes[where + n] - sizes[where] + n - 1) if most else 0
+        most = max(most, seen + np.uint64(1))
+    for i in range(num_grams):
+        if counts.slots[slots[i], 1] & _SEEN == most:
+            return np.int64(most) * (sizes[i + n] - sizes[i] + n - 1)
+    return 0
 
 
 @compiled
 def _repeated_grams(page, sizes, grams, count, n, counts, mask, runs):
     """Characters in n-grams that came before, none counted twice."""
-    counts.clock[0] += uint32(1)
+    counts.clock[0] += _TICK
     chars = i = 0
     while i <= count - n:
         if runs[i] < n - 3:
@@ -247,7 +245,7 @@ def _is_unwanted(page, i, start, end):
     return uses or (i - start >= 10 and _contains_at(page, i - 10, end, _USE_OF))
 
 
-@compiled
+@inlined
 def _scan_line(page, start, n, by_newline):
     """Look at each character of the line that starts at ``start``.
 
@@ -262,14 +260,14 @@ def _scan_line(page, start, n, by_newline):
     gap, i = start - 1, start
     while i < n:
         f, c = flags[i], code[i]
-        if f & uint32(LINE_END) and (c == 10 or not by_newline):
-            break
-        h = (h ^ np.uint64(c)) * FNV_PRIME
-        if f & uint32(SPACE):
+        if f & uint32(LINE_END | SPACE):
+            if f & uint32(LINE_END) and (c == 10 or not by_newline):
+                break
             longest = max(longest, i - gap - 1)
             runs += 1 if i - gap > 1 else 0
             gap = i
-        elif f & uint32(NOTED):
+        h = (h ^ np.uint64(c)) * FNV_PRIME
+        if f & uint32(NOTED):
             if c == ord("."):
                 dots = dots + 1 if i > start and code[i - 1] == ord(".") else 1
                 if dots == 3:
@@ -295,7 +293,7 @@ def _scan_line(page, start, n, by_newline):
     return i, mix(h ^ np.uint64(i - start)), runs, longest, hashes, ellipses, cited, curly, lorem, unwanted
 
 
-@compiled
+@inlined
 def _line_digest(page, start, end):
     """Hash of [start, end), as ``_scan_line`` makes it."""
     h = FNV_START
@@ -304,7 +302,7 @@ def _line_digest(page, start, end):
     return mix(h ^ np.uint64(end - start))
 
 
-@compiled
+@inlined
 def _count_sentences(page, first, last, end, cited):
     """Sentences and words among the words [first, last) of a line; citations are skipped."""
     sentences, words = 1, last - first
@@ -351,7 +349,7 @@ def _copy_line(page, start, end, cited, data, cleaned, at):
     return at, mix(h ^ np.uint64(length)), length, last
 
 
-@compiled
+@inlined
 def _strip(page, start, end):
     while start < end and page.flags[start] & uint32(SPACE):
         start += 1
@@ -360,20 +358,20 @@ def _strip(page, start, end):
     return start, end
 
 
-@compiled
+@inlined
 def _ends_in_dots(page, start, end):
     dot = uint32(46)
     return end - start >= 3 and page.code[end - 1] == page.code[end - 2] == page.code[end - 3] == dot
 
 
-@compiled
+@inlined
 def _ends_in_ellipsis(page, start, end):
     if page.code[end - 1] == ord("…"):
         return True
     return _ends_in_dots(page, start, end)
 
 
-@compiled
+@inlined
 def _has_end_mark(page, start, end):
     c = page.code[end - 1]
     ends = c == ord(".") or c == ord("?") or c == ord("!") or c == ord('"') or c == ord("'")
@@ -383,8 +381,11 @@ def _has_end_mark(page, start, end):
 @compiled
 def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
     """Figures of lines and paragraphs; with C4's rules, what they leave goes to ``cleaned`` from ``at``."""
-    counts.clock[0] += uint32(1)
-    mask = _mask_for(2 * n, len(counts.keys) - 1)
+    counts.clock[0] += _TICK
+    ends = 0
+    for i in range(n):
+        ends += 1 if page.flags[i] & uint32(LINE_END) else 0
+    mask = _mask_for(6 * ends + 6, len(counts.slots) - 1)  # a line, a paragraph and what is left of each
     num_chars, begin, active = max(n, 1), at, rules.active != 0
     lines = same_lines = same_line_chars = 0
     paragraphs = same_paragraphs = same_paragraph_chars = 0
@@ -554,11 +555,8 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     most = int(np.diff(offsets).max(initial=0))
     table_size = 1 << (4 * most + 64).bit_length()
     counts = Counts(
-        np.zeros(table_size, np.uint64),
-        np.zeros(table_size, np.uint32),
-        np.zeros(table_size, np.int32),
-        np.zeros(table_size, np.int32),
-        np.zeros(1, np.uint32),
+        np.zeros((table_size, 2), np.uint64),
+        np.full(1, _TICK),
     )
     lines = LineRules(0, 0, 0, 0)
     if rules is not None:
@@ -628,5 +626,15 @@ def _top_comment(head: bytes) -> bytes:
 
 def _chars(texts: pa.Array) -> np.ndarray:
     data, offsets = text_buffers(texts)
-    starts = np.r_[0, np.cumsum((data & 0xC0) != 0x80)]
-    return (starts[offsets[1:]] - starts[offsets[:-1]]).astype(np.float64)
+    chars = np.zeros(len(texts))
+    _count_chars(data, offsets, chars)
+    return chars
+
+
+@compiled
+def _count_chars(data, offsets, chars):
+    for d in range(len(offsets) - 1):
+        count = 0
+        for i in range(offsets[d], offsets[d + 1]):
+            count += 1 if data[i] & 0xC0 != 0x80 else 0
+        chars[d] = count

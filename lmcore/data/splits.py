@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
+from lmcore.data.arrow import column, string_column
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, draws, halves, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
@@ -173,17 +174,17 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     if languages:
         names = broken_language_rules(table, config.language)
         numbers = pc.call_function(
-            "index_in", [names], pc.SetLookupOptions(pa.array(_rule_names(config)))
+            "index_in", [names], pc.SetLookupOptions(string_column(_rule_names(config)))
         ).fill_null(-1)
         broken = np.where(broken < 0, numbers.to_numpy(), broken)
     np.save(work / f"rules-{shard.path.stem}.npy", broken)
     good = np.flatnonzero(broken < 0)
     high, low = halves(hashes_of(table["content_hash"])[good])
     columns = {
-        "doc": pa.array(shard.start + good, pa.int64()),
-        "high": pa.array(high),
-        "low": pa.array(low),
-        **{name: pa.array(table[name].to_numpy()[good]) for name in bands},
+        "doc": column(shard.start + good),
+        "high": column(high),
+        "low": column(low),
+        **{name: column(table[name].to_numpy()[good]) for name in bands},
     }
     pq.write_table(pa.table(columns), work / f"good-{shard.path.stem}.parquet", compression="none")
     return _Judged(len(table), len(good))
@@ -254,7 +255,7 @@ def _find_lost(config: DataConfig, shards: list[_Shard], work: Path, workers: Wo
     for shard in shards:
         low, high = np.searchsorted(wanted, [shard.start, shard.end])
         if high > low:
-            ids = _read(shard.path, ["doc_id"])["doc_id"].take(pa.array(wanted[low:high] - shard.start))
+            ids = _read(shard.path, ["doc_id"])["doc_id"].take(column(wanted[low:high] - shard.start))
             names |= zip(wanted[low:high].tolist(), ids.to_pylist(), strict=True)
     return _Lost(copies, alike, names)
 
@@ -315,9 +316,9 @@ def _decide(call: _Call) -> _Decided:
     columns = [
         table["doc_id"].combine_chunks(),
         table["content_hash"].combine_chunks(),
-        pa.array(DECISIONS, pa.string()).take(pa.array(decisions)),
-        pa.array(rules, pa.string()).take(pa.array(broken, mask=broken < 0)),
-        pa.array([call.names.get(first) for first in originals.tolist()], pa.string()),
+        string_column(DECISIONS).take(column(decisions)),
+        string_column(rules).take(column(broken, broken < 0)),
+        string_column([call.names.get(first) for first in originals.tolist()]),
     ]
     decided = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
     path = call.out / shard.path.name
@@ -462,7 +463,7 @@ def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
     with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
-            yield texts.filter(pa.array(kept[start : (start := start + len(texts))]))
+            yield texts.filter(column(kept[start : (start := start + len(texts))]))
 
 
 def splits_of_shard(
@@ -499,12 +500,12 @@ def splits_of_shard(
                 table = file.read_row_group(group, columns=list(_DOCUMENT_COLUMNS))
                 if not np.array_equal(hashes_of(table["content_hash"]), hashes[start - len(rows) : start]):
                     raise _other_documents(documents, "the same content hashes", "others")
-                parts.append(table if rows.all() else table.filter(pa.array(rows)))
+                parts.append(table if rows.all() else table.filter(column(rows)))
         schema = pa.schema([file.schema_arrow.field(name) for name in _DOCUMENT_COLUMNS])
     whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()
     order = order_by_hash(hashes[chosen])
     of_row = decision[chosen][order]
-    return {split: whole.take(pa.array(order[of_row == split])) for split in splits}
+    return {split: whole.take(column(order[of_row == split])) for split in splits}
 
 
 def _other_documents(shard: Path, expected: str, found: str) -> DataError:

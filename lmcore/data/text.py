@@ -21,9 +21,9 @@ _OTHER_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
 _OTHER_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85]")
 _BYTE_ORDER_MARK = "\ufeff"
 
-_NO_WIDTH = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
+NO_WIDTH = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _JOINERS = "\u200c\u200d"
-_NO_WIDTH_RUN = re.compile(f"[{_NO_WIDTH}]+")
+_NO_WIDTH_RUN = re.compile(f"[{NO_WIDTH}]+")
 # Letters, marks and emoji of scripts that joiners are made for: not Latin, nor spaces and punctuation.
 _JOINED = re.compile("[^\0-\u036f\u1e00-\u1eff\u2000-\u206f\u3000-\u303f\\s]")
 # After a virama (Unicode's combining class 9) a joiner has a meaning at the end of a word too.
@@ -36,7 +36,7 @@ def clean(text: str, config: TextConfig) -> str:
         return normalise(text)
     if config.repair_mojibake:
         text = _repair(text)
-    if config.drop_zero_width and any(character in text for character in _NO_WIDTH):
+    if config.drop_zero_width and any(character in text for character in NO_WIDTH):
         text = _NO_WIDTH_RUN.sub(_what_joins, text)
     return normalise(text)
 
@@ -70,11 +70,17 @@ def normalise(text: str) -> str:
 
 @cache
 def _may_change_in_nfc() -> re.Pattern[str]:
-    """Characters without which a text is in NFC: looked for five times as fast as the form is checked.
+    """``changed_by_nfc``, looked for: five times as fast as the form is checked."""
+    return re.compile(f"[{ranges(changed_by_nfc())}\U00010000-\U0010ffff]")
+
+
+@cache
+def changed_by_nfc() -> frozenset[int]:
+    """Code points without which, and without any beyond U+FFFF, a text is in NFC.
 
     They are those that NFC replaces, those that it may put into another order, and those that it may join
-    to the one before: marks, and the second letters of pairs that are one character composed. All beyond the
-    first 65,536 count as such: `re` looks them up one range after another.
+    to the one before: marks, and the second letters of pairs that are one character composed. Those beyond
+    U+FFFF are not looked at: `re` would look them up one range after another.
     """
     changes = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))  # Jamo are composed by arithmetic
     for code in range(0xC0, 0x10000):
@@ -86,7 +92,7 @@ def _may_change_in_nfc() -> re.Pattern[str]:
             changes.add(code)
         if parts and not parts.startswith("<"):
             changes.update(int(part, 16) for part in parts.split()[1:])
-    return re.compile(f"[{ranges(changes)}\U00010000-\U0010ffff]")
+    return frozenset(changes)
 
 
 def ranges(codes: Iterable[int]) -> str:
@@ -101,6 +107,9 @@ def ranges(codes: Iterable[int]) -> str:
 
 
 # --- mojibake --------------------------------------------------------------------------------------
+
+
+_ODD_BEFORE_SPACE = "ÃÂ"
 
 
 def _repair(text: str) -> str:
@@ -126,12 +135,31 @@ def _tell_tale() -> re.Pattern[str]:
     only where two characters look odd beside each other, so a sequence without two in a row is none but for
     the two letters that it takes as odd before a space. It repairs what is left of C1 controls too.
     """
+    firsts, following, branches = ("".join(parts) for parts in zip(*_families(), strict=True))
+    # The two classes in front let the search run fast over what begins nothing.
+    begins = f"[\x80-\x9f{_class(firsts)}]"
+    return re.compile(
+        f"{begins}(?:(?<=[\x80-\x9f])|(?=[ ?{_class(following)}])(?:(?<=[{_ODD_BEFORE_SPACE}]) {branches}))"
+    )
+
+
+def mojibake_marks() -> list[tuple[str, str]]:
+    """What ``may_be_mojibake`` finds: a C1 control, or two characters, perhaps with spaces or ``?`` between.
+
+    The two are in the first and in the second text of one of these pairs.
+    """
+    return [*((firsts, following) for firsts, following, _ in _families()), (_ODD_BEFORE_SPACE, " ")]
+
+
+@cache
+def _families() -> list[tuple[str, str, str]]:
+    """``_family`` for encodings that are alike."""
     from ftfy.chardata import CHARMAP_ENCODINGS, UTF8_CLUES
 
     windows = [name for name in CHARMAP_ENCODINGS if name not in ("macroman", "cp437")]
     # Parts of a text are looked at with the letters of all encodings like Latin-1 together.
     clues = {name: value.replace("\x80-\xbf", "").replace(" ", "") for name, value in UTF8_CLUES.items()}
-    families = [
+    return [
         _family(
             windows,
             clues["utf8_first_of_2"],
@@ -142,11 +170,6 @@ def _tell_tale() -> re.Pattern[str]:
         _family(["macroman"]),
         _family(["cp437"]),
     ]
-    firsts, following, branches = ("".join(parts) for parts in zip(*families, strict=True))
-    # The two classes in front let the search run fast over what begins nothing.
-    return re.compile(
-        f"[\x80-\x9f{_class(firsts)}](?:(?<=[\x80-\x9f])|(?=[ ?{_class(following)}])(?:(?<=[ÃÂ]) {branches}))"
-    )
 
 
 def _family(

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmcore.data.arrow import column, string_column
 from lmcore.errors import DataError
 from lmcore.store import link
 
@@ -149,12 +150,12 @@ class TokenWriter:
         lengths = np.concatenate([held[3] for held in self._held])
         table = pa.Table.from_arrays(
             [
-                pa.array([name for held in self._held for name in held[0]], pa.string()),
-                pa.array([name for held in self._held for name in held[1]], pa.string()),
-                pa.array(lengths.astype(np.int32)),
+                string_column([name for held in self._held for name in held[0]]),
+                string_column([name for held in self._held for name in held[1]]),
+                column(lengths.astype(np.int32)),
                 pa.ListArray.from_arrays(
-                    pa.array(np.r_[0, np.cumsum(lengths)].astype(np.int32)),
-                    pa.array(tokens),
+                    column(np.r_[0, np.cumsum(lengths)].astype(np.int32)),
+                    column(tokens),
                     type=TOKENS_SCHEMA.field("input_ids").type,
                 ),
             ],

@@ -242,12 +242,11 @@ def eos_id(tokenizer: Tokenizer, directory: Path) -> int:
     return index
 
 
-def token_bytes(directory: Path) -> np.ndarray:
-    """Bytes of text that each token of ``directory/tokenizer.json`` stands for; int32 [vocab_size].
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token of ``tokenizer`` stands for; int32 [vocab_size].
 
     Special tokens count none. In byte-level BPE each character of an entry is one byte.
     """
-    tokenizer = load_tokenizer(directory)
     sizes = np.zeros(tokenizer.get_vocab_size(), np.int32)
     for token, index in tokenizer.get_vocab().items():
         sizes[index] = len(token)

@@ -26,7 +26,7 @@ from lmcore.data.characters import (
     UPPER,
     character_flags,
 )
-from lmcore.data.compiled import compiled, uint32
+from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lexicon import FNV_PRIME, FNV_START, LONGEST_EXCEPTION, english
 
 _DOT, _DOLLAR, _APOSTROPHE, _RIGHT_QUOTE, _DASH, _LONG_DASH = 46, 36, 39, 0x2019, 45, 0x2014
@@ -70,7 +70,7 @@ def new_page(size: int) -> Page:
 # --- hashes ----------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def mix(h):
     """Spread the bits of ``h`` (murmur3's finalizer)."""
     h ^= h >> np.uint64(33)
@@ -80,7 +80,7 @@ def mix(h):
     return h ^ (h >> np.uint64(33))
 
 
-@compiled
+@inlined
 def digest_of(code, start, end):
     """Hash of the code points in [start, end) (FNV-1a, mixed)."""
     h = FNV_START
@@ -89,7 +89,7 @@ def digest_of(code, start, end):
     return mix(h)
 
 
-@compiled
+@inlined
 def _lookup(keys, h):
     mask = np.uint64(len(keys) - 1)
     place = h & mask
@@ -103,7 +103,7 @@ def _lookup(keys, h):
 # --- text to code points ---------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def decode(data, start, end, page, table):
     """Spread the UTF-8 bytes [start, end) of ``data`` over ``page``; the number of code points."""
     code, offset, flags = page.code, page.offset, page.flags
@@ -130,18 +130,6 @@ def decode(data, start, end, page, table):
     return n
 
 
-@compiled
-def code_point(data, i):
-    """The code point of several bytes at ``i``, and how many."""
-    c = uint32(data[i])
-    if c < 0xE0:
-        return ((c & 0x1F) << 6) | (uint32(data[i + 1]) & 0x3F), 2
-    if c < 0xF0:
-        return ((c & 0x0F) << 12) | ((uint32(data[i + 1]) & 0x3F) << 6) | (uint32(data[i + 2]) & 0x3F), 3
-    c = ((c & 0x07) << 18) | ((uint32(data[i + 1]) & 0x3F) << 12)
-    return c | ((uint32(data[i + 2]) & 0x3F) << 6) | (uint32(data[i + 3]) & 0x3F), 4
-
-
 # --- words -----------------------------------------------------------------------------------------
 
 
@@ -166,7 +154,7 @@ def split_words(page, n, lexicon):
         while i < n and not flags[i] & space:
             i += 1
         # Three of four runs are letters alone, and most others are letters and one mark.
-        known = core - start <= LONGEST_EXCEPTION and _lookup(lexicon.exceptions, h) >= 0
+        known = _may_be_exception(page, start, core, lexicon) and _lookup(lexicon.exceptions, h) >= 0
         if not known and core > start and (core == i or (core == i - 1 and _is_end(page, start, i, lexicon))):
             starts[count], ends[count], digests[count] = start, core, h
             count += 1
@@ -181,7 +169,7 @@ def split_words(page, n, lexicon):
     return count
 
 
-@compiled
+@inlined
 def _is_end(page, start, end, lexicon):
     """Whether the last character of a run of letters and that one is a word of its own."""
     last = page.code[end - 1]
@@ -192,9 +180,19 @@ def _is_end(page, start, end, lexicon):
     return page.flags[end - 1] & uint32(SUFFIX) != 0
 
 
-@compiled
+@inlined
+def _may_be_exception(page, start, end, lexicon):
+    """Whether there is an exception of this length, with this first and this last character."""
+    if end <= start or end - start > LONGEST_EXCEPTION:
+        return False
+    a, b = page.code[start], page.code[end - 1]
+    lengths = lexicon.first[a if a < 128 else 0] & lexicon.last[b if b < 128 else 0]
+    return (lengths >> uint32(end - start)) & uint32(1) != 0
+
+
+@inlined
 def _exception(page, start, end, lexicon):
-    if end - start > LONGEST_EXCEPTION:
+    if not _may_be_exception(page, start, end, lexicon):
         return np.int64(-1)
     return _lookup(lexicon.exceptions, digest_of(page.code, start, end))
 
@@ -254,6 +252,9 @@ def _split_middle(page, start, end, count, lexicon):
     elif not _is_address(page, start, end):
         i = first = start
         while i < end:
+            if page.flags[i] & uint32(LETTER | DIGIT):
+                i += 1
+                continue
             size = _infix_length(page, i, first, end)
             if size and i > first:
                 if i > start:
@@ -269,7 +270,7 @@ def _split_middle(page, start, end, count, lexicon):
     return count
 
 
-@compiled
+@inlined
 def _count_dots(code, i, end):
     j = i
     while j < end and code[j] == _DOT:
@@ -277,7 +278,7 @@ def _count_dots(code, i, end):
     return j - i
 
 
-@compiled
+@inlined
 def _prefix_length(page, start, end):
     c = page.code[start]
     if c == _DOT:
@@ -299,7 +300,7 @@ def _prefix_length(page, start, end):
     return 0
 
 
-@compiled
+@inlined
 def _suffix_length(page, start, end, lexicon):
     if start >= end:
         return 0
@@ -322,7 +323,7 @@ def _suffix_length(page, start, end, lexicon):
     return 1 if flags[end - 1] & uint32(SUFFIX) else 0
 
 
-@compiled
+@inlined
 def _closing_dots(page, start, end):
     dots = 1
     while end - dots - 1 >= start and page.code[end - dots - 1] == _DOT:
@@ -334,7 +335,7 @@ def _closing_dots(page, start, end):
     return 1 if before & uint32(BEFORE_DOT) or initials else 0
 
 
-@compiled
+@inlined
 def _infix_length(page, i, start, end):
     """Length of the mark at ``i`` that cuts a word in two; 0: none."""
     code, flags = page.code, page.flags
@@ -361,7 +362,7 @@ def _infix_length(page, i, start, end):
     return 1 if cuts and after & uint32(LETTER) else 0
 
 
-@compiled
+@inlined
 def _hyphen_length(page, i, end):
     """One hyphen, two or three dashes, or two long ones, with a letter behind."""
     code, c = page.code, page.code[i]
@@ -379,7 +380,7 @@ def _hyphen_length(page, i, end):
 # --- addresses -------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _is_address(page, start, end):
     """Whether a run is a URL, a host name or an e-mail address."""
     code = page.code
@@ -401,7 +402,7 @@ def _is_address(page, start, end):
     return False
 
 
-@compiled
+@inlined
 def _names_a_host(c):
     digit, letter = 48 <= c <= 57, 65 <= c <= 90 or 97 <= c <= 122
     return digit or letter or 0xA1 <= c <= 0xFFFF
@@ -432,7 +433,7 @@ def _is_host(page, start, end):
     return i == end or code[i] == ord("/") or code[i] == ord("?") or code[i] == ord("#")
 
 
-@compiled
+@inlined
 def _is_top_level(page, start, end):
     if not 2 <= end - start <= 63:
         return False
@@ -442,7 +443,7 @@ def _is_top_level(page, start, end):
     return True
 
 
-@compiled
+@inlined
 def _is_numeric(page, start, end):
     number, groups = 0, 1
     for i in range(start, end):
@@ -457,10 +458,18 @@ def _is_numeric(page, start, end):
     return groups == 4
 
 
-def words_of(text: str) -> list[str]:
-    """The words of ``text``, as the rules count them."""
-    data = np.frombuffer(text.encode(), np.uint8)
+@compiled
+def _find_words(data, page, table, lexicon, count):
+    num_chars = decode(data, 0, len(data), page, table)
+    count[0] = split_words(page, num_chars, lexicon)
+    for w in range(count[0]):
+        page.digest[w] = digest_of(page.code, page.start[w], page.end[w])
+
+
+def words_of(text: str) -> list[tuple[str, int]]:
+    """The words of ``text``, as the rules count them, each with its hash."""
+    data, count = np.frombuffer(text.encode(), np.uint8), np.zeros(1, np.int64)
     page = new_page(len(data) + 1)
-    num_chars = decode(data, 0, len(data), page, character_flags())
-    count = split_words(page, num_chars, english())
-    return [text[start:end] for start, end in zip(page.start[:count], page.end[:count], strict=True)]
+    _find_words(data, page, character_flags(), english(), count)
+    starts, ends, digests = (column[: count[0]].tolist() for column in (page.start, page.end, page.digest))
+    return [(text[start:end], h) for start, end, h in zip(starts, ends, digests, strict=True)]

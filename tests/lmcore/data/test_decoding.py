@@ -34,7 +34,7 @@ def test_documents_come_back_with_their_ends(directory, decoder, texts):
     tokens = np.array(tokens, np.int32)
     assert decoder.symbols(tokens).tolist() == expected
     assert decoder.decode(tokens) == "".join(texts).encode()
-    assert decoder.sizes(tokens).tolist() == token_bytes(directory)[tokens].tolist()
+    assert decoder.sizes(tokens).tolist() == token_bytes(tokenizer)[tokens].tolist()
 
 
 @pytest.mark.parametrize("token", [-1, 320])

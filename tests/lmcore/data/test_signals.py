@@ -67,7 +67,7 @@ def repeated_grams(words, n):
 
 
 def expected_of(text):
-    size, words = max(len(text), 1), words_of(text)
+    size, words = max(len(text), 1), [word for word, _ in words_of(text)]
     lines, paragraphs = re.split("\n+", text), re.split("\n{2,}", text.strip())
     ends = text.splitlines()
     expected = {

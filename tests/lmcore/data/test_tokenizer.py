@@ -41,7 +41,7 @@ def test_every_byte_and_the_end_of_text_are_in_the_vocabulary(directory):
     tokenizer = load_tokenizer(directory)
     assert tokenizer.token_to_id(END_OF_TEXT) == EOS_ID == 0
     assert tokenizer.get_vocab_size() == 400
-    assert sorted(token_bytes(directory))[:257] == [0] + [1] * 256
+    assert sorted(token_bytes(tokenizer))[:257] == [0] + [1] * 256
 
 
 @given(text=st.one_of(any_text, st.sampled_from(HOSTILE_TEXTS), st.text("<|endoftx> '\n1a\u00e9")))
@@ -51,7 +51,7 @@ def test_decoding_gives_the_text_back(directory, encoder, text):
     assert tokenizer.decode(tokens.tolist(), skip_special_tokens=False) == text
     assert tokenizer.encode(text, add_special_tokens=False).ids == tokens.tolist()
     assert lengths.tolist() == [len(tokens)]
-    assert token_bytes(directory)[tokens].sum() == len(text.encode())
+    assert token_bytes(tokenizer)[tokens].sum() == len(text.encode())
 
 
 @given(texts=st.lists(st.one_of(any_text, st.sampled_from([END_OF_TEXT, f"a{END_OF_TEXT}b", ""]))))
