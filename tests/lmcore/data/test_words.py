@@ -53,6 +53,7 @@ def test_words_hold_every_character_but_space_once_and_in_order(text):
     assert all(found)
 
 
+@settings(deadline=None)  # the first one compiles
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_word_has_one_hash_wherever_it_is_taken(text):
     assert all(digest == word_digest(word) for word, digest in words_of(text))
