@@ -43,6 +43,8 @@ class Page(NamedTuple):
         end: The one behind its last.
         digest: Hash of each word; uint64 [num_words].
         scratch: int32 [2 n].
+        runs: How runs between spaces were cut, found by their hash; uint64 [a power of 2, 2]. The second of a
+            row is, from its lowest byte: characters, words, and where all words but the last end.
     """
 
     code: np.ndarray
@@ -52,6 +54,10 @@ class Page(NamedTuple):
     end: np.ndarray
     digest: np.ndarray
     scratch: np.ndarray
+    runs: np.ndarray
+
+
+_KEPT_RUNS, _KEPT_CHARS, _KEPT_WORDS = 4_096, 255, 7
 
 
 def new_page(size: int) -> Page:
@@ -64,6 +70,7 @@ def new_page(size: int) -> Page:
         np.empty(size + 1, np.int32),
         np.empty(size + 1, np.uint64),
         np.empty(2 * size + 2, np.int32),
+        np.zeros((_KEPT_RUNS, 2), np.uint64),
     )
 
 
@@ -150,8 +157,9 @@ def split_words(page, n, lexicon):
         while i < n and flags[i] & letter:
             h = (h ^ np.uint64(code[i])) * FNV_PRIME
             i += 1
-        core, h = i, mix(h)
+        core, whole, h = i, h, mix(h)
         while i < n and not flags[i] & space:
+            whole = (whole ^ np.uint64(code[i])) * FNV_PRIME
             i += 1
         # Three of four runs are letters alone, and most others are letters and one mark.
         known = _may_be_exception(page, start, core, lexicon) and _lookup(lexicon.exceptions, h) >= 0
@@ -162,11 +170,38 @@ def split_words(page, n, lexicon):
                 starts[count], ends[count], digests[count] = core, i, np.uint64(0)
                 count += 1
             continue
-        first = count
-        count = _split_run(page, start, i, count, lexicon)
+        first, place = count, mix(whole) & np.uint64(_KEPT_RUNS - 1)
+        if page.runs[place, 0] == whole and page.runs[place, 1] & np.uint64(255) == np.uint64(i - start):
+            count = _split_as_before(page, start, i, count, page.runs[place, 1])
+        else:
+            count = _split_run(page, start, i, count, lexicon)
+            if i - start <= _KEPT_CHARS and count - first <= _KEPT_WORDS:
+                page.runs[place, 0] = whole
+                page.runs[place, 1] = _cuts(page, start, i, first, count)
         for w in range(first, count):
             digests[w] = np.uint64(0)
     return count
+
+
+@inlined
+def _cuts(page, start, end, first, count):
+    """How the run was cut into the words [first, count), as ``Page.runs`` keeps it."""
+    cuts = np.uint64(end - start) | np.uint64(count - first) << np.uint64(8)
+    for w in range(first, count - 1):
+        cuts |= np.uint64(page.end[w] - start) << np.uint64(8 * (w - first + 2))
+    return cuts
+
+
+@inlined
+def _split_as_before(page, start, end, count, cuts):
+    words, at = np.int64(cuts >> np.uint64(8)) & 255, start
+    for w in range(words - 1):
+        page.start[count] = at
+        at = start + (np.int64(cuts >> np.uint64(8 * (w + 2))) & 255)
+        page.end[count] = at
+        count += 1
+    page.start[count], page.end[count] = at, end
+    return count + 1
 
 
 @inlined

@@ -53,6 +53,14 @@ def test_words_hold_every_character_but_space_once_and_in_order(text):
     assert all(found)
 
 
+@settings(deadline=None)
+@given(st.lists(st.text("aZ9.,:;-'\"()/$☃", min_size=1, max_size=9), min_size=1, max_size=6))
+def test_a_run_that_comes_again_is_cut_as_before(runs):
+    once = [word for word, _ in words_of(" ".join(runs))]
+    assert [word for word, _ in words_of(" ".join(runs * 3))] == once * 3
+    assert [word for run in runs for word, _ in words_of(run)] == once
+
+
 @settings(deadline=None)  # the first one compiles
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_word_has_one_hash_wherever_it_is_taken(text):
