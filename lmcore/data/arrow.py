@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def column(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
@@ -32,6 +33,23 @@ def string_column(values: Sequence[str | None]) -> pa.Array:
     nulls = np.fromiter((value is None for value in values), bool, len(raw))
     present = pa.py_buffer(np.packbits(~nulls, bitorder="little")) if nulls.any() else None
     return pa.StringArray.from_buffers(len(raw), pa.py_buffer(ends), pa.py_buffer(b"".join(raw)), present)
+
+
+def to_numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers without nulls, as numpy's; [n], not to be written to.
+
+    ``to_numpy`` does the same but imports pandas, if it is installed.
+    """
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return np.from_dlpack(whole)
+
+
+def places(values: pa.Array | pa.ChunkedArray, among: Sequence[str]) -> np.ndarray:
+    """Where each of ``values`` (strings) is ``among`` those; -1: nowhere; int32 [n]."""
+    options = pc.SetLookupOptions(string_column(among))
+    found = pc.call_function("index_in", [values], options)
+    nowhere = column(np.full(len(found), -1, np.int32))
+    return to_numbers(pc.call_function("coalesce", [found, nowhere]))
 
 
 def text_array(texts: Sequence[str]) -> pa.Array:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,11 @@ def build_tokens(
         DataError: the tokenizer cannot be used, or tokens do not stand for the text.
     """
     shards = [(path, splits_dir / "decisions" / path.name) for path in document_files(documents_dir)]
-    sample = _sample(shards)
-    encoder = Encoder(tokenizer_dir, sample)
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(_sample, shards)
+        encoder = Encoder(tokenizer_dir)
+        sample = reading.result()
+    encoder.compare(sample)
     summary: dict[str, Any] = {
         "engine": encoder.engine,
         "engine_reason": encoder.reason,

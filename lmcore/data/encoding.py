@@ -7,8 +7,9 @@ documents.
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ HOSTILE_TEXTS = (
 class Encoder:
     """Encodes text by the tokenizer of a directory; text that looks like a special token stays text.
 
+    gigatoken must encode hostile texts as ``tokenizers`` does, and then those that ``compare`` is given.
+
     Attributes:
         engine: ``gigatoken`` or ``tokenizers``.
         reason: Why this one.
@@ -54,7 +57,7 @@ class Encoder:
         vocab_size: Entries of the vocabulary.
     """
 
-    def __init__(self, tokenizer_dir: Path, sample: Sequence[str] = (), engine: str = "") -> None:
+    def __init__(self, tokenizer_dir: Path, engine: str = "") -> None:
         self._reference = load_tokenizer(tokenizer_dir)
         self._fast: Any = None
         self._specials = [
@@ -65,10 +68,10 @@ class Encoder:
         self._token_bytes = token_bytes(self._reference)
         self.eos_id = eos_id(self._reference, tokenizer_dir)
         self.vocab_size: int = self._reference.get_vocab_size()
-        if engine == "tokenizers":
-            self.engine, self.reason = engine, "chosen before"
-        else:
-            self.engine, self.reason = self._choose(tokenizer_dir, sample)
+        self.engine, self.reason = "tokenizers", "chosen before"
+        self._num_compared = 0
+        if engine != self.engine:
+            self._load_fast(tokenizer_dir)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` without EOS.
@@ -95,30 +98,44 @@ class Encoder:
         words = sum(len(text.split()) for text in texts)
         return {"tokens_per_word": round(len(self.encode(texts)[0]) / max(1, words), 4)}
 
-    def _choose(self, tokenizer_dir: Path, sample: Sequence[str]) -> tuple[str, str]:
-        try:
+    def compare(self, texts: Sequence[str]) -> None:
+        """Do without gigatoken if it encodes one of ``texts`` otherwise than ``tokenizers`` does."""
+        if self._fast is None:
+            return
+        with self._or_without(), ThreadPoolExecutor(1) as beside:  # it does not hold the interpreter's lock
+            reference = beside.submit(self._encode_reference, texts)
+            # In one batch, as documents are encoded.
+            found = self._encode_fast([text.encode() for text in texts])
+            if not all(map(np.array_equal, reference.result(), found)):
+                self._do_without("gigatoken gives other tokens on the sample")
+                return
+            self._num_compared += len(texts)
+            documents = self._num_compared - len(HOSTILE_TEXTS)
+            self.reason = (
+                f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {documents} documents"
+            )
+
+    def _load_fast(self, tokenizer_dir: Path) -> None:
+        with self._or_without():
             import gigatoken
 
-            texts = [*HOSTILE_TEXTS, *sample]
-            with ThreadPoolExecutor(1) as beside:  # it runs without the interpreter's lock
-                reference = beside.submit(self._encode_reference, texts)
-                self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / TOKENIZER).read_bytes())
-                # In one batch, as documents are encoded.
-                found = self._encode_fast([text.encode() for text in texts])
-                expected = reference.result()
-            if not (np.array_equal(expected[0], found[0]) and np.array_equal(expected[1], found[1])):
-                self._fast = None
-                return "tokenizers", "gigatoken gives other tokens on the sample"
+            self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / TOKENIZER).read_bytes())
+            self.engine = "gigatoken"
+        self.compare(HOSTILE_TEXTS)
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
+        try:
+            yield
         except ImportError:
-            return "tokenizers", "gigatoken is not installed"
+            self._do_without("gigatoken is not installed")
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic in Rust is no Exception
-            self._fast = None
-            return "tokenizers", f"gigatoken refuses: {' '.join(str(error).split())[:200]}"
-        return "gigatoken", (
-            f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {len(sample)} documents"
-        )
+            self._do_without(f"gigatoken refuses: {' '.join(str(error).split())[:200]}")
+
+    def _do_without(self, reason: str) -> None:
+        self._fast, self.engine, self.reason = None, "tokenizers", reason
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)

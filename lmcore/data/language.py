@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lmcore.config import LanguageConfig
+from lmcore.data.arrow import places, to_numbers
 from lmcore.data.quality import Rule, broken_rule_of
 from lmcore.errors import ConfigError
 
@@ -64,10 +64,9 @@ def language_columns(texts: pa.Array, config: LanguageConfig) -> list[pa.Array]:
 def broken_language_rules(table: pa.Table, config: LanguageConfig) -> pa.Array:
     """Name of the rule of ``data.language`` that drops each row, or null; ``pa.string`` [rows]."""
     _check_codes(config, _identifier().labels)
-    codes = table["language"].to_numpy()
     signals: dict[str, Any] = {
-        "kept": np.isin(codes, config.keep) | (not config.keep),
-        "language_score": table["language_score"].to_numpy(),
+        "kept": (places(table["language"], config.keep) >= 0) | (not config.keep),
+        "language_score": to_numbers(table["language_score"]),
     }
     keep, min_score = LANGUAGE_RULES
     rules = [

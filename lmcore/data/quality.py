@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.config import Config, DataConfig, QualityConfig
-from lmcore.data.arrow import column, string_column
+from lmcore.data.arrow import column, string_column, to_numbers
 
 # What is measured, in the order of the rows of ``lmcore.data.signals``.
 CODE_SIGNALS = ("line_chars", "mean_line_chars", "alphanumeric_share", "generated", "licence_share")
@@ -127,7 +127,7 @@ def broken_rule_of(rules: Sequence[Rule], signals: Mapping[str, np.ndarray], num
 
 def broken_rules(rules: Sequence[Rule], table: pa.Table) -> np.ndarray:
     """Number of the first of ``rules`` that each row of ``table``, with its figures, breaks, or -1; int32."""
-    signals = {rule.signal: table[rule.signal].to_numpy() for rule in rules}
+    signals = {rule.signal: to_numbers(table[rule.signal]) for rule in rules}
     return _first_broken(rules, signals, len(table))
 
 

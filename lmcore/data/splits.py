@@ -25,11 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
-from lmcore.data.arrow import column, string_column
+from lmcore.data.arrow import column, places, string_column, to_numbers
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, draws, halves, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
@@ -173,10 +172,7 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     broken = broken_rules(rules, table)
     if languages:
         names = broken_language_rules(table, config.language)
-        numbers = pc.call_function(
-            "index_in", [names], pc.SetLookupOptions(string_column(_rule_names(config)))
-        ).fill_null(-1)
-        broken = np.where(broken < 0, numbers.to_numpy(), broken)
+        broken = np.where(broken < 0, places(names, _rule_names(config)), broken)
     np.save(work / f"rules-{shard.path.stem}.npy", broken)
     good = np.flatnonzero(broken < 0)
     high, low = halves(hashes_of(table["content_hash"])[good])
@@ -184,7 +180,7 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
         "doc": column(shard.start + good),
         "high": column(high),
         "low": column(low),
-        **{name: column(table[name].to_numpy()[good]) for name in bands},
+        **{name: column(to_numbers(table[name])[good]) for name in bands},
     }
     pq.write_table(pa.table(columns), work / f"good-{shard.path.stem}.parquet", compression="none")
     return _Judged(len(table), len(good))
@@ -458,7 +454,7 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
 
 def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
     """Yield the texts of a shard that are kept, a row group at a time."""
-    kept = np.isin(_read(decisions, ["decision"])["decision"].to_numpy(), SPLITS)
+    kept = places(_read(decisions, ["decision"])["decision"], SPLITS) >= 0
     start = 0
     with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
@@ -486,8 +482,8 @@ def splits_of_shard(
     """
     decided = _read(decisions, ["content_hash", "decision"])
     hashes = hashes_of(decided["content_hash"])
-    decision = decided["decision"].to_numpy(zero_copy_only=False)
-    chosen = np.isin(decision, splits)
+    decision = places(decided["decision"], splits)
+    chosen = decision >= 0
     if below < 1.0:
         chosen &= halves(hashes)[0].astype(np.float64) * 2.0**-64 < below
     parts, start = [], 0
@@ -505,7 +501,7 @@ def splits_of_shard(
     whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()
     order = order_by_hash(hashes[chosen])
     of_row = decision[chosen][order]
-    return {split: whole.take(column(order[of_row == split])) for split in splits}
+    return {split: whole.take(column(order[of_row == place])) for place, split in enumerate(splits)}
 
 
 def _other_documents(shard: Path, expected: str, found: str) -> DataError:

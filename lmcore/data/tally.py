@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
+from lmcore.data.arrow import to_numbers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.histogram import count, edges_of
 from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES
@@ -96,7 +97,7 @@ class Tally:
 
     def add(self, path: Path, group: int, table: pa.Table) -> None:
         """Count the documents of a row group: ``columns``, and ``decision`` and ``rule`` beside them."""
-        figures = {name: table[name].to_numpy() for name in self.edges}
+        figures = {name: to_numbers(table[name]) for name in self.edges}
         for name, values in figures.items():
             self.counts[name] += count(self.edges[name], values)
         for rule in self.rules:
@@ -193,4 +194,4 @@ def _largest(paths: Iterable[Path], names: list[str]) -> Mapping[str, float]:
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """For each row of ``column`` the number of its value, -1 for null, and the values; int64 [rows]."""
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
-    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    return to_numbers(encoded.indices.fill_null(-1)).astype(np.int64), encoded.dictionary.to_pylist()

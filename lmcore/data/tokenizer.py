@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmcore.config import DataConfig, TokenizerConfig
+from lmcore.data.arrow import places, to_numbers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.splits import first_generation, hashes_of, split_of_shard
 from lmcore.errors import DataError
@@ -136,8 +137,8 @@ def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[str]:
 
 def _train_chars(documents: Path, decisions: Path) -> int:
     with pq.ParquetFile(documents) as file, pq.ParquetFile(decisions) as decided:
-        chars = file.read(["chars"])["chars"].to_numpy()
-        return int(chars[decided.read(["decision"])["decision"].to_numpy() == "train"].sum())
+        chars = to_numbers(file.read(["chars"])["chars"])
+        return int(chars[places(decided.read(["decision"])["decision"], ("train",)) == 0].sum())
 
 
 def tokenizer_digest(config: DataConfig) -> str:

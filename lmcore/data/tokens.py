@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmcore.data.arrow import to_numbers
 from lmcore.data.token_writer import INDEX, payload_offset
 from lmcore.errors import DataError
 
@@ -134,7 +135,7 @@ class TokenDataset:
         column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], _SOURCES)
         encoded = column.unify_dictionaries().combine_chunks()
         names, numbers = np.unique(encoded.dictionary.to_pylist(), return_inverse=True)
-        return names.tolist(), numbers[encoded.indices.to_numpy()].astype(np.int64)
+        return names.tolist(), numbers[to_numbers(encoded.indices)].astype(np.int64)
 
     def verify(self) -> None:
         """Read everything once, with page checksums, and compare it with the index.
@@ -245,9 +246,9 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
 
 def _lengths(file: pq.ParquetFile, *, ours: bool) -> np.ndarray:
     if ours:
-        return file.read(columns=["n_tokens"])["n_tokens"].to_numpy().astype(np.int64)
+        return to_numbers(file.read(columns=["n_tokens"])["n_tokens"]).astype(np.int64)
     sizes = [
-        chunk.value_lengths().fill_null(0).to_numpy()
+        to_numbers(chunk.value_lengths().fill_null(0))
         for i in range(file.num_row_groups)
         for chunk in file.read_row_group(i, columns=["input_ids"])["input_ids"].chunks
     ]
@@ -263,7 +264,7 @@ def _decode_group(group: _RowGroup, *, every_column: bool = False) -> np.ndarray
         values = (lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists).flatten()
         if values.null_count:
             raise _damaged(group.path, "a token is null")
-        tokens = values.cast(pa.int32()).to_numpy()
+        tokens = to_numbers(values.cast(pa.int32()))
     except (OSError, pa.ArrowException) as error:
         raise _damaged(group.path, str(error)) from error
     if len(tokens) != group.num_values:

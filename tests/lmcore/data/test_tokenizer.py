@@ -30,11 +30,24 @@ def directory(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(directory):
-    return Encoder(directory, CORPUS[:20])
+    encoder = Encoder(directory)
+    encoder.compare(CORPUS[:20])
+    return encoder
 
 
 def test_gigatoken_knows_every_pattern_and_agrees(encoder):
     assert (encoder.engine, encoder.reason.split(" on ")[0]) == ("gigatoken", "agrees with tokenizers")
+    assert encoder.reason.endswith(" and 20 documents")
+
+
+def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path):
+    save_tokenizer(train_tokenizer(TokenizerConfig(vocab_size=300), CORPUS), tmp_path)
+    encoder, other = Encoder(directory), Encoder(tmp_path)
+    assert encoder.engine == "gigatoken"
+    encoder._fast = other._fast  # a gigatoken that took the tokenizer for another
+    encoder.compare(CORPUS)
+    assert (encoder.engine, encoder.reason) == ("tokenizers", "gigatoken gives other tokens on the sample")
+    assert encoder.encode(CORPUS)[0].tolist() == Encoder(directory, "tokenizers").encode(CORPUS)[0].tolist()
 
 
 def test_every_byte_and_the_end_of_text_are_in_the_vocabulary(directory):
