@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lmcore.config import LimitsConfig, SourceConfig
 from lmcore.data import html, warc
+from lmcore.data.row_groups import GroupsPart, groups_within, part_digest
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks
 from lmcore.errors import DataError
@@ -336,9 +337,10 @@ def _read_parquet(
             )
         else:
             _check_columns(parquet, columns, file)
-            yield from _read_groups(parquet, columns, source, limits, file.num_bytes)
-    with file.open() as stream:  # its parts were read in no order that could be digested on the way
-        if _Digesting(stream).whole() != file.sha256:
+            part = groups_within(parquet.metadata, file.start, file.start + file.num_bytes)
+            yield from _read_groups(parquet, part, columns, source, limits, file.num_bytes)
+    with file.open() as stream:  # its pages were read in no order that could be digested on the way
+        if part_digest(stream, file.start, file.start + file.num_bytes) != file.sha256:
             raise _changed(file)
 
 
@@ -352,11 +354,16 @@ def _raise_if_passing(error: Exception) -> None:
 
 
 def _read_groups(
-    parquet: pq.ParquetFile, columns: list[str], source: SourceConfig, limits: LimitsConfig, num_bytes: int
+    parquet: pq.ParquetFile,
+    part: GroupsPart,
+    columns: list[str],
+    source: SourceConfig,
+    limits: LimitsConfig,
+    num_bytes: int,
 ) -> Iterator[Record | Quarantined]:
     """Read group by group: damage costs the rest of its group, and every row of it is accounted for."""
-    first, total, most = 0, 0, limits.max_expansion * num_bytes
-    for group in range(parquet.num_row_groups):
+    first, total, most = part.first_record, 0, limits.max_expansion * num_bytes
+    for group in part.groups:
         metadata = parquet.metadata.row_group(group)
         index, after, reason = first, first + metadata.num_rows, "fewer rows than the file says"
         try:
@@ -371,7 +378,7 @@ def _read_groups(
                     yield row
                     index += 1
         except _ExpandsError:
-            left = parquet.metadata.num_rows - index
+            left = part.first_record + part.num_records - index
             yield Quarantined(index, None, _expands(limits), b"", num_bytes, left, breaks_off=True)
             return
         except (OSError, OverflowError, pa.ArrowException) as error:

@@ -22,6 +22,7 @@ import fsspec
 
 from lmcore.config import DataConfig, SourceConfig
 from lmcore.data import hub
+from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
@@ -47,7 +48,7 @@ class SourceFile:
         url: Where to open it, for fsspec.
         name: Its path below the root of the source, with ``/``.
         num_bytes: Size as stored, of the part.
-        sha256: Of these bytes, in hexadecimal.
+        sha256: Of these bytes (and of the footer, of a part of a Parquet file), in hexadecimal.
         start: Where the part starts in the file, in bytes.
         first_record: Records of the file before it.
     """
@@ -331,15 +332,27 @@ class _Part:
 
 
 def _parts(url: str, suffix: str) -> list[_Part]:
-    """Digest the file at ``url``, in parts of ``PART_BYTES`` and what is left of a line if it can be cut."""
+    """Digest the file at ``url``, if it can be cut in parts of ``PART_BYTES`` and what is left of a line or
+    a row group.
+    """
     try:
         with SourceFile("", url, "", 0, "").open() as file:
+            if suffix == ".parquet":
+                parts = parts_of(file, PART_BYTES)
+                if len(parts) > 1:
+                    return [_of_groups(file, part) for part in parts]
+                file.seek(0)
             chunks = iter(lambda: file.read(_READ_BYTES), b"")
             return _cut_at_lines(chunks) if suffix in _CUT_AT_LINES else [_whole(chunks)]
     except Exception as error:  # each file system has errors of its own
         raise DataError(
             f"file {url} cannot be read", found=str(error), remedy="Mend it or leave it out."
         ) from error
+
+
+def _of_groups(file: BinaryIO, part: GroupsPart) -> _Part:
+    digest = part_digest(file, part.start, part.end)
+    return _Part(part.start, part.end - part.start, part.first_record, digest)
 
 
 def _whole(chunks: Iterable[bytes]) -> _Part:

@@ -3,6 +3,7 @@
 import json
 import random
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -216,3 +217,55 @@ def test_a_file_that_went_or_changed_leaves_its_generation(corpus, tmp_path):
     journal.write_text("[[")
     with pytest.raises(Exception, match="cannot be read"):
         growth.in_generations(inventory, journal)
+
+
+def write_groups(path, texts, rows=5):
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=rows, use_dictionary=False)
+
+
+def rows_of(mill):
+    paths = sorted((mill.at["documents"] / "documents").iterdir())
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_large_parquet_file_is_read_in_parts(tmp_path, monkeypatch):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = [text_of(i) for i in range(60)]
+    write_groups(folder / "a.parquet", texts)
+    whole = Mill(tmp_path / "whole")
+    assert whole.turn(folder, pattern="*.parquet", shard_bytes=10**9)["documents"]["shards"] == 1
+    monkeypatch.setattr(sources, "PART_BYTES", 4_000)
+    inventory = prepare.take_inventory(whole.config(folder, "*.parquet"))
+    assert len(inventory.files) > 2
+    assert inventory.num_files == 1
+    assert inventory.total_bytes == (folder / "a.parquet").stat().st_size
+    parts = Mill(tmp_path / "parts")
+    made = parts.turn(folder, pattern="*.parquet", shard_bytes=1_000)
+    assert made["documents"]["shards"] == made["documents"]["shards_made"] == len(inventory.files)
+    assert rows_of(parts) == rows_of(whole)
+    assert parts.decisions() == whole.decisions()
+    assert parts.turn(folder, pattern="*.parquet", shard_bytes=1_000)["documents"]["shards_made"] == 0
+    write_groups(folder / "a.parquet", [*texts[:-1], "Another end.\n" * 20])
+    write_groups(folder / "b.parquet", texts[:3])
+    assert parts.turn(folder, pattern="*.parquet", shard_bytes=1_000)["documents"]["documents"] == 63
+
+
+def test_damage_in_a_part_of_a_parquet_file_costs_its_row_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PART_BYTES", 4_000)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    path = folder / "a.parquet"
+    pq.write_table(
+        pa.table({"text": [text_of(i) for i in range(60)]}), path,
+        row_group_size=5, use_dictionary=False, write_page_checksum=True,
+    )  # fmt: skip
+    raw = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(7).column(0)
+    raw[column.data_page_offset + column.total_compressed_size - 100] ^= 1
+    path.write_bytes(raw)
+    mill = Mill(tmp_path / "mill")
+    made = mill.turn(folder, pattern="*.parquet", limits={"max_quarantined": 0.5})["documents"]
+    assert len(prepare.take_inventory(mill.config(folder, "*.parquet")).files) > 2
+    assert (made["books"]["documents_in"], made["books"]["quarantined"]) == (60, 5)
+    assert [row["record"] for row in rows_of(mill)] == [*range(35), *range(40, 60)]
