@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: quickstart test lint types imports check torture browser ray constraints clean help
+.PHONY: quickstart test lint types imports check torture browser ray privacy constraints clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,10 @@ browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium
 ray: .venv/.installed-test ## shards on a Ray cluster of two nodes on this machine
 	$(PIP) --editable '.[ray]'
 	$(BIN)/python -m pytest tests/ray -p no:randomly --timeout 600
+
+privacy: .venv/.installed-test ## names and numbers masked by Presidio, really installed
+	$(PIP) --editable '.[privacy]'
+	$(BIN)/python -m pytest tests/privacy -p no:randomly --timeout 300
 
 constraints: .venv/.installed-dev ## rewrite infra/constraints.txt from what is installed
 	{ sed -n 1p infra/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; \

@@ -302,6 +302,19 @@ class TextConfig(Config):
     )
 
 
+class PresidioConfig(Config):
+    """What a model or a national form tells, found by Presidio (the extra ``privacy``)."""
+
+    entities: tuple[str, ...] = setting(
+        (), "Mask these entities of Presidio, such as PERSON or IBAN_CODE; empty: it is not used"
+    )
+    model: str = setting(
+        "en_core_web_lg", "Package of spaCy that finds names and places; empty: patterns alone"
+    )
+    language: str = setting("en", "Language of texts and forms (code of ISO 639)")
+    min_score: float = setting(0.5, "Mask what is at least this certain", unit="probability", ge=0, le=1)
+
+
 class PrivacyConfig(Config):
     """What is masked by a placeholder of its kind, and counted."""
 
@@ -310,6 +323,7 @@ class PrivacyConfig(Config):
     phones: bool = setting(False, "Mask telephone numbers in international or North American form")
     cards: bool = setting(False, "Mask card numbers whose check digit is right")
     secrets: bool = setting(False, "Mask keys and tokens of well-known forms")
+    presidio: PresidioConfig = setting(PresidioConfig(), "Names, places and numbers that Presidio finds")
 
 
 class LanguageConfig(Config):

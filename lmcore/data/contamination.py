@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lmcore.config import DataConfig
 from lmcore.data.arrow import text_array
-from lmcore.data.privacy import kinds_of, mask
+from lmcore.data.privacy import masker_of
 from lmcore.data.records import Record, read_records
 from lmcore.data.sources import SourceFile
 from lmcore.data.text import clean
@@ -79,7 +79,7 @@ def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
 
 def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
     sources = {source.name: source for source in config.decontamination.sources}
-    kinds = kinds_of(config.privacy)
+    masker = masker_of(config.privacy)
     for file in files:
         for record in read_records(file, sources[file.source], config.limits):
             if not isinstance(record, Record):
@@ -90,7 +90,8 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
                     remedy="Mend the file.",
                 )
             # As documents are: what was masked there must look the same here.
-            yield mask(clean(record.text, config.text), kinds, Counter())
+            text = clean(record.text, config.text)
+            yield masker(text, Counter()) if masker else text
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -35,7 +35,8 @@ from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
 from lmcore.data.pool import Threads, Unit, Workshop, local_workers
-from lmcore.data.privacy import kinds_of, mask
+from lmcore.data.presidio import presidio_libraries
+from lmcore.data.privacy import masker_of
 from lmcore.data.quality import stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.shards import Shard, cut
@@ -246,7 +247,8 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
         "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
         "fastwarc": archives,
     }
-    return ("pyarrow", UNICODE, *(name for name, is_used in used.items() if is_used))
+    named = (name for name, is_used in used.items() if is_used)
+    return ("pyarrow", UNICODE, *named, *presidio_libraries(config.privacy.presidio))
 
 
 # --- one shard -------------------------------------------------------------------------------------
@@ -369,10 +371,10 @@ def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: 
     """Clean and measure ``rows``."""
     doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
     masked: Counter[str] = Counter()
-    kinds = kinds_of(config.privacy)
+    masker = masker_of(config.privacy)
     texts = clean_texts(raw, config.text)
-    if kinds:
-        texts = text_array([mask(text, kinds, masked) for text in texts.to_pylist()])
+    if masker:
+        texts = text_array([masker(text, masked) for text in texts.to_pylist()])
     measured, bands = _measure(texts, config)
     columns = [
         string_column(doc_ids),
@@ -421,10 +423,15 @@ def band_names(config: DataConfig) -> list[str]:
 
 
 def _compile(config: DataConfig) -> None:
-    """Compile what measures, once, so that not every process does; a wrong language is found here too."""
+    """Compile what measures, once, so that not every process does.
+
+    A wrong language and a missing model are found here too, before any work.
+    """
     text = text_array(["a"])
     _measure(text, config)
     language_columns(text, config.language)
+    if masker := masker_of(config.privacy):
+        masker("a", Counter())
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Mask what names a person or opens something: addresses, numbers, keys; each by a placeholder of its kind.
 
 What has check digits is checked (cards: Luhn), and IP addresses are masked only where they are public: the
-local ones of a manual stay. This finds well-known forms; names and places need a model.
+local ones of a manual stay. This finds well-known forms; names and places need a model
+(``lmcore.data.presidio``).
 """
 
 from __future__ import annotations
@@ -102,6 +103,26 @@ KINDS = (
 def kinds_of(config: PrivacyConfig) -> list[Kind]:
     """The kinds that ``config`` asks for."""
     return [kind for kind in KINDS if getattr(config, kind.name)]
+
+
+def masker_of(config: PrivacyConfig) -> Callable[[str, Counter[str]], str] | None:
+    """What replaces all that ``config`` asks for in a text, and counts it; None if it asks for nothing.
+
+    Known forms go first; Presidio looks at what is left.
+    """
+    kinds, entities = kinds_of(config), config.presidio.entities
+    if not kinds and not entities:
+        return None
+
+    def mask_all(text: str, counted: Counter[str]) -> str:
+        text = mask(text, kinds, counted)
+        if not entities:
+            return text
+        from lmcore.data.presidio import mask_entities  # an optional extra
+
+        return mask_entities(text, config.presidio, counted)
+
+    return mask_all
 
 
 def mask(text: str, kinds: Sequence[Kind], counted: Counter[str]) -> str:

@@ -24,7 +24,7 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (4, "bd141f2806a1d733"),
+    "documents": (4, "a77ef0b984995782"),
     "splits": (3, "8afa562142606bad"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (3, "7ef74acc5dfeb4ee"),

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, PrivacyConfig, SourceConfig
 from lmcore.data.documents import build_documents
-from lmcore.data.privacy import KINDS, kinds_of, mask
+from lmcore.data.privacy import KINDS, kinds_of, mask, masker_of
 from lmcore.data.sources import take_inventory
+from lmcore.errors import ConfigError
 from lmcore.progress import silent
 
 ALL = kinds_of(PrivacyConfig(emails=True, ips=True, phones=True, cards=True, secrets=True))
@@ -64,7 +65,7 @@ def test_masking_again_changes_nothing(text):
 
 
 def test_each_kind_has_a_setting_and_only_what_is_asked_for_is_masked():
-    assert {kind.name for kind in KINDS} == set(PrivacyConfig.model_fields)
+    assert {kind.name for kind in KINDS} | {"presidio"} == set(PrivacyConfig.model_fields)
     text = "a@b.example 8.8.8.8"
     assert mask(text, kinds_of(PrivacyConfig(emails=True)), Counter()) == "<EMAIL> 8.8.8.8"
     assert kinds_of(PrivacyConfig()) == []
@@ -89,3 +90,23 @@ def test_documents_are_masked_and_counted(tmp_path):
     (tmp_path / "out").mkdir()
     summary = build_documents(config, take_inventory(config), tmp_path / "out", silent)
     assert summary["masked"] == {"emails": 10}
+
+
+def test_presidio_without_its_packages_is_an_error_before_any_work(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    config = DataConfig.model_validate(
+        {
+            "sources": [{"name": "s", "kind": "files", "path": str(tmp_path / "a.txt")}],
+            "privacy": {"presidio": {"entities": ["PERSON"], "model": "no_such_model"}},
+        }
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    # Where the extra is installed, it is the model that is not.
+    with pytest.raises(ConfigError, match=r"is not installed(?s:.*)(pip install|spacy download)"):
+        build_documents(config, take_inventory(config), out, silent)
+    assert not list(out.iterdir())
+
+
+def test_what_asks_for_nothing_masks_nothing():
+    assert masker_of(PrivacyConfig()) is None

@@ -1,0 +1,134 @@
+"""Mask what a model or a national form tells (names, places, accounts): by Presidio, an optional extra.
+
+Nothing is downloaded: spaCy's model must be installed. Long texts are looked at piece by piece, cut at line
+ends, so what goes on over the end of a piece of 100,000 characters is found in parts or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from lmcore.config import PresidioConfig
+from lmcore.errors import ConfigError
+
+_PIECE_CHARS = 100_000
+_PLACEHOLDER = re.compile(r"<[A-Z_]+>")
+# Its recognizer asks the network for a list of domains.
+_REFUSED = {"EMAIL": "emails", "EMAIL_ADDRESS": "emails"}
+_ANALYZING = threading.Lock()  # spaCy's tables of strings grow while it reads
+_LIBRARIES = ("presidio-analyzer", "spacy", "phonenumbers")
+
+
+def presidio_libraries(config: PresidioConfig) -> tuple[str, ...]:
+    """Distributions that decide what is found; none if nothing is asked for."""
+    return (*_LIBRARIES, *([config.model] if config.model else [])) if config.entities else ()
+
+
+def mask_entities(text: str, config: PresidioConfig, counted: Counter[str]) -> str:
+    """Replace the entities of ``config`` in ``text`` by placeholders such as ``<PERSON>``, and count them.
+
+    Of findings that overlap the most certain stays, then the longest, then the first. Placeholders that are
+    in the text stay as they are.
+
+    Raises:
+        ConfigError: Presidio or the model is not installed, or an entity is not known.
+    """
+    analyzer = _analyzer(config.model, config.language)
+    _check_entities(config, analyzer)
+    parts = []
+    for piece in _pieces(text):
+        with _ANALYZING:
+            found = analyzer.analyze(
+                text=piece,
+                language=config.language,
+                entities=list(config.entities),
+                score_threshold=config.min_score,
+            )
+        taken = [match.span() for match in _PLACEHOLDER.finditer(piece)]
+        chosen: list[Any] = []
+        for one in sorted(found, key=_rank):
+            if all(one.end <= start or one.start >= end for start, end in taken):
+                taken.append((one.start, one.end))
+                chosen.append(one)
+        end = 0
+        for one in sorted(chosen, key=lambda one: one.start):
+            parts += [piece[end : one.start], f"<{one.entity_type}>"]
+            counted[one.entity_type.lower()] += 1
+            end = one.end
+        parts.append(piece[end:])
+    return "".join(parts)
+
+
+def _rank(found: Any) -> tuple[float, int, int, str]:
+    return -found.score, found.start - found.end, found.start, found.entity_type
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        end = text.rfind("\n", start, start + _PIECE_CHARS) + 1 or start + _PIECE_CHARS
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+@functools.cache
+def _analyzer(model: str, language: str) -> Any:
+    """Presidio with a model; each process loads it once."""
+    try:
+        import spacy  # pyright: ignore[reportMissingImports]
+        from presidio_analyzer import AnalyzerEngine  # pyright: ignore[reportMissingImports]
+        from presidio_analyzer.nlp_engine import SpacyNlpEngine  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            "data.privacy.presidio names entities, and Presidio is not installed",
+            expected="the extra `privacy`",
+            found=str(error),
+            remedy="pip install 'gristmill[privacy]' (in a checkout: '.[privacy]'), or leave entities empty.",
+        ) from error
+    if model and importlib.util.find_spec(model) is None:
+        raise ConfigError(
+            f"data.privacy.presidio.model {model!r} is not installed",
+            expected="a package of spaCy, installed with pip",
+            found="none of that name",
+            remedy=f"python -m spacy download {model}, or set it to '' to look for patterns alone.",
+        )
+    # A language that spaCy does not know cannot be told by Presidio either.
+    nlp = spacy.load(model) if model else spacy.blank(language)
+    engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": model}])
+    engine.nlp = {language: nlp}  # loaded: it would download what it does not find
+    return AnalyzerEngine(nlp_engine=engine, supported_languages=[language])
+
+
+def _check_entities(config: PresidioConfig, analyzer: Any) -> None:
+    by_form: set[str] = set()
+    by_model: set[str] = set()
+    for recognizer in analyzer.get_recognizers(config.language):
+        has_model = type(recognizer).__name__ == "SpacyRecognizer"
+        (by_model if has_model else by_form).update(recognizer.supported_entities)
+    known = (by_form | by_model if config.model else by_form) - set(_REFUSED)
+    for entity in config.entities:
+        if entity in _REFUSED:
+            raise ConfigError(
+                f"data.privacy.presidio does not look for {entity}: Presidio would ask the network",
+                remedy=f"Set data.privacy.{_REFUSED[entity]} to true instead.",
+            )
+        if entity not in known:
+            near = difflib.get_close_matches(entity, known, n=1)
+            raise ConfigError(
+                f"data.privacy.presidio.entities names {entity!r}, which cannot be found",
+                expected=", ".join(sorted(known)),
+                found=entity + (", which takes a model" if entity in by_model else ""),
+                remedy="Set data.privacy.presidio.model."
+                if entity in by_model
+                else f"Write {near[0]}."
+                if near
+                else "Write one of those.",
+            )

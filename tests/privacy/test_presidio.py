@@ -1,0 +1,76 @@
+"""Presidio as it is installed by the extra ``privacy``; without a model of spaCy's, which pip cannot find."""
+
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from lmcore.config import DataConfig, PresidioConfig, QualityConfig, SourceConfig
+from lmcore.data import prepare
+from lmcore.data.presidio import mask_entities, presidio_libraries
+from lmcore.data.privacy import masker_of
+from lmcore.errors import ConfigError
+from lmcore.progress import silent
+
+PATTERNS = PresidioConfig(entities=("IBAN_CODE", "CRYPTO"), model="")
+IBAN = "DE89370400440532013000"
+
+
+def masked(text, config=PATTERNS):
+    counted = Counter()
+    return mask_entities(text, config, counted), dict(counted)
+
+
+def test_what_is_asked_for_is_masked_and_counted():
+    assert masked(f"Pay to {IBAN} or {IBAN}.") == ("Pay to <IBAN_CODE> or <IBAN_CODE>.", {"iban_code": 2})
+    # The check digits are wrong.
+    assert masked("Pay to DE89370400440532013001.") == ("Pay to DE89370400440532013001.", {})
+
+
+def test_long_texts_are_looked_at_to_their_end():
+    line = "grist for the mill\n"
+    text = line * 15_000 + IBAN + "\n" + line
+    found, counted = masked(text)
+    assert found == text.replace(IBAN, "<IBAN_CODE>")
+    assert counted == {"iban_code": 1}
+
+
+def test_placeholders_of_known_forms_stay(tmp_path):
+    config = DataConfig.model_validate(
+        {"privacy": {"emails": True, "presidio": {"entities": ["URL"], "model": ""}}}
+    )
+    masker = masker_of(config.privacy)
+    counted = Counter()
+    text = masker("Ask miller@example.org or see https://example.org/mill now", counted)
+    assert text == "Ask <EMAIL> or see <URL> now"
+    assert counted == {"emails": 1, "url": 1}
+
+
+def test_documents_are_masked_and_their_shards_know_by_what(tmp_path):
+    (tmp_path / "a.txt").write_text(f"Pay to {IBAN}, please.")
+    config = DataConfig(
+        sources=(SourceConfig(name="s", kind="files", path=str(tmp_path / "a.txt")),),
+        quality=QualityConfig(profile="none"),
+        privacy={"presidio": PATTERNS},
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    made = prepare.build_documents(config, prepare.take_inventory(config), out, silent)
+    assert made["masked"] == {"iban_code": 1}
+    (text,) = pq.read_table(out / "documents" / "00000.parquet")["text"].to_pylist()
+    assert text == "Pay to <IBAN_CODE>, please."
+    assert presidio_libraries(PATTERNS) == ("presidio-analyzer", "spacy", "phonenumbers")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"entities": ("IBAN",)}, r"names 'IBAN', which cannot be found: .*PHONE_NUMBER.*Write IBAN_CODE"),
+        ({"entities": ("PERSON",)}, r"names 'PERSON', which .*found PERSON, which takes a model"),
+        ({"entities": ("EMAIL_ADDRESS",)}, r"would ask the network.*data\.privacy\.emails"),
+        ({"entities": ("PERSON",), "model": "no_such_model"}, r"'no_such_model' is not installed"),
+    ],
+)
+def test_what_cannot_be_found_is_refused(options, says):
+    with pytest.raises(ConfigError, match=f"(?s){says}"):
+        masked("a", PATTERNS.model_copy(update=options))
