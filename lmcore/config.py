@@ -353,6 +353,15 @@ class NearDedupConfig(Config):
     seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
 
 
+class RepeatedLinesConfig(Config):
+    """Lines or paragraphs that many documents share: taken out of all but the first."""
+
+    enabled: bool = setting(False, "Take out what many documents share")
+    unit: Literal["line", "paragraph"] = setting("line", "What is compared")
+    max_documents: int = setting(5, "Take out what is found in more than this many", unit="documents", ge=1)
+    min_chars: int = setting(20, "Shorter ones are left alone", unit="characters", ge=1)
+
+
 class DecontaminationConfig(Config):
     """Evaluation sets whose text must not be learned (Brown et al. 2020, appendix C)."""
 
@@ -400,6 +409,7 @@ class DataConfig(Config):
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
     exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
+    repeated_lines: RepeatedLinesConfig = setting(RepeatedLinesConfig(), "Lines that many documents share")
     decontamination: DecontaminationConfig = setting(
         DecontaminationConfig(), "Evaluation sets whose text must not be learned"
     )

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.data.quality import Rule
+from lmcore.data.repeated_lines import TAKEN_OUT, left_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _seen(table: pa.Table, content: pa.Table, names: list[str], row: int, place:
         decision=decided["decision"],
         rule=decided["rule"] or "",
         duplicate_of=decided["duplicate_of"] or "",
-        text=content["text"][place].as_py(),
+        text=left_of(content["text"][place].as_py(), decided.get(TAKEN_OUT.name) or ()),
         signals={name: content[name][place].as_py() for name in names},
     )
 

@@ -83,12 +83,12 @@ def find_copies(grouping: Grouping) -> Pairs:
 
 def _copies_between(folder: Path, low: int, high: int, memory_bytes: int) -> np.ndarray:
     """Pairs (document, first of its copies) of content hashes whose upper half is in [low, high]."""
-    query = """
+    wanted = """
         WITH ranged AS (SELECT doc, high, low FROM read_parquet($good) WHERE high BETWEEN $least AND $most),
         shared AS (SELECT high, low, min(doc) AS first FROM ranged GROUP BY high, low HAVING count(*) > 1)
         SELECT doc, first FROM ranged JOIN shared USING (high, low) WHERE doc <> first
     """
-    return _query(folder, [query], {"good": str(folder / _GOOD), "least": low, "most": high}, memory_bytes)
+    return query(folder, [wanted], {"good": str(folder / _GOOD), "least": low, "most": high}, memory_bytes)
 
 
 def find_alike(
@@ -112,7 +112,7 @@ def find_alike(
 
 def _pairs_in_bands(folder: Path, bands: Sequence[str], memory_bytes: int) -> np.ndarray:
     """Pairs (document, first of its bucket) of ``bands``, one band after another; int64 [n, 2]."""
-    query = """
+    wanted = """
         WITH distinct_ones AS (
             SELECT doc, {band} AS hash FROM read_parquet($good)
             WHERE {band} <> 0 AND doc NOT IN (SELECT doc FROM read_parquet($copies))
@@ -122,7 +122,7 @@ def _pairs_in_bands(folder: Path, bands: Sequence[str], memory_bytes: int) -> np
         SELECT doc, first FROM distinct_ones JOIN shared USING (hash) WHERE doc <> first
     """
     values = {"good": str(folder / _GOOD), "copies": str(folder / _COPIES)}
-    return _query(folder, [query.format(band=band) for band in bands], values, memory_bytes)
+    return query(folder, [wanted.format(band=band) for band in bands], values, memory_bytes)
 
 
 def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
@@ -143,10 +143,10 @@ def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:
     return Pairs(members[lost], members[firsts[lost]])
 
 
-def _query(
+def query(
     folder: Path, queries: Sequence[str], values: Mapping[str, str | int], memory_bytes: int
 ) -> np.ndarray:
-    """The two columns that each of ``queries`` finds; int64 [n, 2]."""
+    """The columns that each of ``queries`` finds, integers all; int64 [n, columns]."""
     import duckdb  # takes 0.1 s
 
     settings: dict[str, Any] = {

@@ -50,6 +50,7 @@ SPLITS_SETTINGS = (
     "data.language.min_score",
     "data.exact_dedup",
     "data.near_dedup.enabled",
+    "data.repeated_lines",
     "data.decontamination.max_ngrams",
     "data.validation_fraction",
     "data.test_fraction",

@@ -1,7 +1,8 @@
 """The splits stage: which documents are good enough, which are kept once, and which are held out.
 
 Layout: ``decisions/00000.parquet`` beside each shard of the documents stage, row for row, with ``doc_id``,
-``content_hash``, ``decision``, the ``rule`` that dropped it and the document that it is a ``duplicate_of``.
+``content_hash``, ``decision``, the ``rule`` that dropped it and the document that it is a ``duplicate_of``;
+with ``data.repeated_lines`` also what is ``taken_out`` of its text (``lmcore.data.repeated_lines``).
 The text stays where it is: another threshold or seed costs seconds.
 
 It takes three steps. Each shard is judged by its stored figures, alone; duplicates are found among what is
@@ -36,6 +37,14 @@ from lmcore.data.duplicates import Grouping, Pairs, find_alike, find_copies
 from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES, broken_language_rules
 from lmcore.data.pool import Threads, Workers
 from lmcore.data.quality import CONTAMINATED, broken_rules, decision_rules
+from lmcore.data.repeated_lines import (
+    NOTHING_LEFT,
+    TAKEN_OUT,
+    cuts_of,
+    find_repeated,
+    note_units,
+    take_out,
+)
 from lmcore.errors import DataError
 from lmcore.progress import Paced, Progress
 from lmcore.store import sha256_file, sha256_json
@@ -109,7 +118,11 @@ def build_splits(
         whole = Books.total(shard.books for shard in shards)
         raise nothing_left(_with_drops(whole, work, _rule_names(config)))
     lost = _find_lost(config, shards, work, workers)
-    calls = [_call(config, shard, lost, work, decided) for shard in shards]
+    calls = [_call(config, shard, lost, work, decided) for shard in _with_ends(shards)]
+    if config.repeated_lines.enabled:
+        for _ in workers.map(_note, calls):
+            pass
+        find_repeated(Grouping(work, config.memory_bytes, workers), config.repeated_lines)
     results = []
     for result in workers.map(_decide, calls):
         results.append(result)
@@ -187,7 +200,7 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
 
 
 def _rule_names(config: DataConfig) -> list[str]:
-    return [*(rule.name for rule in decision_rules(config)), *LANGUAGE_RULES]
+    return [*(rule.name for rule in decision_rules(config)), *LANGUAGE_RULES, NOTHING_LEFT]
 
 
 def _with_drops(books: Books, work: Path, rules: list[str]) -> Books:
@@ -270,6 +283,7 @@ class _Call:
     names: dict[int, str]
     work: Path
     out: Path
+    end_of_generation: int
     forced: tuple[int, int] | None = None  # row, and the split that it must go to
 
 
@@ -281,11 +295,47 @@ class _Decided:
     highest: tuple[float, int]
 
 
-def _call(config: DataConfig, shard: _Shard, lost: _Lost, work: Path, out: Path) -> tuple[_Call]:
+def _with_ends(shards: list[_Shard]) -> Iterator[tuple[_Shard, int]]:
+    """Each shard, and the number behind the last document of its generation."""
+    for _, generation in itertools.groupby(shards, key=lambda shard: shard.generation):
+        members = list(generation)
+        yield from ((shard, members[-1].end) for shard in members)
+
+
+def _call(
+    config: DataConfig, shard_and_end: tuple[_Shard, int], lost: _Lost, work: Path, out: Path
+) -> tuple[_Call]:
+    shard, end = shard_and_end
     copies, alike = (pairs.between(shard.start, shard.end) for pairs in (lost.copies, lost.alike))
     firsts = [*copies.firsts.tolist(), *alike.firsts.tolist()]
     names = {first: lost.names[first] for first in firsts}
-    return (_Call(config, shard, copies, alike, names, work, out),)
+    return (_Call(config, shard, copies, alike, names, work, out, end),)
+
+
+def _outcomes(call: _Call, hashes: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of each row the number of its decision, of the rule that dropped it and of its original; or -1."""
+    config, shard, rules = call.config, call.shard, _rule_names(call.config)
+    broken = np.load(call.work / f"rules-{shard.path.stem}.npy")
+    decisions = np.full(len(hashes), _TRAIN, np.int8)
+    decisions[drawn < config.validation_fraction] = _VALIDATION
+    decisions[drawn >= 1.0 - config.test_fraction] = _TEST
+    decisions[broken >= 0] = _DROPPED
+    contaminated = np.array([rule == CONTAMINATED for rule in rules])
+    decisions[(broken >= 0) & contaminated[broken]] = _CONTAMINATED
+    originals = np.full(len(hashes), -1, np.int64)
+    for pairs, decision in ((call.copies, _DUPLICATE), (call.alike, _NEAR)):
+        places = pairs.documents - shard.start
+        decisions[places] = decision
+        originals[places] = pairs.firsts
+    return decisions, broken, originals
+
+
+def _note(call: _Call) -> None:
+    """Note the lines of what would be kept of a shard."""
+    hashes = hashes_of(_read(call.shard.path, ["content_hash"])["content_hash"])
+    decisions, _, _ = _outcomes(call, hashes, draws(hashes, call.config.split_seed))
+    kept = decisions <= _TEST
+    note_units(call.config.repeated_lines, call.shard.path, kept, call.shard.start, call.work)
 
 
 def _decide(call: _Call) -> _Decided:
@@ -294,19 +344,15 @@ def _decide(call: _Call) -> _Decided:
     rules = _rule_names(config)
     table = _read(shard.path, ["doc_id", "content_hash"])
     hashes = hashes_of(table["content_hash"])
-    broken = np.load(call.work / f"rules-{shard.path.stem}.npy")
     drawn = draws(hashes, config.split_seed)
-    decisions = np.full(len(table), _TRAIN, np.int8)
-    decisions[drawn < config.validation_fraction] = _VALIDATION
-    decisions[drawn >= 1.0 - config.test_fraction] = _TEST
-    decisions[broken >= 0] = _DROPPED
-    contaminated = np.array([rule == CONTAMINATED for rule in rules])
-    decisions[(broken >= 0) & contaminated[broken]] = _CONTAMINATED
-    originals = np.full(len(table), -1, np.int64)
-    for pairs, decision in ((call.copies, _DUPLICATE), (call.alike, _NEAR)):
-        places = pairs.documents - shard.start
-        decisions[places] = decision
-        originals[places] = pairs.firsts
+    decisions, broken, originals = _outcomes(call, hashes, drawn)
+    cuts = None
+    if config.repeated_lines.enabled:
+        kept = decisions <= _TEST
+        cuts, left = cuts_of(
+            config.repeated_lines, shard.path, kept, shard.start, call.end_of_generation, call.work
+        )
+        broken[kept & ~left], decisions[kept & ~left] = rules.index(NOTHING_LEFT), _DROPPED
     if call.forced:
         decisions[call.forced[0]] = call.forced[1]
     columns = [
@@ -317,6 +363,9 @@ def _decide(call: _Call) -> _Decided:
         string_column([call.names.get(first) for first in originals.tolist()]),
     ]
     decided = pa.Table.from_arrays(columns, schema=DECISIONS_SCHEMA)
+    if cuts is not None:
+        decided = decided.append_column(TAKEN_OUT, cuts)
+        hashes = _hashes_of_rest(hashes, cuts)
     path = call.out / shard.path.name
     pq.write_table(decided, path, compression="zstd", write_page_checksum=True)
     books = _books(shard, decisions, broken, rules)
@@ -328,6 +377,16 @@ def _decide(call: _Call) -> _Decided:
         (float(drawn[least]), least) if len(kept) else (math.inf, -1),
         (float(drawn[most]), most) if len(kept) else (-math.inf, -1),
     )
+
+
+def _hashes_of_rest(hashes: np.ndarray, cuts: pa.Array) -> np.ndarray:
+    """``hashes`` (uint8 [n, 16]), other ones where something was taken out of the text."""
+    found = hashes.copy()
+    for row in np.flatnonzero(to_numbers(cuts.value_lengths())).tolist():
+        about = hashes[row].tobytes() + repr(cuts[row].as_py()).encode()
+        digest = hashlib.blake2b(about, digest_size=HASH_BYTES).digest()
+        found[row] = np.frombuffer(digest, np.uint8)
+    return found
 
 
 def _books(shard: _Shard, decisions: np.ndarray, broken: np.ndarray, rules: list[str]) -> Books:
@@ -415,6 +474,20 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         return file.read(columns=columns)
 
 
+def _read_decisions(path: Path, columns: list[str]) -> pa.Table:
+    """``columns`` of the decisions, and ``TAKEN_OUT`` if there is any."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        return file.read(columns=[*columns, *({TAKEN_OUT.name} & {*names})])
+
+
+def _without_repeated(texts: pa.Array, decided: pa.Table, start: int) -> pa.Array:
+    """``texts`` of the rows from ``start`` on, as ``data.repeated_lines`` leaves them."""
+    if TAKEN_OUT.name not in decided.schema.names:
+        return texts
+    return take_out(texts, decided[TAKEN_OUT.name].combine_chunks().slice(start, len(texts)))
+
+
 def hashes_of(column: pa.ChunkedArray) -> np.ndarray:
     """The content hashes of ``column``; uint8 [n, 16]."""
     parts = []
@@ -454,11 +527,13 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
 
 def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
     """Yield the texts of a shard that are kept, a row group at a time."""
-    kept = places(_read(decisions, ["decision"])["decision"], SPLITS) >= 0
+    decided = _read_decisions(decisions, ["decision"])
+    kept = places(decided["decision"], SPLITS) >= 0
     start = 0
     with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+            texts = _without_repeated(texts, decided, start)
             yield texts.filter(column(kept[start : (start := start + len(texts))]))
 
 
@@ -480,7 +555,7 @@ def splits_of_shard(
     Raises:
         DataError: the decisions are of other documents.
     """
-    decided = _read(decisions, ["content_hash", "decision"])
+    decided = _read_decisions(decisions, ["content_hash", "decision"])
     hashes = hashes_of(decided["content_hash"])
     decision = places(decided["decision"], splits)
     chosen = decision >= 0
@@ -496,6 +571,8 @@ def splits_of_shard(
                 table = file.read_row_group(group, columns=list(_DOCUMENT_COLUMNS))
                 if not np.array_equal(hashes_of(table["content_hash"]), hashes[start - len(rows) : start]):
                     raise _other_documents(documents, "the same content hashes", "others")
+                texts = _without_repeated(table["text"].combine_chunks(), decided, start - len(rows))
+                table = table.set_column(2, table.schema.field("text"), texts)
                 parts.append(table if rows.all() else table.filter(column(rows)))
         schema = pa.schema([file.schema_arrow.field(name) for name in _DOCUMENT_COLUMNS])
     whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()

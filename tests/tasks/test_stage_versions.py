@@ -25,7 +25,7 @@ STAGES = {
 }
 RECORDED = {
     "documents": (4, "a77ef0b984995782"),
-    "splits": (3, "8afa562142606bad"),
+    "splits": (3, "6ad307d374c0ef5f"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (3, "7ef74acc5dfeb4ee"),
     "report": (1, "7676abd143f844b5"),
