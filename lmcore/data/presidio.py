@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
 import re
 import threading
 from collections import Counter
@@ -91,17 +90,25 @@ def _analyzer(model: str, language: str) -> Any:
             "data.privacy.presidio names entities, and Presidio is not installed",
             expected="the extra `privacy`",
             found=str(error),
-            remedy="pip install 'gristmill[privacy]' (in a checkout: '.[privacy]'), or leave entities empty.",
+            remedy="pip install -e '.[privacy]' in the checkout, or leave entities empty.",
         ) from error
-    if model and importlib.util.find_spec(model) is None:
+    # A folder would do for spaCy, but would have no version for the shards' keys.
+    if model and not spacy.util.is_package(model):
         raise ConfigError(
             f"data.privacy.presidio.model {model!r} is not installed",
-            expected="a package of spaCy, installed with pip",
+            expected="a package of spaCy",
             found="none of that name",
-            remedy=f"python -m spacy download {model}, or set it to '' to look for patterns alone.",
+            remedy=f"python -m spacy download {model}, or set it to '' to look for forms alone.",
         )
-    # A language that spaCy does not know cannot be told by Presidio either.
-    nlp = spacy.load(model) if model else spacy.blank(language)
+    try:
+        nlp = spacy.load(model) if model else spacy.blank(language)
+    except (OSError, ImportError, ValueError, AttributeError) as error:
+        name = "model" if model else "language"
+        raise ConfigError(
+            f"spaCy cannot read data.privacy.presidio.{name} {model or language!r}",
+            found=str(error).splitlines()[0],
+            remedy="Name one that it has: https://spacy.io/usage/models.",
+        ) from error
     engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": model}])
     engine.nlp = {language: nlp}  # loaded: it would download what it does not find
     return AnalyzerEngine(nlp_engine=engine, supported_languages=[language])

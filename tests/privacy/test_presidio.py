@@ -69,6 +69,12 @@ def test_documents_are_masked_and_their_shards_know_by_what(tmp_path):
         ({"entities": ("PERSON",)}, r"names 'PERSON', which .*found PERSON, which takes a model"),
         ({"entities": ("EMAIL_ADDRESS",)}, r"would ask the network.*data\.privacy\.emails"),
         ({"entities": ("PERSON",), "model": "no_such_model"}, r"'no_such_model' is not installed"),
+        ({"entities": ("PERSON",), "model": "no.such.model"}, r"'no.such.model' is not installed"),
+        ({"entities": ("PERSON",), "model": "psutil"}, r"spaCy cannot read .*model 'psutil'"),
+        (
+            {"entities": ("URL",), "language": "none"},
+            r"spaCy cannot read data.privacy.presidio.language 'none'",
+        ),
     ],
 )
 def test_what_cannot_be_found_is_refused(options, says):
