@@ -14,9 +14,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 import yaml
+
+# How long a first call compiles says nothing of what is tested.
+hypothesis.settings.register_profile("mill", deadline=None)
+hypothesis.settings.load_profile("mill")
 
 WORDS = (
     "mill stone grain flour water wheel sack miller river bread oven field wind sail gear shaft hopper sieve "

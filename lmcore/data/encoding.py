@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ HOSTILE_TEXTS = (
 class Encoder:
     """Encodes text by the tokenizer of a directory; text that looks like a special token stays text.
 
-    gigatoken must encode hostile texts as ``tokenizers`` does, and then those that ``compare`` is given.
+    gigatoken must encode hostile texts and the sample as ``tokenizers`` does.
+
+    Args:
+        tokenizer_dir: Any directory with a ``tokenizer.json`` that can end a document.
+        engine: ``tokenizers``: it alone.
+        sample: Reads the documents to compare the engines on, while they load.
 
     Attributes:
         engine: ``gigatoken`` or ``tokenizers``.
@@ -57,21 +62,24 @@ class Encoder:
         vocab_size: Entries of the vocabulary.
     """
 
-    def __init__(self, tokenizer_dir: Path, engine: str = "") -> None:
-        self._reference = load_tokenizer(tokenizer_dir)
-        self._fast: Any = None
-        self._specials = [
-            token.content.encode()
-            for token in self._reference.get_added_tokens_decoder().values()
-            if token.special
-        ]
-        self._token_bytes = token_bytes(self._reference)
-        self.eos_id = eos_id(self._reference, tokenizer_dir)
-        self.vocab_size: int = self._reference.get_vocab_size()
+    def __init__(
+        self, tokenizer_dir: Path, engine: str = "", sample: Callable[[], Sequence[str]] = tuple
+    ) -> None:
         self.engine, self.reason = "tokenizers", "chosen before"
-        self._num_compared = 0
-        if engine != self.engine:
-            self._load_fast(tokenizer_dir)
+        with ThreadPoolExecutor(1) as beside:
+            texts = beside.submit(sample)
+            self._reference = load_tokenizer(tokenizer_dir)
+            self._fast: Any = None if engine == self.engine else self._load_fast(tokenizer_dir)
+            self._specials = [
+                token.content.encode()
+                for token in self._reference.get_added_tokens_decoder().values()
+                if token.special
+            ]
+            self._token_bytes = token_bytes(self._reference)
+            self.eos_id = eos_id(self._reference, tokenizer_dir)
+            self.vocab_size: int = self._reference.get_vocab_size()
+            if self._fast is not None:
+                self._compare(texts.result())
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` without EOS.
@@ -98,30 +106,28 @@ class Encoder:
         words = sum(len(text.split()) for text in texts)
         return {"tokens_per_word": round(len(self.encode(texts)[0]) / max(1, words), 4)}
 
-    def compare(self, texts: Sequence[str]) -> None:
-        """Do without gigatoken if it encodes one of ``texts`` otherwise than ``tokenizers`` does."""
-        if self._fast is None:
-            return
+    def _compare(self, texts: Sequence[str]) -> None:
+        texts = [*HOSTILE_TEXTS, *texts]
         with self._or_without(), ThreadPoolExecutor(1) as beside:  # it does not hold the interpreter's lock
             reference = beside.submit(self._encode_reference, texts)
-            # In one batch, as documents are encoded.
+            # In one batch, as documents are encoded. The first one imports for as long as the other encodes.
             found = self._encode_fast([text.encode() for text in texts])
             if not all(map(np.array_equal, reference.result(), found)):
                 self._do_without("gigatoken gives other tokens on the sample")
                 return
-            self._num_compared += len(texts)
-            documents = self._num_compared - len(HOSTILE_TEXTS)
-            self.reason = (
-                f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {documents} documents"
+            self.engine, self.reason = (
+                "gigatoken",
+                (
+                    f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and "
+                    f"{len(texts) - len(HOSTILE_TEXTS)} documents"
+                ),
             )
 
-    def _load_fast(self, tokenizer_dir: Path) -> None:
+    def _load_fast(self, tokenizer_dir: Path) -> Any:
         with self._or_without():
             import gigatoken
 
-            self._fast = gigatoken.Tokenizer.from_json((tokenizer_dir / TOKENIZER).read_bytes())
-            self.engine = "gigatoken"
-        self.compare(HOSTILE_TEXTS)
+            return gigatoken.Tokenizer.from_json((tokenizer_dir / TOKENIZER).read_bytes())
 
     @contextlib.contextmanager
     def _or_without(self) -> Iterator[None]:

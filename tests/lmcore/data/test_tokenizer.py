@@ -30,9 +30,7 @@ def directory(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(directory):
-    encoder = Encoder(directory)
-    encoder.compare(CORPUS[:20])
-    return encoder
+    return Encoder(directory, sample=lambda: CORPUS[:20])
 
 
 def test_gigatoken_knows_every_pattern_and_agrees(encoder):
@@ -40,14 +38,16 @@ def test_gigatoken_knows_every_pattern_and_agrees(encoder):
     assert encoder.reason.endswith(" and 20 documents")
 
 
-def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path):
+def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path, monkeypatch):
     save_tokenizer(train_tokenizer(TokenizerConfig(vocab_size=300), CORPUS), tmp_path)
-    encoder, other = Encoder(directory), Encoder(tmp_path)
-    assert encoder.engine == "gigatoken"
-    encoder._fast = other._fast  # a gigatoken that took the tokenizer for another
-    encoder.compare(CORPUS)
+    other = Encoder(tmp_path)
+    assert other.engine == "gigatoken"
+    # A gigatoken that takes the tokenizer for another.
+    monkeypatch.setattr(Encoder, "_load_fast", lambda _self, _path: other._fast)
+    encoder = Encoder(directory, sample=lambda: CORPUS)
     assert (encoder.engine, encoder.reason) == ("tokenizers", "gigatoken gives other tokens on the sample")
-    assert encoder.encode(CORPUS)[0].tolist() == Encoder(directory, "tokenizers").encode(CORPUS)[0].tolist()
+    expected = Encoder(directory, "tokenizers")
+    assert encoder.encode(CORPUS)[0].tolist() == expected.encode(CORPUS)[0].tolist()
 
 
 def test_every_byte_and_the_end_of_text_are_in_the_vocabulary(directory):
