@@ -379,7 +379,9 @@ def _read_groups(
                     index += 1
         except _ExpandsError:
             left = part.first_record + part.num_records - index
-            yield Quarantined(index, None, _expands(limits), b"", num_bytes, left, breaks_off=True)
+            # What follows a part is read all the same.
+            is_whole = part.num_records == parquet.metadata.num_rows
+            yield Quarantined(index, None, _expands(limits), b"", num_bytes, left, breaks_off=is_whole)
             return
         except (OSError, OverflowError, pa.ArrowException) as error:
             _raise_if_passing(error)

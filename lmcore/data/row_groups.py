@@ -40,16 +40,17 @@ class GroupsPart:
 
 
 def cut_at_groups(metadata: pq.FileMetaData, num_bytes: int, part_bytes: int) -> list[GroupsPart]:
-    """Cut a file of ``num_bytes`` where a row group begins and ``part_bytes`` or more lie before it.
+    """Cut a file of ``num_bytes`` where a row group begins, into parts of ``part_bytes`` or more each.
 
-    One part if its groups are not in order, which the format allows.
+    One part if its groups are not in order, which the format allows. No part is small, as a few bytes can
+    honestly expand more than ``limits.max_expansion`` allows.
     """
     starts = _starts(metadata)
     if starts != sorted(starts) or starts[-1:] > [num_bytes]:
         starts = starts[:1]
     edges = [0]
     for start in starts[1:]:
-        if start - edges[-1] >= part_bytes:
+        if min(start - edges[-1], num_bytes - start) >= part_bytes:
             edges.append(start)
     return [groups_within(metadata, start, end) for start, end in itertools.pairwise([*edges, num_bytes])]
 
