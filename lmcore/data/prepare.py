@@ -13,6 +13,7 @@ from lmcore.data.documents import SHARD_SETTINGS, build_documents, documents_lib
 from lmcore.data.encode import build_tokens
 from lmcore.data.growth import in_generations, journal_of, remember
 from lmcore.data.pool import Workshop, local_workers
+from lmcore.data.presidio import check_installed
 from lmcore.data.sources import Inventory
 from lmcore.data.sources import take_inventory as _take_inventory
 from lmcore.data.splits import build_splits
@@ -67,8 +68,10 @@ def take_inventory(config: DataConfig) -> Inventory:
     """List and digest the files of every source; with ``incremental``, those that are new come last.
 
     Raises:
+        ConfigError: what masks entities is not installed.
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
+    check_installed(config.privacy.presidio)  # before everything is read once
     inventory = _take_inventory(config)
     return in_generations(inventory, journal_of(config)) if config.incremental else inventory
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.metadata
+import importlib.util
 import re
 import threading
 from collections import Counter
@@ -23,11 +25,48 @@ _PLACEHOLDER = re.compile(r"<[A-Z_]+>")
 _REFUSED = {"EMAIL": "emails", "EMAIL_ADDRESS": "emails"}
 _ANALYZING = threading.Lock()  # spaCy's tables of strings grow while it reads
 _LIBRARIES = ("presidio-analyzer", "spacy", "phonenumbers")
+_MODULES = ("presidio_analyzer", "spacy", "threadpoolctl")
+_ENTITY_PIPES = {"ner", "beam_ner", "entity_ruler", "span_ruler"}
+_ANY_LANGUAGE = "xx"
 
 
 def presidio_libraries(config: PresidioConfig) -> tuple[str, ...]:
     """Distributions that decide what is found; none if nothing is asked for."""
     return (*_LIBRARIES, *([config.model] if config.model else [])) if config.entities else ()
+
+
+def check_installed(config: PresidioConfig) -> None:
+    """Look for what ``config`` takes, without loading it.
+
+    Raises:
+        ConfigError: Presidio or the model is not installed.
+    """
+    if not config.entities:
+        return
+    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "data.privacy.presidio names entities, and Presidio is not installed",
+            expected="the extra `privacy`",
+            found="no " + " and no ".join(missing),
+            remedy="pip install -e '.[privacy]' in the checkout, or leave entities empty.",
+        )
+    # A folder would do for spaCy, but would have no version for the shards' keys.
+    if config.model and not _is_installed(config.model):
+        raise ConfigError(
+            f"data.privacy.presidio.model {config.model!r} is not installed",
+            expected="a package of spaCy",
+            found="none of that name",
+            remedy=f"python -m spacy download {config.model}, or set it to '' to look for forms alone.",
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return True
 
 
 def mask_entities(text: str, config: PresidioConfig, counted: Counter[str]) -> str:
@@ -39,17 +78,9 @@ def mask_entities(text: str, config: PresidioConfig, counted: Counter[str]) -> s
     Raises:
         ConfigError: Presidio or the model is not installed, or an entity is not known.
     """
-    analyzer = _analyzer(config.model, config.language)
-    _check_entities(config, analyzer)
     parts = []
     for piece in _pieces(text):
-        with _ANALYZING:
-            found = analyzer.analyze(
-                text=piece,
-                language=config.language,
-                entities=list(config.entities),
-                score_threshold=config.min_score,
-            )
+        found = _found(piece, config)
         taken = [match.span() for match in _PLACEHOLDER.finditer(piece)]
         chosen: list[Any] = []
         for one in sorted(found, key=_rank):
@@ -63,6 +94,22 @@ def mask_entities(text: str, config: PresidioConfig, counted: Counter[str]) -> s
             end = one.end
         parts.append(piece[end:])
     return "".join(parts)
+
+
+def _found(piece: str, config: PresidioConfig) -> list[Any]:
+    from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingImports]
+
+    # Two processes of two threads each took up to twice as long, and sums depend on the number of threads.
+    with _ANALYZING, threadpool_limits(1, user_api="blas"):
+        analyzer = _analyzer_for(config)  # pyright: ignore[reportArgumentType] -- frozen, so it has a hash
+        # Its tables would grow with every word that it has not seen before.
+        with analyzer.nlp_engine.get_nlp(config.language).memory_zone():
+            return analyzer.analyze(
+                text=piece,
+                language=config.language,
+                entities=list(config.entities),
+                score_threshold=config.min_score,
+            )
 
 
 def _rank(found: Any) -> tuple[float, int, int, str]:
@@ -79,27 +126,24 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 @functools.cache
+def _analyzer_for(config: PresidioConfig) -> Any:
+    """Presidio, which knows all entities of ``config``."""
+    check_installed(config)
+    analyzer = _analyzer(config.model, config.language)
+    _check_entities(config, analyzer)
+    return analyzer
+
+
+@functools.cache
 def _analyzer(model: str, language: str) -> Any:
     """Presidio with a model; each process loads it once."""
-    try:
-        import spacy  # pyright: ignore[reportMissingImports]
-        from presidio_analyzer import AnalyzerEngine  # pyright: ignore[reportMissingImports]
-        from presidio_analyzer.nlp_engine import SpacyNlpEngine  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            "data.privacy.presidio names entities, and Presidio is not installed",
-            expected="the extra `privacy`",
-            found=str(error),
-            remedy="pip install -e '.[privacy]' in the checkout, or leave entities empty.",
-        ) from error
-    # A folder would do for spaCy, but would have no version for the shards' keys.
-    if model and not spacy.util.is_package(model):
-        raise ConfigError(
-            f"data.privacy.presidio.model {model!r} is not installed",
-            expected="a package of spaCy",
-            found="none of that name",
-            remedy=f"python -m spacy download {model}, or set it to '' to look for forms alone.",
-        )
+    import spacy  # pyright: ignore[reportMissingImports]
+    from presidio_analyzer import AnalyzerEngine  # pyright: ignore[reportMissingImports]
+    from presidio_analyzer.nlp_engine import (  # pyright: ignore[reportMissingImports]
+        NerModelConfiguration,
+        SpacyNlpEngine,
+    )
+
     try:
         nlp = spacy.load(model) if model else spacy.blank(language)
     except (OSError, ImportError, ValueError, AttributeError) as error:
@@ -109,9 +153,27 @@ def _analyzer(model: str, language: str) -> Any:
             found=str(error).splitlines()[0],
             remedy="Name one that it has: https://spacy.io/usage/models.",
         ) from error
-    engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": model}])
+    if nlp.lang not in (language, _ANY_LANGUAGE):
+        raise ConfigError(
+            f"data.privacy.presidio.model {model!r} reads another language",
+            expected=f"one of data.privacy.presidio.language {language!r}",
+            found=nlp.lang,
+            remedy=f"Set language to {nlp.lang}, or name another model.",
+        )
+    # It warns of every entity of a kind that it has no name for.
+    nameless = _labels(nlp) - NerModelConfiguration().model_to_presidio_entity_mapping.keys()
+    engine = SpacyNlpEngine(
+        models=[{"lang_code": language, "model_name": model}],
+        ner_model_configuration=NerModelConfiguration(labels_to_ignore=sorted(nameless)),
+    )
     engine.nlp = {language: nlp}  # loaded: it would download what it does not find
     return AnalyzerEngine(nlp_engine=engine, supported_languages=[language])
+
+
+def _labels(nlp: Any) -> set[str]:
+    """Kinds of entities that the model tells, under its own names."""
+    pipes = [name for name in nlp.pipe_names if nlp.get_pipe_meta(name).factory in _ENTITY_PIPES]
+    return {label for name in pipes for label in nlp.pipe_labels.get(name, ())}
 
 
 def _check_entities(config: PresidioConfig, analyzer: Any) -> None:
@@ -120,7 +182,10 @@ def _check_entities(config: PresidioConfig, analyzer: Any) -> None:
     for recognizer in analyzer.get_recognizers(config.language):
         has_model = type(recognizer).__name__ == "SpacyRecognizer"
         (by_model if has_model else by_form).update(recognizer.supported_entities)
-    known = (by_form | by_model if config.model else by_form) - set(_REFUSED)
+    # It names all that any model could tell.
+    names = analyzer.nlp_engine.ner_model_configuration.model_to_presidio_entity_mapping
+    told = {names[label] for label in _labels(analyzer.nlp_engine.get_nlp(config.language)) & names.keys()}
+    known = (by_form | told) - set(_REFUSED)
     for entity in config.entities:
         if entity in _REFUSED:
             raise ConfigError(
@@ -129,12 +194,13 @@ def _check_entities(config: PresidioConfig, analyzer: Any) -> None:
             )
         if entity not in known:
             near = difflib.get_close_matches(entity, known, n=1)
+            takes = ", which takes a model that tells it" if entity in by_model else ""
             raise ConfigError(
                 f"data.privacy.presidio.entities names {entity!r}, which cannot be found",
                 expected=", ".join(sorted(known)),
-                found=entity + (", which takes a model" if entity in by_model else ""),
-                remedy="Set data.privacy.presidio.model."
-                if entity in by_model
+                found=entity + takes,
+                remedy="Set data.privacy.presidio.model to one."
+                if takes
                 else f"Write {near[0]}."
                 if near
                 else "Write one of those.",

@@ -1,5 +1,8 @@
 """Presidio as it is installed by the extra ``privacy``; without a model of spaCy's, which pip cannot find."""
 
+import importlib
+import logging
+import sys
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -14,6 +17,32 @@ from lmcore.progress import silent
 
 PATTERNS = PresidioConfig(entities=("IBAN_CODE", "CRYPTO"), model="")
 IBAN = "DE89370400440532013000"
+
+
+# A model as pip installs one, which tells by lists what others tell by learning.
+MODEL = """
+import spacy
+
+def load(**options):
+    nlp = spacy.blank("en")
+    names = [("PERSON", "Ada Miller"), ("GPE", "Duluth"), ("CARDINAL", "seven")]
+    patterns = [{"label": label, "pattern": pattern} for label, pattern in names]
+    nlp.add_pipe("entity_ruler").add_patterns(patterns)
+    return nlp
+"""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    (tmp_path / "en_mill_names").mkdir()
+    (tmp_path / "en_mill_names" / "__init__.py").write_text(MODEL)
+    about = tmp_path / "en_mill_names-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: en_mill_names\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield "en_mill_names"
+    sys.modules.pop("en_mill_names", None)
 
 
 def masked(text, config=PATTERNS):
@@ -60,6 +89,23 @@ def test_documents_are_masked_and_their_shards_know_by_what(tmp_path):
     (text,) = pq.read_table(out / "documents" / "00000.parquet")["text"].to_pylist()
     assert text == "Pay to <IBAN_CODE>, please."
     assert presidio_libraries(PATTERNS) == ("presidio-analyzer", "spacy", "phonenumbers")
+
+
+def test_names_are_masked_and_what_has_no_placeholder_is_passed_over_in_silence(model, caplog):
+    config = PresidioConfig(entities=("PERSON", "LOCATION"), model=model)
+    with caplog.at_level(logging.WARNING, "presidio-analyzer"):
+        masked("a", config)
+        caplog.clear()
+        found = masked("Ada Miller of Duluth has seven mills.", config)
+    assert found == ("<PERSON> of <LOCATION> has seven mills.", {"person": 1, "location": 1})
+    assert not caplog.records
+
+
+def test_a_model_is_asked_for_no_more_than_it_tells(model):
+    with pytest.raises(ConfigError, match=r"names 'AGE', which .*takes a model that tells it"):
+        masked("a", PresidioConfig(entities=("PERSON", "AGE"), model=model))
+    with pytest.raises(ConfigError, match=r"reads another language: .*'de', found en"):
+        masked("a", PresidioConfig(entities=("PERSON",), model=model, language="de"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, PrivacyConfig, SourceConfig
+from lmcore.data import prepare
 from lmcore.data.documents import build_documents
+from lmcore.data.pool import Processes, Threads, local_workers
 from lmcore.data.privacy import KINDS, kinds_of, mask, masker_of
 from lmcore.data.sources import take_inventory
 from lmcore.errors import ConfigError
@@ -106,6 +108,18 @@ def test_presidio_without_its_packages_is_an_error_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match=r"is not installed(?s:.*)(pip install|spacy download)"):
         build_documents(config, take_inventory(config), out, silent)
     assert not list(out.iterdir())
+    (tmp_path / "a.txt").unlink()  # nothing is looked for before
+    with pytest.raises(ConfigError, match="is not installed"):
+        prepare.take_inventory(config)
+
+
+def test_presidio_is_worth_processes_sooner():
+    plain, masking = (
+        DataConfig.model_validate({"workers": 2, "privacy": {"presidio": {"entities": entities}}})
+        for entities in ([], ["PERSON"])
+    )
+    assert local_workers(plain, 2_000_000) == local_workers(masking, 1_000_000) == Threads(2)
+    assert local_workers(masking, 2_000_000) == Processes(2)
 
 
 def test_what_asks_for_nothing_masks_nothing():
