@@ -27,6 +27,7 @@ from lmcore.errors import ConfigError
 
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
+Role = Literal["embedding", "matrix", "head", "norm", "bias"]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -523,33 +524,52 @@ class ModelConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW for everything, or Muon for matrices and AdamW for the rest."""
+    """One of torch's optimizers for everything, or Muon for matrices and AdamW for the rest."""
 
-    name: Literal["adamw", "muon"] = setting("muon", "Optimizer of the matrices inside the blocks")
-    learning_rate: float = setting(0.008, "Peak learning rate of AdamW", gt=0)
+    name: Literal["adamw", "adam", "adafactor", "sgd", "muon"] = setting(
+        "muon", "Optimizer; muon moves the matrices inside the blocks, and AdamW the rest"
+    )
+    learning_rate: float = setting(0.008, "Peak learning rate, but for what Muon moves", gt=0)
     embedding_learning_rate_ratio: float = setting(
         1.0, "Learning rate of the input embedding over `learning_rate`", unit="ratio", gt=0
     )
+    head_learning_rate_ratio: float = setting(
+        1.0, "Learning rate of an untied head over `learning_rate`", unit="ratio", gt=0
+    )
     muon_learning_rate: float = setting(0.03, "Peak learning rate of Muon", gt=0)
     muon_momentum: float = setting(0.95, "Momentum of Muon", ge=0, lt=1)
-    beta1: float = setting(0.9, "Decay of AdamW's first moment", ge=0, lt=1)
-    beta2: float = setting(0.95, "Decay of AdamW's second moment", ge=0, lt=1)
-    eps: float = setting(1e-8, "Added to AdamW's denominator", gt=0)
-    weight_decay: float = setting(0.0, "Decoupled weight decay of matrices; never of norms and biases", ge=0)
+    sgd_momentum: float = setting(0.9, "Momentum of SGD, with Nesterov's look ahead", ge=0, lt=1)
+    beta1: float = setting(0.9, "Decay of the first moment of Adam and AdamW", ge=0, lt=1)
+    beta2: float = setting(0.95, "Decay of the second moment of Adam and AdamW", ge=0, lt=1)
+    eps: float = setting(1e-8, "Added to the denominator of Adam and AdamW", gt=0)
+    weight_decay: float = setting(
+        0.0, "Of the roles below: taken off the weights, or by Adam and SGD added to the gradient", ge=0
+    )
+    decayed_roles: tuple[Role, ...] = setting(
+        ("matrix", "embedding", "head"), "Parameters that decay; the others never do"
+    )
     max_grad_norm: float = setting(1.0, "Clip the global gradient norm; 0: off", ge=0)
+
+    @model_validator(mode="after")
+    def _roles_differ(self) -> OptimizerConfig:
+        if len(set(self.decayed_roles)) != len(self.decayed_roles):
+            raise ValueError(f"decayed_roles: each may be named once; found {list(self.decayed_roles)}")
+        return self
 
 
 class ScheduleConfig(Config):
     """Learning rate over steps, as a factor of its peak."""
 
-    name: Literal["cosine", "wsd"] = setting("wsd", "Cosine, or warmup-stable-decay")
+    name: Literal["cosine", "linear", "wsd", "inverse_sqrt"] = setting(
+        "wsd", "Cosine, straight line, warmup-stable-decay, or inverse square root"
+    )
     warmup_steps: int = setting(10, "Linear warmup", unit="steps", ge=0)
     decay_fraction: float = setting(
         0.7, "Share of the steps spent in the final linear decay (wsd)", unit="share", ge=0, le=1
     )
     min_ratio: float = setting(
         0.0,
-        "What the factor falls towards; it would get there one step after the last",
+        "What the factor falls towards, one step after the last; of inverse_sqrt: its least",
         unit="ratio",
         ge=0,
         le=1,
@@ -643,6 +663,15 @@ class TrainConfig(Config):
         (), "Sources to learn from, and their shares; empty: all documents, each once an epoch"
     )
     seed: int = setting(0, "Initial weights and order of the data", ge=0, le=MAX_SEED)
+    z_loss: float = setting(
+        0.0, "Weight of the squared logarithm of the softmax's denominator, which keeps logits small", ge=0
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is validated and kept; 0: off",
+        ge=0,
+        lt=1,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(

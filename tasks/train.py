@@ -172,7 +172,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         "model.num_kv_heads": model.kv_heads,
         "model.intermediate_size": model.mlp_size,
         **_flat("train", train, "steps seq_len global_batch_tokens micro_batch_size grad_accum_steps"),
-        **_flat("train", train, "precision document_mask packing seed"),
+        **_flat("train", train, "precision document_mask packing seed z_loss ema_decay"),
         "train.mixture": ", ".join(f"{part.source} {part.weight:g}" for part in train.mixture),
         **_flat("optimizer", optimizer, "name learning_rate muon_learning_rate weight_decay max_grad_norm"),
         **_flat("schedule", schedule, "name warmup_steps decay_fraction min_ratio"),

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig
+from lmcore.config import ModelConfig, Role
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.layers import MLP, make_norm, rotary_table
-
-Role = Literal["embedding", "matrix", "head", "norm", "bias"]
 
 
 class Block(nn.Module):

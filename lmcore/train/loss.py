@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,3 +19,14 @@ def token_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
+
+
+def z_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed squares of the logarithm of the softmax's denominator (Chowdhery et al. 2022).
+
+    Args:
+        logits: [B, T, V], of any float type.
+        targets: [B, T]; places of ``IGNORE_INDEX`` do not count.
+    """
+    counted = targets != IGNORE_INDEX
+    return (torch.logsumexp(logits.float(), dim=-1).square() * counted).sum()

@@ -12,12 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lmcore.config import OptimizerConfig
-from lmcore.model.transformer import Role, Transformer, parameter_role
+from lmcore.config import OptimizerConfig, Role
+from lmcore.model.transformer import Transformer, parameter_role
 from lmcore.parallel.apply import local
+from lmcore.train import adafactor
+from lmcore.train.adafactor import Adafactor
 
 CHUNK_ELEMENTS = 1 << 26
-DECAYED: tuple[Role, ...] = ("matrix", "embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Group:
     """Parameters that are treated alike.
 
     Attributes:
-        optimizer: ``adamw`` or ``muon``.
+        optimizer: Name of the one that moves them.
         role: What they are in the model.
         learning_rate: Its peak.
         weight_decay: Per step, times the learning rate.
@@ -44,18 +45,18 @@ def parameter_groups(model: Transformer, config: OptimizerConfig) -> list[Group]
     by_role: dict[Role, dict[str, torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         by_role.setdefault(parameter_role(name), {})[name] = parameter
+    ratios = {"embedding": config.embedding_learning_rate_ratio, "head": config.head_learning_rate_ratio}
     groups = []
     for role, parameters in by_role.items():
-        muon = role == "matrix" and config.name == "muon"
-        ratio = config.embedding_learning_rate_ratio if role == "embedding" else 1.0
-        rate = config.muon_learning_rate if muon else config.learning_rate * ratio
-        decay = config.weight_decay if role in DECAYED else 0.0
-        groups.append(Group("muon" if muon else "adamw", role, rate, decay, parameters))
+        name = config.name if config.name != "muon" or role == "matrix" else "adamw"
+        rate = config.muon_learning_rate if name == "muon" else config.learning_rate * ratios.get(role, 1.0)
+        decay = config.weight_decay if role in config.decayed_roles else 0.0
+        groups.append(Group(name, role, rate, decay, parameters))
     return groups
 
 
 class Optimizers:
-    """AdamW and, if set, Muon, as one.
+    """All optimizers of a run, as one.
 
     Args:
         model: Wrapped or not: its parameters as they are optimized.
@@ -66,9 +67,9 @@ class Optimizers:
     def __init__(self, model: Transformer, config: OptimizerConfig, matrix_dtype: torch.dtype) -> None:
         groups = parameter_groups(model, config)
         self.names = {p: name for group in groups for name, p in group.parameters.items()}
-        settings: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
+        settings: dict[str, list[dict[str, Any]]] = {}
         for group in groups:
-            settings[group.optimizer].append(
+            settings.setdefault(group.optimizer, []).append(
                 {
                     "params": list(group.parameters.values()),
                     "lr": group.learning_rate,
@@ -77,13 +78,7 @@ class Optimizers:
                     "weight_decay": group.weight_decay,
                 }
             )
-        self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                settings["adamw"], betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-            )
-        ]
-        if settings["muon"]:
-            self._all.append(Muon(settings["muon"], config.muon_momentum, matrix_dtype))
+        self._all = [_make(name, settings[name], config, matrix_dtype) for name in sorted(settings)]
 
     def step(self, factor: float) -> None:
         """Move all parameters, with ``factor`` times their peak learning rates."""
@@ -126,9 +121,28 @@ class Optimizers:
         return state
 
 
+def _make(
+    name: str, groups: list[dict[str, Any]], config: OptimizerConfig, matrix_dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    if name == "muon":
+        return Muon(groups, config.muon_momentum, matrix_dtype)
+    if name == "sgd":
+        momentum = config.sgd_momentum
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
+    if name == "adafactor":
+        return Adafactor(groups)
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
 def _empty_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    if isinstance(optimizer, Muon):
-        return {"momentum_buffer": torch.zeros_like(parameter)}
+    """What ``optimizer`` keeps of ``parameter`` before its first step."""
+    if isinstance(optimizer, (Muon, torch.optim.SGD)):
+        # torch's SGD begins its average with the gradient, which is what it makes of zeros.
+        has_average = optimizer.defaults["momentum"] > 0 or isinstance(optimizer, Muon)
+        return {"momentum_buffer": torch.zeros_like(parameter)} if has_average else {}
+    if isinstance(optimizer, Adafactor):
+        return adafactor.empty_state(parameter)
     step = torch.zeros((), dtype=torch.float32, device=local(parameter).device)
     return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 

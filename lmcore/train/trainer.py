@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
@@ -23,10 +24,11 @@ from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
 from lmcore.parallel.mesh import World, make_mesh
 from lmcore.run_directory import EventLog
+from lmcore.train.average import WeightAverage
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
-from lmcore.train.loss import token_loss_sum
+from lmcore.train.loss import token_loss_sum, z_loss_sum
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.precision import LossScale, autocast
@@ -80,6 +82,8 @@ class Trainer:
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.optimizers = Optimizers(self.model, self.config.optimizer, matrix_dtype)
         self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
+        decay = self.config.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
 
     # --- the run ---
 
@@ -102,7 +106,8 @@ class Trainer:
         outcome = self._train()
         if outcome == "completed":
             self._validate()
-            self._save_model()
+            with self._averaged():
+                self._save_model()
         self.events.write("end", self.step, status=outcome)
         self.events.close()
         return self._result(outcome, started)
@@ -124,10 +129,10 @@ class Trainer:
         """Do one optimizer step; return whether a process was asked to stop."""
         start = time.perf_counter()
         num_targets = self.inputs.loader.num_targets(self.step)
-        loss_sum = self._forward_backward(num_targets)
+        sums = self._forward_backward(num_targets)
         squares = self.optimizers.sum_of_squares() / self.config.parallel.dp_replicate
-        loss_sum, squares, stops = self.world.add_up([loss_sum, squares, float(self.stop_requested())])
-        loss = loss_sum / max(1, num_targets)
+        *sums, squares, stops = self.world.add_up([*sums, squares, float(self.stop_requested())])
+        loss, z_loss = (value / max(1, num_targets) for value in sums)
         grad_norm = math.sqrt(squares) / self.loss_scale.scale
         self._check_finite(loss, grad_norm)
         if math.isfinite(grad_norm):
@@ -137,12 +142,15 @@ class Trainer:
         self.optimizers.zero_grad()
         self.step += 1
         self.speed.add(time.perf_counter() - start)
-        self._report(loss, grad_norm)
+        self._report(loss, z_loss, grad_norm)
         return stops > 0
 
-    def _forward_backward(self, num_targets: int) -> float:
-        """Add up the gradient of (summed loss / global targets); return this process's summed loss."""
-        loss_sum = torch.zeros((), device=self.world.device, dtype=torch.float64)
+    def _forward_backward(self, num_targets: int) -> list[float]:
+        """Add up the gradient of (summed losses / global targets); return this process's summed losses.
+
+        The cross-entropy and, if it has a weight, the z-loss.
+        """
+        sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         weight = self.loss_scale.scale / max(1, num_targets)
         last = self.config.grad_accum_steps - 1
         for index, batch in enumerate(self.inputs.loader.micro_batches(self.step)):
@@ -152,9 +160,13 @@ class Trainer:
                 with autocast(self.wrapped, self.config.precision, self.world.device):
                     logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
                 loss = token_loss_sum(logits, batch.targets)
+                sums[0] += loss.detach()
+                if self.config.z_loss:
+                    z_loss = z_loss_sum(logits, batch.targets)
+                    sums[1] += z_loss.detach()
+                    loss = loss + self.config.z_loss * z_loss
                 (loss * weight).backward()
-            loss_sum += loss.detach()
-        return loss_sum.item()
+        return sums.tolist()
 
     def _seed_dropout(self, micro_batch: int) -> None:
         # A function of the place in the run, so that there is no generator's state to keep.
@@ -181,11 +193,13 @@ class Trainer:
             self.optimizers.scale_gradients(factor)
         self.optimizers.step(learning_rate_factor(self.step, self.config.steps, self.config.schedule))
         self.loss_scale.keep()
+        if self.average:
+            self.average.update(self.step)
 
     def _learning_rates(self) -> dict[str, float]:
-        """Those that the settings name: AdamW's, and Muon's where it has the matrices."""
+        """Those that the settings name: that of all, and Muon's where it has the matrices."""
         rates = self.optimizers.learning_rates()
-        if self.config.optimizer.name == "adamw":
+        if self.config.optimizer.name != "muon":
             return {"train/learning_rate": rates.get("matrix", max(rates.values()))}
         muon = {"train/muon_learning_rate": rates.pop("matrix")} if "matrix" in rates else {}
         return {"train/learning_rate": rates.get("norm", max(rates.values(), default=0.0)), **muon}
@@ -196,7 +210,7 @@ class Trainer:
         for source in plan.sources:
             self.progress.say(str(source))
 
-    def _report(self, loss: float, grad_norm: float) -> None:
+    def _report(self, loss: float, z_loss: float, grad_norm: float) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
             "train/loss": loss,
@@ -205,6 +219,8 @@ class Trainer:
             "train/tokens": tokens,
             **self.speed.values(),
         }
+        if self.config.z_loss:
+            values["train/z_loss"] = z_loss
         if self.loss_scale.dynamic:
             values["train/loss_scale"] = self.loss_scale.scale
             values["train/skipped_steps"] = self.loss_scale.skipped_steps
@@ -214,9 +230,14 @@ class Trainer:
         self.events.write("step", self.step, tokens=tokens, values=values)
         self.progress.show(self.step, values)
 
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Compute with the averaged weights inside, if they are averaged."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
     def _validate(self) -> None:
-        self.validation = validate(self.wrapped, self.inputs.held_out, self.config, self.world)
-        release_weights(self.wrapped)
+        with self._averaged():
+            self.validation = validate(self.wrapped, self.inputs.held_out, self.config, self.world)
+            release_weights(self.wrapped)
         tokens = self.step * self.config.global_batch_tokens
         self.events.write("validation", self.step, tokens=tokens, values=self.validation)
         self.progress.say(f"validation at step {self.step}: " + _listed(self.validation))
@@ -225,6 +246,8 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        average = self.average.state() if self.average else {}
+        weights |= {f"average.{name}": tensor for name, tensor in average.items()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
 
     @property

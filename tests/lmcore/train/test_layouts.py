@@ -33,6 +33,34 @@ STYLES = {
         },
     },
 }
+OPTIMIZERS = {
+    name: {
+        **STYLES["llama"],
+        "optimizer": {"name": name, "learning_rate": 0.01, "weight_decay": 0.1},
+        "z_loss": 1e-3,
+        "ema_decay": 0.9,
+    }
+    for name in ("adam", "adafactor", "sgd")
+}
+
+
+def test_optimizers_agree_on_shards(make_run, run_together):
+    whole = {name: make_run(name, **settings) for name, settings in OPTIMIZERS.items()}
+    divided = {
+        (name, layout): make_run(f"{name}-{layout}", **settings, **LAYOUTS[layout])
+        for name, settings in OPTIMIZERS.items()
+        for layout in ("fsdp-accumulation", "hsdp")
+    }
+    run_together([*whole.values(), *divided.values()])
+    for (name, layout), run in divided.items():
+        for value in ("train/loss", "train/z_loss", "train/grad_norm"):
+            expected, found = (list(r.values(value).values()) for r in (whole[name], run))
+            assert len(expected) == 4
+            assert found == pytest.approx(expected, rel=1e-5), f"{name} {layout} {value}"
+        assert run.result["eval_loss"] == pytest.approx(whole[name].result["eval_loss"], rel=1e-5)
+        weights = load(whole[name].weights)
+        for key, tensor in load(run.weights).items():
+            np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{name} {layout} {key}")
 
 
 def test_layouts_agree(make_run, run_together):

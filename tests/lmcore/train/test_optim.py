@@ -21,21 +21,65 @@ def make(style):
 
 
 @pytest.mark.parametrize("style", MODELS)
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adam", "adafactor", "sgd"])
 def test_every_parameter_is_in_exactly_one_group(style, name):
     model = make(style)
-    config = OptimizerConfig(name=name, weight_decay=0.1, embedding_learning_rate_ratio=3)
+    roles = ("matrix", "head")
+    config = OptimizerConfig(
+        name=name,
+        weight_decay=0.1,
+        decayed_roles=roles,
+        embedding_learning_rate_ratio=3,
+        head_learning_rate_ratio=2,
+    )
     groups = parameter_groups(model, config)
     grouped = [parameter for group in groups for parameter in group.parameters.values()]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     for group in groups:
-        assert group.weight_decay == (0 if group.role in ("norm", "bias") else 0.1)
-        assert (group.optimizer == "muon") == (name == "muon" and group.role == "matrix")
-        ratio = 3 if group.role == "embedding" else 1
+        assert group.weight_decay == (0.1 if group.role in roles else 0)
+        assert group.optimizer == (name if name != "muon" or group.role == "matrix" else "adamw")
+        ratio = {"embedding": 3, "head": 2}.get(group.role, 1)
         rate = config.muon_learning_rate if group.optimizer == "muon" else config.learning_rate * ratio
         assert group.learning_rate == pytest.approx(rate)
         if group.role == "matrix":
             assert all(name.startswith("blocks.") and p.ndim == 2 for name, p in group.parameters.items())
+
+
+@pytest.mark.parametrize("style", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9), "eps": 1e-6}),
+        ("adam", torch.optim.Adam, {"betas": (0.8, 0.9), "eps": 1e-6}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.7, "nesterov": True}),
+        ("adafactor", torch.optim.Adafactor, {}),
+    ],
+)
+def test_each_is_the_one_of_torch_begun_anew_or_gone_on_with(style, name, kind, options):
+    ours, torchs = make(style), make(style)
+    config = OptimizerConfig(
+        name=name, learning_rate=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6, sgd_momentum=0.7
+    )
+    decayed = [p for p in torchs.parameters() if p.ndim == 2]
+    others = [p for p in torchs.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    reference = kind(groups, lr=0.01, **options)
+    generator = torch.Generator().manual_seed(0)
+    optimizers = Optimizers(ours, config, torch.float32)
+    optimizers.state()  # what a run that is resumed loads into, before the first step
+    for _ in range(3):
+        for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        optimizers.step(1.0)
+        reference.step()
+        # As if loaded from a checkpoint.
+        kept = {key: value.clone() for key, value in optimizers.state().items()}
+        optimizers = Optimizers(ours, config, torch.float32)
+        for key, value in optimizers.state().items():
+            value.copy_(kept[key])
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_our_muon_is_the_one_of_torch():

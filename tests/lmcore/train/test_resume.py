@@ -19,6 +19,8 @@ SETTINGS = {
     "global_batch_tokens": 128,
     "micro_batch_size": 2,
     "document_mask": True,
+    "z_loss": 1e-3,
+    "ema_decay": 0.95,
     "model": {"dropout": 0.1},
 }
 

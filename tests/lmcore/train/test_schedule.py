@@ -7,7 +7,7 @@ from lmcore.train.schedule import learning_rate_factor
 
 schedules = st.builds(
     ScheduleConfig,
-    name=st.sampled_from(["cosine", "wsd"]),
+    name=st.sampled_from(["cosine", "wsd", "linear", "inverse_sqrt"]),
     warmup_steps=st.integers(0, 50),
     decay_fraction=st.floats(0, 1),
     min_ratio=st.floats(0, 1),
@@ -33,3 +33,9 @@ def test_known_points():
     cosine = ScheduleConfig(name="cosine", warmup_steps=0, min_ratio=0.1)
     assert learning_rate_factor(0, 100, cosine) == 1.0
     assert learning_rate_factor(50, 100, cosine) == pytest.approx(0.55)
+    linear = ScheduleConfig(name="linear", warmup_steps=20, min_ratio=0.2)
+    assert learning_rate_factor(20, 100, linear) == 1.0
+    assert learning_rate_factor(60, 100, linear) == pytest.approx(0.6)
+    root = ScheduleConfig(name="inverse_sqrt", warmup_steps=10, min_ratio=0.2)
+    assert [learning_rate_factor(s, 10_000, root) for s in (9, 39, 89)] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert learning_rate_factor(5_000, 10_000, root) == 0.2
