@@ -27,7 +27,8 @@ from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
 
-TRAIN_VERSION = 2  # 1: a validation could leave the weights of shards rounded
+# 1: a validation could leave the weights of shards rounded; 2: rows of projections in another order
+TRAIN_VERSION = 3
 LOG_LINE_EVERY_SECONDS = 2.0
 MAX_URGENT_LINES = 200
 

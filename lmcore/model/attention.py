@@ -101,7 +101,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_size
-        # Rows: queries of all heads, then keys, then values: one product instead of three.
+        # One product instead of three. Rows: for each key head its query heads, then its key, then its value,
+        # so that a part of the rows is a part of the heads.
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = nn.Linear(config.hidden_size, rows, bias=config.bias)
         self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
@@ -126,8 +127,9 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 KV, hd]
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        group = self.heads // self.kv_heads
+        heads = self.qkv(x).unflatten(-1, (-1, group + 2, self.head_dim))  # [B, T, KV, H / KV + 2, hd]
+        q, k, v = heads[:, :, :, :group].flatten(2, 3), heads[:, :, :, group], heads[:, :, :, group + 1]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotary is not None:

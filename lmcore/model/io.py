@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, parse
 from lmcore.errors import CheckpointError, GristmillError
+from lmcore.model.layers import swiglu_block
 from lmcore.model.transformer import Transformer
 from lmcore.store import write_atomically
 
+FORMAT = 2  # 1: rows of all queries, then keys, then values; of the gate, then of up
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -46,6 +48,7 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     description = {
+        "format": FORMAT,
         "model": config.model_dump(mode="json"),
         "vocab_size": vocab_size,
         "trained_seq_len": trained_seq_len or config.max_seq_len,
@@ -69,10 +72,22 @@ def trained_seq_len(directory: Path) -> int:
         raise CheckpointError(f"{directory} does not hold a whole model", found=repr(error)) from None
 
 
+def _regrouped(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """The tensor of that name with the rows in today's order, from format 1."""
+    if ".attention.qkv." in name:
+        sizes = [heads * config.head_size for heads in (config.num_heads, config.kv_heads, config.kv_heads)]
+        parts = [part.unflatten(0, (config.kv_heads, -1)) for part in tensor.split(sizes)]
+        return torch.cat(parts, dim=1).flatten(0, 1).contiguous()
+    if ".mlp.up." in name and config.activation == "swiglu":
+        blocks = tensor.unflatten(0, (2, -1, swiglu_block(config.mlp_size)))
+        return blocks.transpose(0, 1).flatten(0, 2).contiguous()
+    return tensor
+
+
 def load_model(
     directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transformer:
-    """Read a model directory, ready to evaluate.
+    """Read a model directory, of this version or an earlier one, ready to evaluate.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the config.
@@ -82,6 +97,8 @@ def load_model(
         description = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         config = parse(ModelConfig, description["model"], where=str(directory / CONFIG))
         weights = load_file(directory / WEIGHTS)
+        if description.get("format", 1) == 1:
+            weights = {name: _regrouped(name, tensor, config) for name, tensor in weights.items()}
         # On no device: the weights that are loaded next become the parameters.
         with torch.device("meta"):
             model = Transformer(config, description["vocab_size"])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
-from lmcore.model.io import save_model
+from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
 from lmcore.parallel.mesh import World, make_mesh
@@ -260,7 +260,8 @@ class Trainer:
         if self.config.precision != "fp32":
             settings["train.parallel.is_sharded"] = self.config.parallel.is_sharded
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
-        return {**settings, "vocab_size": self.inputs.vocab_size, "tokens": tokens}
+        about = {"vocab_size": self.inputs.vocab_size, "weights_format": FORMAT, "tokens": tokens}
+        return {**settings, **about}
 
     def _save_checkpoint(self) -> None:
         state = TrainingState(

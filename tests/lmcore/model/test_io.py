@@ -1,8 +1,13 @@
+import json
+
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from lmcore.config import ModelConfig
 from lmcore.errors import CheckpointError
+from lmcore.model.attention import Context
 from lmcore.model.io import load_model, save_model
 from lmcore.model.transformer import Transformer
 
@@ -44,3 +49,36 @@ def test_a_damaged_model_is_refused(tmp_path):
     weights.unlink()
     with pytest.raises(CheckpointError):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("size", [None, 33])
+def test_a_model_of_the_first_format_computes_what_it_did(size, tmp_path):
+    shape = {**BASE, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": size, "position": "learned"}
+    config = ModelConfig(**shape, activation="swiglu", bias=True, qk_norm=False)
+    model = Transformer(config, 40)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(tmp_path, model, config, 40)
+    description = json.loads((tmp_path / "config.json").read_text())
+    del description["format"]
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    weights = load_file(tmp_path / "model.safetensors")  # read as the first format has them
+    save_file(weights, tmp_path / "model.safetensors")
+    x = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(0))
+    block = load_model(tmp_path).blocks[0]
+    of = {name.removeprefix("blocks.0."): tensor for name, tensor in weights.items()}
+
+    def linear(name, x):
+        return F.linear(x, of[f"{name}.weight"], of[f"{name}.bias"])
+
+    gate, up = linear("mlp.up", x).chunk(2, dim=-1)
+    torch.testing.assert_close(block.mlp(x), linear("mlp.down", F.silu(gate) * up))
+    q, k, v = (
+        part.unflatten(-1, (-1, 8)).transpose(1, 2)
+        for part in linear("attention.qkv", x).split([32, 16, 16], -1)
+    )
+    k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
+    scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(7, 7, dtype=torch.bool).tril(), -torch.inf)
+    attended = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    found = block.attention(x, Context(rotary=None, mask=None, causal=True, cache=None))
+    torch.testing.assert_close(found, linear("attention.out", attended))
