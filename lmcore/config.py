@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError
+from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
@@ -522,6 +523,14 @@ class ModelConfig(Config):
             return 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
         return 4 * self.hidden_size
 
+    @property
+    def mlp_block(self) -> int:
+        """Rows of SwiGLU's gate, and of up, that follow one another in its first matrix; 1 for the others."""
+        if self.activation != "swiglu":
+            return 1
+        # Shorter runs in memory are slower to multiply: 16 take three times as long as 64.
+        return next(block for block in range(64, 0, -1) if self.mlp_size % block == 0)
+
 
 class OptimizerConfig(Config):
     """One of torch's optimizers for everything, or Muon for matrices and AdamW for the rest."""
@@ -579,13 +588,13 @@ class ScheduleConfig(Config):
 class ParallelConfig(Config):
     """How the work is divided over processes.
 
-    The result does not depend on it, but for dropout, and in bf16 and fp16 for whether weights are sharded:
-    FSDP2 computes in that type throughout, autocast leaves norms and the residual stream in fp32.
+    The result does not depend on it, but in bf16 and fp16 for whether FSDP2 computes: it does so in that type
+    throughout, autocast leaves norms and the residual stream in fp32.
     """
 
     dp_replicate: int = setting(
         2,
-        "Replicas that each hold all weights (DDP; with dp_shard: HSDP)",
+        "Replicas that each hold all weights (DDP; with any other kind: HSDP)",
         unit="processes",
         ge=1,
         identity=False,
@@ -593,16 +602,67 @@ class ParallelConfig(Config):
     dp_shard: int = setting(
         1, "Processes that share one copy of the weights (FSDP2)", unit="processes", ge=1, identity=False
     )
+    tp: int = setting(
+        1,
+        "Processes that share each matrix and the vocabulary (tensor)",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
+    sequence_parallel: bool = setting(
+        True, "With tp: what lies between matrices is divided too, along the sequence", identity=False
+    )
+    pp: int = setting(
+        1,
+        "Processes that share the blocks, one behind another (pipeline)",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved_1f1b", "interleaved_zero_bubble", "zbv"] = (
+        setting(
+            "1f1b", "Order of forward and backward passes over the micro-batches of a step", identity=False
+        )
+    )
+    stages_per_process: int = setting(
+        0,
+        "Pieces of the pipeline that a process holds; 0: two where the schedule interleaves them, else one",
+        unit="stages",
+        ge=0,
+        identity=False,
+    )
+    cp: int = setting(
+        1, "Processes that share each sequence (context)", unit="processes", ge=1, identity=False
+    )
+    ep: int = setting(
+        1,
+        "Processes that share the experts of a mixture; they are some of those of dp_shard x cp",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
 
     @property
     def num_processes(self) -> int:
         """World size."""
+        return self.dp * self.cp * self.tp * self.pp
+
+    @property
+    def dp(self) -> int:
+        """Processes that compute different sequences at the same place of the pipeline."""
         return self.dp_replicate * self.dp_shard
 
     @property
+    def num_stages(self) -> int:
+        """Pieces of the pipeline, over all processes."""
+        return self.pp * (
+            self.stages_per_process or (1 if self.pipeline_schedule in ("1f1b", "gpipe") else 2)
+        )
+
+    @property
     def is_sharded(self) -> bool:
-        """Whether no process holds all weights."""
-        return self.dp_shard > 1
+        """Whether a process does not hold all weights and compute whole sequences, as with DDP or alone."""
+        return self.num_processes != self.dp_replicate
 
 
 class LaunchConfig(Config):
@@ -650,6 +710,11 @@ class TrainConfig(Config):
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Type of the computation; weights and reductions stay fp32"
+    )
+    activation_checkpointing: Literal["none", "full"] = setting(
+        "none",
+        "full: blocks keep their inputs alone, and compute the rest again when going back",
+        identity=False,
     )
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
     document_mask: bool = setting(
@@ -705,10 +770,11 @@ class TrainConfig(Config):
                 f"global_batch_tokens {self.global_batch_tokens} is not a whole number of sequences of "
                 f"{self.seq_len} tokens; use {_nearest_multiples(self.global_batch_tokens, self.seq_len)}"
             )
-        ranks = self.parallel.num_processes
+        ranks = self.parallel.dp
         if self.global_batch_size % ranks:
             raise ValueError(
-                f"global batch of {self.global_batch_size} sequences is not divisible by {ranks} processes; "
+                f"global batch of {self.global_batch_size} sequences is not divisible by {ranks} processes "
+                f"(dp_replicate x dp_shard); "
                 f"use global_batch_tokens "
                 f"{_nearest_multiples(self.global_batch_tokens, ranks * self.seq_len)}"
             )
@@ -734,8 +800,8 @@ class TrainConfig(Config):
 
     @property
     def sequences_per_process(self) -> int:
-        """Sequences of one optimizer step on one process."""
-        return self.global_batch_size // self.parallel.num_processes
+        """Sequences of one optimizer step that one process, or those that share it, computes."""
+        return self.global_batch_size // self.parallel.dp
 
     @property
     def grad_accum_steps(self) -> int:
@@ -840,6 +906,8 @@ class Recipe(Config):
             raise ValueError(
                 f"train.mixture names {', '.join(unknown)}, but data.sources are {', '.join(known)}"
             )
+        if misfit := find_misfit(self.model, self.train):
+            raise ValueError(misfit)
         return self
 
 
