@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, parse
 from lmcore.errors import CheckpointError, GristmillError
-from lmcore.model.layers import swiglu_block
 from lmcore.model.transformer import Transformer
 from lmcore.store import write_atomically
 
@@ -79,7 +78,7 @@ def _regrouped(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         parts = [part.unflatten(0, (config.kv_heads, -1)) for part in tensor.split(sizes)]
         return torch.cat(parts, dim=1).flatten(0, 1).contiguous()
     if ".mlp.up." in name and config.activation == "swiglu":
-        blocks = tensor.unflatten(0, (2, -1, swiglu_block(config.mlp_size)))
+        blocks = tensor.unflatten(0, (2, -1, config.mlp_block))
         return blocks.transpose(0, 1).flatten(0, 2).contiguous()
     return tensor
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
 
-_LONGEST_BLOCK = 64  # shorter runs in memory are slower to multiply: 16 take three times as long
-
 
 class RMSNorm(nn.Module):
     """Scale vectors to unit root mean square (Zhang and Sennrich 2019), times a learned weight.
@@ -94,11 +92,6 @@ def is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def swiglu_block(size: int) -> int:
-    """Rows of the gate, and of up, that follow one another in SwiGLU's first matrix, for ``size`` of each."""
-    return next(block for block in range(_LONGEST_BLOCK, 0, -1) if size % block == 0)
-
-
 class _SquaredReLU(torch.autograd.Function):
     """relu(x)^2 (So et al. 2021), keeping one tensor for the backward pass and making two."""
 
@@ -122,7 +115,7 @@ class MLP(nn.Module):
         self.activation = config.activation
         # SwiGLU's gate and up are one matrix: one product instead of two. Its rows are blocks of the gate and
         # of up in turn, so that a part of the rows is a part of both.
-        self.block = swiglu_block(config.mlp_size)
+        self.block = config.mlp_block
         width = config.mlp_size * (2 if config.activation == "swiglu" else 1)
         self.up = nn.Linear(config.hidden_size, width, bias=config.bias)
         self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=config.bias)

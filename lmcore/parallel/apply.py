@@ -1,22 +1,26 @@
-"""The order in which a model is wrapped, in one view."""
+"""The order in which a model is divided, in one view."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from lmcore.model.transformer import Transformer
+from lmcore.parallel.materialize import Draw, materialize
+from lmcore.parallel.mesh import Layout
+from lmcore.parallel.stage import Stage
+from lmcore.parallel.tensor import divide_matrices
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -27,48 +31,62 @@ _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "br
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precision) -> nn.Module:
-    """Wrap ``model`` for the processes of ``mesh``; its gradients become sums over all of them.
+def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, checkpointing: bool) -> nn.Module:
+    """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
-    The weights that the optimizer sees stay fp32, as do reductions. ``model`` itself is changed or kept
-    inside the wrapper: its parameters are the ones to optimize.
+    The weights that the optimizer sees stay fp32, as do reductions. No process ever holds more whole weights
+    than a block has, or what is left without them.
 
     Args:
-        model: On its device, with the same weights on every process.
-        mesh: (dp_replicate, dp_shard); None: a single process, nothing to wrap.
+        stage: On the meta device.
+        layout: Of the processes; all of them at this place of the pipeline call it together.
         precision: Type of the computation.
+        draw: Makes the whole of a parameter, of which each process keeps its part.
+        checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
     """
-    if mesh is None:
-        return model
-    replicas, shards = mesh.shape
-    if shards == 1:
-        return _replicate(model)
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
-    )
-    fsdp_mesh = mesh if replicas > 1 else mesh["dp_shard"]
-    # GPUs free each block's weights until its backward pass; where memory is cheap, gathering twice is not.
-    reshard = mesh.device_type == "cuda"
-    for block in model.blocks:
-        fully_shard(block, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=reshard)
+    parallel, device = layout.parallel, layout.world.device
+    if layout.mesh is not None and parallel.tp > 1:
+        divide_matrices(stage, layout.mesh["tp"], sequence=layout.divides_sequence)
+    for block in stage.blocks if checkpointing else ():
+        # Inside of what shards the block: its weights are gathered once for both.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if layout.mesh is None:
+        materialize(stage, device, draw)
+        return _replicate(stage, device) if layout.world.size > 1 else stage
+    shard = _sharder(layout, precision)
+    for block in stage.blocks:
+        materialize(stage, device, draw, block)
+        # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
+        shard(block, reshard_after_forward=device.type == "cuda" and parallel.pp == 1)
+    materialize(stage, device, draw)
     # The embedding, the head and the last norm are gathered together, once.
-    fully_shard(model, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in model.modules():
+    shard(stage, reshard_after_forward=False)
+    for module in stage.modules():
         if isinstance(module, FSDPModule):
             # Sums, not means: the loss is divided once, by the global number of targets. gloo has no
             # scaled sum, which a divide factor alone would ask for.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return model
+    return stage
 
 
-def _replicate(model: Transformer) -> DistributedDataParallel:
+def _sharder(layout: Layout, precision: Precision) -> Callable[..., Any]:
+    if layout.mesh is None:
+        raise ValueError("nothing to shard over")
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
+    )
+    replicas = layout.parallel.dp_replicate > 1
+    mesh = layout.mesh["dp_replicate", "shard"] if replicas else layout.mesh["shard"]
+    return functools.partial(fully_shard, mesh=mesh, mp_policy=policy)
+
+
+def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
     # The only buffers are tables of positions, the same on every process.
-    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
+    replicated = DistributedDataParallel(stage, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    device = next(model.parameters()).device
     replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad()
     return replicated
@@ -105,18 +123,15 @@ def release_weights(model: nn.Module) -> None:
             module.reshard()
 
 
+def autocast(
+    wrapped: nn.Module, precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """Compute in ``precision`` with fp32 weights; a sharded model casts its own as it gathers them."""
+    if precision == "fp32" or isinstance(wrapped, FSDPModule):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Return all weights on the CPU, by name, where ``keep`` is set; every process must ask."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.data
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        if keep:
-            state[name] = tensor.cpu()
-    return state

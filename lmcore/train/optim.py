@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from lmcore.config import OptimizerConfig, Role
-from lmcore.model.transformer import Transformer, parameter_role
+from lmcore.model.transformer import parameter_role
 from lmcore.parallel.apply import local
+from lmcore.parallel.materialize import part_of
 from lmcore.train import adafactor
 from lmcore.train.adafactor import Adafactor
 
@@ -40,14 +41,15 @@ class Group:
     parameters: dict[str, torch.nn.Parameter]
 
 
-def parameter_groups(model: Transformer, config: OptimizerConfig) -> list[Group]:
-    """Put every parameter into exactly one group, by its role."""
-    by_role: dict[Role, dict[str, torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        by_role.setdefault(parameter_role(name), {})[name] = parameter
+def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig) -> list[Group]:
+    """Put every parameter into exactly one group, by its role; those divided otherwise are apart."""
+    by_role: dict[tuple[Role, Any], dict[str, torch.nn.Parameter]] = {}
+    for name, parameter in named:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        by_role.setdefault((parameter_role(name), mesh), {})[name] = parameter
     ratios = {"embedding": config.embedding_learning_rate_ratio, "head": config.head_learning_rate_ratio}
     groups = []
-    for role, parameters in by_role.items():
+    for (role, _), parameters in by_role.items():
         name = config.name if config.name != "muon" or role == "matrix" else "adamw"
         rate = config.muon_learning_rate if name == "muon" else config.learning_rate * ratios.get(role, 1.0)
         decay = config.weight_decay if role in config.decayed_roles else 0.0
@@ -59,13 +61,23 @@ class Optimizers:
     """All optimizers of a run, as one.
 
     Args:
-        model: Wrapped or not: its parameters as they are optimized.
+        named: The parameters, by their names in the model.
         config: Which, and with what rates.
         matrix_dtype: Type of Muon's products.
+        num_copies: How many processes hold the same part of a parameter.
+        sharing: Processes with the same matrices, which share Muon's work; None: all.
     """
 
-    def __init__(self, model: Transformer, config: OptimizerConfig, matrix_dtype: torch.dtype) -> None:
-        groups = parameter_groups(model, config)
+    def __init__(
+        self,
+        named: Iterable[tuple[str, torch.nn.Parameter]],
+        config: OptimizerConfig,
+        matrix_dtype: torch.dtype,
+        num_copies: Callable[[Tensor], int] = lambda parameter: 1,
+        sharing: dist.ProcessGroup | None = None,
+    ) -> None:
+        groups = parameter_groups(named, config)
+        self._num_copies = num_copies
         self.names = {p: name for group in groups for name, p in group.parameters.items()}
         settings: dict[str, list[dict[str, Any]]] = {}
         for group in groups:
@@ -78,7 +90,7 @@ class Optimizers:
                     "weight_decay": group.weight_decay,
                 }
             )
-        self._all = [_make(name, settings[name], config, matrix_dtype) for name in sorted(settings)]
+        self._all = [_make(name, settings[name], config, matrix_dtype, sharing) for name in sorted(settings)]
 
     def step(self, factor: float) -> None:
         """Move all parameters, with ``factor`` times their peak learning rates."""
@@ -93,9 +105,13 @@ class Optimizers:
             optimizer.zero_grad()
 
     def sum_of_squares(self) -> float:
-        """Sum of squares of this process's part of the gradient, in fp64."""
+        """Sum of squares of the gradient in fp64: added up over all processes, each number counts once."""
+        if not self.names:
+            return 0.0
         norms = torch._foreach_norm(self._gradients())  # pyright: ignore[reportPrivateImportUsage]
-        return torch.stack(norms).double().square().sum().item()
+        copies = [self._num_copies(p) for p in self.names if p.grad is not None]
+        squares = torch.stack(norms).double().square()
+        return (squares / torch.tensor(copies, device=squares.device)).sum().item()
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the gradient by ``factor``."""
@@ -122,10 +138,14 @@ class Optimizers:
 
 
 def _make(
-    name: str, groups: list[dict[str, Any]], config: OptimizerConfig, matrix_dtype: torch.dtype
+    name: str,
+    groups: list[dict[str, Any]],
+    config: OptimizerConfig,
+    matrix_dtype: torch.dtype,
+    sharing: dist.ProcessGroup | None,
 ) -> torch.optim.Optimizer:
     if name == "muon":
-        return Muon(groups, config.muon_momentum, matrix_dtype)
+        return Muon(groups, config.muon_momentum, matrix_dtype, sharing)
     if name == "sgd":
         momentum = config.sgd_momentum
         return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
@@ -157,11 +177,18 @@ class Muon(torch.optim.Optimizer):
         groups: With "lr" and "weight_decay".
         momentum: Of the moving average, with Nesterov's look ahead.
         dtype: Type of the matrix products.
+        sharing: Processes with the same matrices, which share the work; None: all.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float,
+        dtype: torch.dtype,
+        sharing: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__(groups, {"momentum": momentum})
-        self.dtype = dtype
+        self.dtype, self.sharing = dtype, sharing
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -172,7 +199,7 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
-        updates = orthogonalize(_gather(updates, parameters), self.dtype)
+        updates = orthogonalize(_gather(updates, parameters), self.dtype, self.sharing)
         for parameter, update in zip(parameters, updates, strict=True):
             rows, columns = parameter.shape
             # Tall matrices move further, so that each output changes as much.
@@ -180,7 +207,7 @@ class Muon(torch.optim.Optimizer):
             mine = local(parameter)
             if group["weight_decay"]:
                 mine.mul_(1 - group["lr"] * group["weight_decay"])
-            mine.add_(_own_rows(update, parameter), alpha=-rate)
+            mine.add_(_own_part(update, parameter), alpha=-rate)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """Move the average of ``parameter``; return the update of this process's part, with a look ahead."""
@@ -205,15 +232,18 @@ def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def orthogonalize(
+    matrices: list[Tensor], dtype: torch.dtype, sharing: dist.ProcessGroup | None = None
+) -> list[Tensor]:
     """Replace each matrix by the nearest orthogonal one, roughly; processes share the work.
 
     Args:
         matrices: Whole, and the same on every process.
         dtype: Type of the products.
+        sharing: The processes; None: all.
     """
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if size > 1 else 0
+    size = dist.get_world_size(sharing) if dist.is_initialized() else 1
+    rank = dist.get_rank(sharing) if size > 1 else 0
     # Round robin over shapes: neighbours in the list cost about the same.
     by_shape = sorted(range(len(matrices)), key=lambda i: (tuple(matrices[i].shape), i))
     results = [m if size == 1 else torch.zeros_like(m) for m in matrices]
@@ -222,7 +252,7 @@ def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     if size == 1:
         return results
     flat = torch.cat([result.flatten() for result in results])
-    dist.all_reduce(flat)  # each number comes from one process, and zeros: exact
+    dist.all_reduce(flat, group=sharing)  # each number comes from one process, and zeros: exact
     parts = flat.split([m.numel() for m in matrices])
     return [part.view_as(m) for part, m in zip(parts, matrices, strict=True)]
 
@@ -232,10 +262,12 @@ def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
 
     In one collective: one for each matrix costs more than the bytes.
     """
-    shards = _shards(parameters[0]) if parameters else None
-    if shards is None:
+    if not parameters or not isinstance(parameters[0], DTensor):
         return parts
-    group, size, _ = shards
+    if not all(_has_rows(parameter) for parameter in parameters):
+        return [_whole(part, parameter) for part, parameter in zip(parts, parameters, strict=True)]
+    mesh = parameters[0].device_mesh
+    group, size = mesh.get_group(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
     rows = [-(-parameter.shape[0] // size) for parameter in parameters]  # of a shard, the last padded
     padded = [
         torch.nn.functional.pad(part, (0, 0, 0, count - part.shape[0]))
@@ -251,22 +283,27 @@ def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def _own_rows(matrix: Tensor, parameter: Tensor) -> Tensor:
-    shards = _shards(parameter)
-    if shards is None:
-        return matrix
-    _, size, rank = shards
-    rows = -(-parameter.shape[0] // size)
-    return matrix[rank * rows : (rank + 1) * rows]
+def _has_rows(parameter: Tensor) -> bool:
+    """Whether FSDP alone divides it: by rows, over the last axis of its mesh; before it come replicas."""
+    return (
+        isinstance(parameter, DTensor)
+        and parameter.placements[-1] == Shard(0)
+        and all(placement.is_replicate() for placement in parameter.placements[:-1])
+    )
 
 
-def _shards(parameter: Tensor) -> tuple[dist.ProcessGroup, int, int] | None:
-    """Group, size and own place of the processes over which FSDP divides the rows of ``parameter``."""
+def _whole(part: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
-        return None
-    mesh = parameter.device_mesh
-    dim = mesh.ndim - 1  # the last: before it come replicas
-    return mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim)
+        return part
+    shape, stride = parameter.shape, parameter.stride()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    ).full_tensor()
+
+
+def _own_part(matrix: Tensor, parameter: Tensor) -> Tensor:
+    return part_of(parameter, matrix) if isinstance(parameter, DTensor) else matrix
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

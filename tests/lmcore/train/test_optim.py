@@ -32,7 +32,7 @@ def test_every_parameter_is_in_exactly_one_group(style, name):
         embedding_learning_rate_ratio=3,
         head_learning_rate_ratio=2,
     )
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model.named_parameters(), config)
     grouped = [parameter for group in groups for parameter in group.parameters.values()]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     for group in groups:
@@ -65,7 +65,7 @@ def test_each_is_the_one_of_torch_begun_anew_or_gone_on_with(style, name, kind, 
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     reference = kind(groups, lr=0.01, **options)
     generator = torch.Generator().manual_seed(0)
-    optimizers = Optimizers(ours, config, torch.float32)
+    optimizers = Optimizers(ours.named_parameters(), config, torch.float32)
     optimizers.state()  # what a run that is resumed loads into, before the first step
     for _ in range(3):
         for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
@@ -75,7 +75,7 @@ def test_each_is_the_one_of_torch_begun_anew_or_gone_on_with(style, name, kind, 
         reference.step()
         # As if loaded from a checkpoint.
         kept = {key: value.clone() for key, value in optimizers.state().items()}
-        optimizers = Optimizers(ours, config, torch.float32)
+        optimizers = Optimizers(ours.named_parameters(), config, torch.float32)
         for key, value in optimizers.state().items():
             value.copy_(kept[key])
     for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
@@ -85,7 +85,7 @@ def test_each_is_the_one_of_torch_begun_anew_or_gone_on_with(style, name, kind, 
 def test_our_muon_is_the_one_of_torch():
     ours, torchs = make("llama"), make("llama")
     config = OptimizerConfig(muon_learning_rate=0.02, muon_momentum=0.9, weight_decay=0.1)
-    optimizers = Optimizers(ours, config, torch.bfloat16)
+    optimizers = Optimizers(ours.named_parameters(), config, torch.bfloat16)
     names = [name for name, p in torchs.blocks.named_parameters() if p.ndim == 2]
     matrices = dict(torchs.blocks.named_parameters())
     reference = torch.optim.Muon([matrices[name] for name in names], lr=0.02, momentum=0.9, weight_decay=0.1)
@@ -108,7 +108,7 @@ def test_how_many_matrices_are_moved_at_a_time_does_not_matter(monkeypatch, chun
     for size in (1 << 26, chunk):
         monkeypatch.setattr("lmcore.train.optim.CHUNK_ELEMENTS", size)
         model = make("llama")
-        optimizers = Optimizers(model, OptimizerConfig(name="muon"), torch.float32)
+        optimizers = Optimizers(model.named_parameters(), OptimizerConfig(name="muon"), torch.float32)
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             for parameter in model.parameters():
