@@ -63,7 +63,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precisio
 
 
 def _replicate(model: Transformer) -> DistributedDataParallel:
-    # The only buffers are tables of positions, the same on every process.
+    # Buffers are the same on every process: tables of positions, biases of experts.
     replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
@@ -111,7 +111,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Return all weights on the CPU, by name, where ``keep`` is set; every process must ask."""
+    """Return all weights and saved buffers on the CPU, by name, where ``keep``; every process must ask."""
     state = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.data
@@ -119,4 +119,16 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
             tensor = tensor.full_tensor()
         if keep:
             state[name] = tensor.cpu()
+    if keep:
+        state |= {name: buffer.cpu() for name, buffer in saved_buffers(model).items()}
     return state
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is part of the state but no parameter, by name: the same on every process."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lmcore.config import LaunchConfig, ParallelConfig
@@ -49,6 +50,12 @@ class World:
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(summed)
         return summed.tolist()
+
+    def add_up_whole(self, counts: Tensor) -> Tensor:
+        """Return the sum over all processes of ``counts``, which may be changed."""
+        if self.size > 1:
+            dist.all_reduce(counts)
+        return counts
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -20,8 +20,9 @@ from torch import Tensor
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.io import FORMAT, save_model
+from lmcore.model.moe import routers, set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
-from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
+from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, saved_buffers, whole_state
 from lmcore.parallel.mesh import World, make_mesh
 from lmcore.run_directory import EventLog
 from lmcore.train.average import WeightAverage
@@ -78,6 +79,8 @@ class Trainer:
         self.model.init_weights(self.config.seed)
         self.model.to(self.world.device)
         self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
+        for router in routers(self.model):
+            router.counts.zero_()  # of what wrapping has computed
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.optimizers = Optimizers(self.model, self.config.optimizer, matrix_dtype)
@@ -140,9 +143,11 @@ class Trainer:
         else:
             self.loss_scale.skip(self.step + 1)
         self.optimizers.zero_grad()
+        # After a step that was skipped too: what was counted belongs to it.
+        imbalance = update_expert_bias(self.model, self.world.add_up_whole)
         self.step += 1
         self.speed.add(time.perf_counter() - start)
-        self._report(loss, z_loss, grad_norm)
+        self._report(loss, z_loss, grad_norm, imbalance)
         return stops > 0
 
     def _forward_backward(self, num_targets: int) -> list[float]:
@@ -153,6 +158,7 @@ class Trainer:
         sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         weight = self.loss_scale.scale / max(1, num_targets)
         last = self.config.grad_accum_steps - 1
+        set_auxiliary_scale(self.model, weight)
         for index, batch in enumerate(self.inputs.loader.micro_batches(self.step)):
             batch = batch.to(self.world.device)
             self._seed_dropout(index)
@@ -210,7 +216,7 @@ class Trainer:
         for source in plan.sources:
             self.progress.say(str(source))
 
-    def _report(self, loss: float, z_loss: float, grad_norm: float) -> None:
+    def _report(self, loss: float, z_loss: float, grad_norm: float, imbalance: float | None) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
             "train/loss": loss,
@@ -221,6 +227,8 @@ class Trainer:
         }
         if self.config.z_loss:
             values["train/z_loss"] = z_loss
+        if imbalance is not None:
+            values["train/expert_imbalance"] = imbalance
         if self.loss_scale.dynamic:
             values["train/loss_scale"] = self.loss_scale.scale
             values["train/skipped_steps"] = self.loss_scale.skipped_steps
@@ -246,6 +254,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        weights |= {f"model.{name}": buffer for name, buffer in saved_buffers(self.model).items()}
         average = self.average.state() if self.average else {}
         weights |= {f"average.{name}": tensor for name, tensor in average.items()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
