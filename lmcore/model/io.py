@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig, parse
+from lmcore.config import ModelConfig, parse, swiglu_block
 from lmcore.errors import CheckpointError, GristmillError
 from lmcore.model.transformer import Transformer
 from lmcore.store import write_atomically
@@ -78,7 +78,7 @@ def _regrouped(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         parts = [part.unflatten(0, (config.kv_heads, -1)) for part in tensor.split(sizes)]
         return torch.cat(parts, dim=1).flatten(0, 1).contiguous()
     if ".mlp.up." in name and config.activation == "swiglu":
-        blocks = tensor.unflatten(0, (2, -1, config.mlp_block))
+        blocks = tensor.unflatten(0, (2, -1, swiglu_block(config.mlp_size)))
         return blocks.transpose(0, 1).flatten(0, 2).contiguous()
     return tensor
 
@@ -103,6 +103,9 @@ def load_model(
             model = Transformer(config, description["vocab_size"])
         if config.tie_embeddings:
             weights["head.weight"] = weights["embedding.weight"]
+        # Biases of experts stay in fp32: they move by less than other types can tell.
+        kept = {name for name, _ in model.named_buffers()}
+        weights = {name: tensor if name in kept else tensor.to(dtype) for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, GristmillError) as error:
         raise CheckpointError(
@@ -114,6 +117,5 @@ def load_model(
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     model.restore_tables()
-    model.to(device=device, dtype=dtype)
-    model.restore_tables(device)  # in fp32 again
+    model.to(device=device)
     return model.eval()

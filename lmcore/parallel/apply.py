@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.stage import Stage
@@ -47,20 +47,30 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
     parallel, device = layout.parallel, layout.world.device
     if layout.mesh is not None and parallel.tp > 1:
         divide_matrices(stage, layout.mesh["tp"], sequence=layout.divides_sequence)
+    if layout.expert_mesh is not None:
+        divide_experts(stage.model, layout.expert_mesh["ep"])
+    sum_counts_over(stage.model, layout.sequence_groups)
     for block in stage.blocks if checkpointing else ():
         # Inside of what shards the block: its weights are gathered once for both.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if layout.mesh is None:
         materialize(stage, device, draw)
         return _replicate(stage, device) if layout.world.size > 1 else stage
-    shard = _sharder(layout, precision)
+    # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
+    reshard = device.type == "cuda" and parallel.pp == 1
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
+    )
+    shard = functools.partial(fully_shard, mp_policy=policy)
     for block in stage.blocks:
         materialize(stage, device, draw, block)
-        # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
-        shard(block, reshard_after_forward=device.type == "cuda" and parallel.pp == 1)
+        for module in block.modules():
+            if isinstance(module, DividedExperts) and layout.expert_mesh is not None:
+                shard(module, mesh=layout.shard_mesh(layout.expert_mesh), reshard_after_forward=reshard)
+        shard(block, mesh=layout.shard_mesh(layout.mesh), reshard_after_forward=reshard)
     materialize(stage, device, draw)
     # The embedding, the head and the last norm are gathered together, once.
-    shard(stage, reshard_after_forward=False)
+    shard(stage, mesh=layout.shard_mesh(layout.mesh), reshard_after_forward=False)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             # Sums, not means: the loss is divided once, by the global number of targets. gloo has no
@@ -70,19 +80,8 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
     return stage
 
 
-def _sharder(layout: Layout, precision: Precision) -> Callable[..., Any]:
-    if layout.mesh is None:
-        raise ValueError("nothing to shard over")
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
-    )
-    replicas = layout.parallel.dp_replicate > 1
-    mesh = layout.mesh["dp_replicate", "shard"] if replicas else layout.mesh["shard"]
-    return functools.partial(fully_shard, mesh=mesh, mp_policy=policy)
-
-
 def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
-    # The only buffers are tables of positions, the same on every process.
+    # Buffers are the same on every process: tables of positions, biases of experts.
     replicated = DistributedDataParallel(stage, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
@@ -130,8 +129,3 @@ def autocast(
     if precision == "fp32" or isinstance(wrapped, FSDPModule):
         return contextlib.nullcontext()
     return torch.autocast(device.type, DTYPES[precision])
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the part of ``tensor`` that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

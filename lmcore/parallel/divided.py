@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
+from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
 from lmcore.parallel.context import SharedSequence
@@ -125,6 +126,27 @@ class DividedModel:
         """Have what follows other weights follow them; all processes call it after each change."""
         if self.tied_head:
             self.tied_head.follow()
+
+    def set_auxiliary_scale(self, scale: float) -> None:
+        """Say what the loss of a token is multiplied with, for the balance of experts."""
+        for stage in self.stages:
+            set_auxiliary_scale(stage, scale)
+
+    def balance_experts(self) -> float | None:
+        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts."""
+        found = [update_expert_bias(stage, self._sum_over_stage) for stage in self.stages]
+        worst = max((value for value in found if value is not None), default=0.0)
+        if self.layout.parallel.pp > 1 and self.config.moe.num_experts:
+            box = torch.tensor(worst, device=self.layout.world.device)
+            dist.all_reduce(box, dist.ReduceOp.MAX, group=self.layout.group("pp"))
+            worst = box.item()
+        return worst or None
+
+    def _sum_over_stage(self, counts: Tensor) -> Tensor:
+        # Processes of tp that see the same tokens count them alike: the counts keep their shares.
+        if self.layout.world.size > 1:
+            dist.all_reduce(counts, group=self.layout.stage_group)
+        return counts
 
     def release_weights(self) -> None:
         """Let go of gathered weights."""

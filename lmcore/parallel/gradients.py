@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lmcore.parallel.apply import local
 from lmcore.parallel.mesh import Layout
+from lmcore.parallel.parts import local
 from lmcore.parallel.stage import Stage
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from lmcore.parallel.parts import part_like
 from lmcore.parallel.stage import Stage
 
 Draw = Callable[[str, torch.Size], Tensor]  # name and shape -> the whole of it, fp32 on the CPU
@@ -46,28 +45,3 @@ def materialize(stage: Stage, device: torch.device, draw: Draw, below: nn.Module
         if tied and isinstance(model.embedding, nn.Module) and isinstance(model.head, nn.Module):
             model.head.weight = model.embedding.weight
         model.restore_tables(device)
-
-
-def part_like(parameter: Tensor, whole: Tensor, device: torch.device) -> Tensor:
-    """Return on ``device`` what this process holds of ``parameter``, out of ``whole``, divided like it."""
-    if not isinstance(parameter, DTensor):
-        return whole.to(device)
-    mine = part_of(parameter, whole).contiguous().to(device)
-    if mine.untyped_storage().nbytes() != mine.nbytes:
-        mine = mine.clone()  # so that the rest can go
-    return DTensor.from_local(
-        mine,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def part_of(parameter: DTensor, whole: Tensor) -> Tensor:
-    """Return a view of what this process holds of ``parameter`` in ``whole``, a tensor of its whole shape."""
-    shape, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return whole[tuple(slice(first, first + size) for first, size in zip(offset, shape, strict=True))]

@@ -193,6 +193,16 @@ class Layout:
         """Whether a loss of ours is to be counted: those of tp have the same."""
         return self.tp_rank == 0
 
+    @property
+    def sequence_groups(self) -> list[dist.ProcessGroup]:
+        """The processes that see other tokens of the sequences that we see, axis by axis."""
+        context = [] if self.context_group is None else [self.context_group]
+        return context + ([self.group("tp")] if self.divides_sequence else [])
+
+    def shard_mesh(self, mesh: DeviceMesh) -> DeviceMesh:
+        """The axes of ``mesh`` over which FSDP shards, and before them those of replicas."""
+        return mesh["dp_replicate", "shard"] if self.parallel.dp_replicate > 1 else mesh["shard"]
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The processes along an axis of the mesh."""
         if self.mesh is None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lmcore.parallel.apply import local
 from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.parts import local
 
 
 class WeightAverage:

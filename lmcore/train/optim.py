@@ -10,12 +10,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lmcore.config import OptimizerConfig, Role
 from lmcore.model.transformer import parameter_role
-from lmcore.parallel.apply import local
-from lmcore.parallel.materialize import part_of
+from lmcore.parallel.parts import local, part_of
 from lmcore.train import adafactor
 from lmcore.train.adafactor import Adafactor
 
@@ -171,7 +170,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024).
 
     The same rule as ``torch.optim.Muon``, but each matrix is orthogonalized whole, in a type we choose, by
-    one process for all: so the result does not depend on the layout, and the work is shared.
+    one process for all: so the result does not depend on the layout, and the work is shared. Of stacked
+    matrices [E, m, n], such as those of experts, each is one.
 
     Args:
         groups: With "lr" and "weight_decay".
@@ -198,16 +198,22 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, group)
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
-        updates = orthogonalize(_gather(updates, parameters), self.dtype, self.sharing)
-        for parameter, update in zip(parameters, updates, strict=True):
-            rows, columns = parameter.shape
+        whole = [parameter for parameter in parameters if _holds_whole_matrices(parameter)]
+        divided = [parameter for parameter in parameters if not _holds_whole_matrices(parameter)]
+        updates = [self._update(parameter, group["momentum"]) for parameter in divided]
+        updates = orthogonalize(_gather(updates, divided), self.dtype, self.sharing)
+        parts = [_own_part(update, parameter) for parameter, update in zip(divided, updates, strict=True)]
+        for parameter in whole:
+            update = self._update(parameter, group["momentum"])
+            parts.append(newton_schulz(update.to(self.dtype)).to(update.dtype))
+        for parameter, part in zip(divided + whole, parts, strict=True):
+            rows, columns = parameter.shape[-2:]
             # Tall matrices move further, so that each output changes as much.
             rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
             mine = local(parameter)
             if group["weight_decay"]:
                 mine.mul_(1 - group["lr"] * group["weight_decay"])
-            mine.add_(_own_part(update, parameter), alpha=-rate)
+            mine.add_(part, alpha=-rate)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """Move the average of ``parameter``; return the update of this process's part, with a look ahead."""
@@ -242,6 +248,8 @@ def orthogonalize(
         dtype: Type of the products.
         sharing: The processes; None: all.
     """
+    if not matrices:
+        return []
     size = dist.get_world_size(sharing) if dist.is_initialized() else 1
     rank = dist.get_rank(sharing) if size > 1 else 0
     # Round robin over shapes: neighbours in the list cost about the same.
@@ -292,6 +300,17 @@ def _has_rows(parameter: Tensor) -> bool:
     )
 
 
+def _holds_whole_matrices(parameter: Tensor) -> bool:
+    """Whether stacked matrices are divided between matrices, so that no process needs another's part."""
+    return (
+        parameter.ndim > 2
+        and isinstance(parameter, DTensor)
+        and all(
+            isinstance(p, Replicate) or (isinstance(p, Shard) and p.dim == 0) for p in parameter.placements
+        )
+    )
+
+
 def _whole(part: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return part
@@ -307,15 +326,15 @@ def _own_part(matrix: Tensor, parameter: Tensor) -> Tensor:
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Push the singular values of ``matrix`` [m, n] to about 1 by five quintic steps (Jordan et al. 2024).
+    """Push the singular values of ``matrix`` [..., m, n] to about 1: five quintic steps (Jordan et al. 2024).
 
     A step is x <- (a + b x x' + c (x x')^2) x. For a long matrix the polynomials are multiplied first, small
     and square, and x last; the Gram matrix is taken anew after three steps, before its errors grow.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    segments = (3, 2) if x.shape[1] >= 2 * x.shape[0] else (1,) * 5
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    segments = (3, 2) if x.shape[-1] >= 2 * x.shape[-2] else (1,) * 5
     for steps in segments:
         gram = x @ x.mT
         factor = product = _polynomial(gram)
@@ -329,6 +348,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
-    result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    result.diagonal().add_(a)
+    product = torch.addmm if gram.ndim == 2 else torch.baddbmm
+    result = product(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result

@@ -154,9 +154,11 @@ class Trainer:
         else:
             self.loss_scale.skip(self.step + 1)
         self.optimizers.zero_grad()
+        # After a step that was skipped too: what was counted belongs to it.
+        imbalance = self.model.balance_experts()
         self.step += 1
         self.speed.add(time.perf_counter() - start)
-        self._report(loss, z_loss, grad_norm)
+        self._report(loss, z_loss, grad_norm, imbalance)
         return stops > 0
 
     def _forward_backward(self, num_targets: int) -> list[float]:
@@ -175,6 +177,7 @@ class Trainer:
                 loss = loss + self.config.z_loss * z_loss
             return loss * weight
 
+        self.model.set_auxiliary_scale(weight)
         batches = list(self.inputs.loader.micro_batches(self.step))
         self.model.forward_backward(batches, criterion)
         return sums.tolist() if self.layout.counts else [0.0, 0.0]
@@ -216,7 +219,7 @@ class Trainer:
         for source in plan.sources:
             self.progress.say(str(source))
 
-    def _report(self, loss: float, z_loss: float, grad_norm: float) -> None:
+    def _report(self, loss: float, z_loss: float, grad_norm: float, imbalance: float | None) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
             "train/loss": loss,
@@ -227,6 +230,8 @@ class Trainer:
         }
         if self.config.z_loss:
             values["train/z_loss"] = z_loss
+        if imbalance is not None:
+            values["train/expert_imbalance"] = imbalance
         if self.loss_scale.dynamic:
             values["train/loss_scale"] = self.loss_scale.scale
             values["train/skipped_steps"] = self.loss_scale.skipped_steps
