@@ -262,11 +262,8 @@ def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
 
 def _holds_whole_matrices(parameter: Tensor) -> bool:
     """Whether stacked matrices are divided between matrices, so that no process needs another's part."""
-    return (
-        parameter.ndim > 2
-        and isinstance(parameter, DTensor)
-        and all(placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements)
-    )
+    divided = parameter.ndim > 2 and isinstance(parameter, DTensor)
+    return divided and local(parameter).shape[-2:] == parameter.shape[-2:]
 
 
 def _own_rows(matrix: Tensor, parameter: Tensor) -> Tensor:
