@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
     """
     parallel, device = layout.parallel, layout.world.device
+    # FSDP2 fears that somebody changes its output in place; nobody does.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
     if layout.mesh is not None and parallel.tp > 1:
         divide_matrices(stage, layout.mesh["tp"], sequence=layout.divides_sequence)
     if layout.expert_mesh is not None:
