@@ -102,7 +102,7 @@ def test_a_set_without_text_or_files_is_refused(tmp_path):
     with pytest.raises(DataError, match="'none' holds no text: expected at least one text"):
         check_sets(config, find_sets(config))
     with pytest.raises(DataError, match="source 'texts' matches no file"):
-        texts_of(tmp_path / "emty.txt")
+        texts_of(tmp_path / "elsewhere.txt")
 
 
 @pytest.mark.parametrize(
