@@ -708,8 +708,10 @@ class TrainConfig(Config):
     micro_batch_size: int = setting(
         16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "Type of the computation; weights and reductions stay fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = setting(
+        "fp32",
+        "Type of the computation; weights and reductions stay fp32. fp8: of products inside blocks, the rest "
+        "is bf16; for GPUs of compute capability 8.9 and newer",
     )
     activation_checkpointing: Literal["none", "full"] = setting(
         "none",

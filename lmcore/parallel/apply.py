@@ -18,13 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.model.transformer import Transformer
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 
 # torch 2.13 warns of the older name.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# fp8 is of some products (lmcore/model/float8.py); what is around them is bf16.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precision) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.model.float8 import Converted, use_float8
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
@@ -31,7 +32,7 @@ from lmcore.train.job import TrainJob
 from lmcore.train.loss import token_loss_sum, z_loss_sum
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
-from lmcore.train.precision import LossScale, autocast
+from lmcore.train.precision import LossScale, autocast, check_fp8
 from lmcore.train.schedule import learning_rate_factor
 from lmcore.train.validation import validate
 
@@ -59,6 +60,7 @@ class Trainer:
         self.stop_requested = stop_requested
         self.mesh = make_mesh(self.config.parallel, world)
         self.inputs = open_inputs(job, world)
+        self.float8: Converted | None = None
         self._build_model()
         replicas = self.config.parallel.dp_replicate
         self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints, replicas)
@@ -76,6 +78,7 @@ class Trainer:
         # Every process draws the same whole weights; sharding comes after.
         self.model = Transformer(self.job.model, self.inputs.vocab_size)
         self.model.init_weights(self.config.seed)
+        self._use_precision()
         self.model.to(self.world.device)
         self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
@@ -84,6 +87,11 @@ class Trainer:
         self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
         decay = self.config.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
+
+    def _use_precision(self) -> None:
+        if self.config.precision == "fp8":
+            check_fp8(self.job.model, self.config.parallel, self.world.device)
+            self.float8 = use_float8(self.model.blocks)
 
     # --- the run ---
 
@@ -101,6 +109,8 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
+        if self.float8:
+            self.progress.say(str(self.float8))
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
         outcome = self._train()
