@@ -139,9 +139,14 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
-        if (self.kind == "python_stdlib") == bool(self.path):
+        if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
-                f"source {self.name!r}: kinds 'files' and 'huggingface' need a path, and only they take one; "
+                f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
+                '--set data.sources.0.path="data/*.jsonl.zst" (0 is the first source)'
+            )
+        if self.kind == "python_stdlib" and self.path:
+            raise ValueError(
+                f"source {self.name!r}: only kinds 'files' and 'huggingface' take a path; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
         if self.kind != "huggingface" and (self.subset or self.revision):
