@@ -28,7 +28,7 @@ from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
-Role = Literal["embedding", "matrix", "head", "norm", "bias"]
+Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -466,6 +466,53 @@ class DataConfig(Config):
         return self
 
 
+class MoEConfig(Config):
+    """A mixture of experts in place of the MLP of some blocks; off where there are no experts."""
+
+    num_experts: int = setting(0, "Experts of a mixture, of which a token visits a few; 0: plain MLPs", ge=0)
+    num_experts_per_token: int = setting(2, "Experts that each token visits", unit="experts", ge=1)
+    intermediate_size: int | None = setting(
+        None, "Width of an expert; empty: that of the MLP", unit="dimensions", ge=1
+    )
+    num_shared_experts: int = setting(0, "Experts that every token visits besides", unit="experts", ge=0)
+    score: Literal["softmax", "sigmoid"] = setting(
+        "sigmoid", "How the router's logits become scores: over all experts, or each alone"
+    )
+    normalize_top_k: bool = setting(True, "Divide the scores of a token's experts by their sum")
+    num_dense_layers: int = setting(0, "First blocks that keep a plain MLP", unit="layers", ge=0)
+    layer_interval: int = setting(
+        1, "Every so many blocks one has a mixture, the last of them", unit="layers", ge=1
+    )
+    balance: Literal["bias", "auxiliary", "none"] = setting(
+        "bias",
+        "What evens out the experts' load: a bias on the choice alone, or a loss on each sequence's scores",
+    )
+    bias_update_rate: float = setting(
+        1e-3, "How far a step moves each expert's bias, towards an even load", unit="score", gt=0
+    )
+    auxiliary_loss_weight: float = setting(1e-2, "Weight of the auxiliary loss", ge=0)
+
+    @model_validator(mode="after")
+    def _experts_suffice(self) -> MoEConfig:
+        if self.num_experts and self.num_experts_per_token > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token {self.num_experts_per_token} is more than num_experts "
+                f"{self.num_experts}; use at most {self.num_experts}"
+            )
+        if self.num_experts and self.num_experts_per_token == 1 and self.normalize_top_k:
+            raise ValueError(
+                "with num_experts_per_token 1 a normalised score is always 1, and the router learns nothing; "
+                "set normalize_top_k: false"
+            )
+        return self
+
+    def replaces_mlp(self, layer: int) -> bool:
+        """Whether block ``layer`` (from 0) has a mixture."""
+        return (
+            self.num_experts > 0 and layer >= self.num_dense_layers and (layer + 1) % self.layer_interval == 0
+        )
+
+
 class ModelConfig(Config):
     """A decoder-only Transformer by composition."""
 
@@ -495,6 +542,7 @@ class ModelConfig(Config):
     zero_init_projections: bool = setting(
         True, "Start the last projection of each block, and the head unless tied, at zero"
     )
+    moe: MoEConfig = setting(MoEConfig(), "A mixture of experts in place of MLPs")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -507,6 +555,19 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head_dim; found {self.head_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> ModelConfig:
+        if not self.moe.num_experts:
+            return self
+        if self.bias:
+            raise ValueError("experts have no biases: with moe.num_experts, set bias: false")
+        if not any(map(self.moe.replaces_mlp, range(self.num_layers))):
+            raise ValueError(
+                f"none of the {self.num_layers} layers has experts: moe.num_dense_layers is "
+                f"{self.moe.num_dense_layers} and moe.layer_interval {self.moe.layer_interval}; lower them"
+            )
         return self
 
     @property
@@ -529,6 +590,11 @@ class ModelConfig(Config):
         return 4 * self.hidden_size
 
     @property
+    def expert_size(self) -> int:
+        """Width of an expert, in dimensions."""
+        return self.moe.intermediate_size or self.mlp_size
+
+    @property
     def mlp_block(self) -> int:
         """Rows of SwiGLU's gate, and of up, that follow one another in its first matrix; 1 for the others."""
         if self.activation != "swiglu":
@@ -541,7 +607,7 @@ class OptimizerConfig(Config):
     """One of torch's optimizers for everything, or Muon for matrices and AdamW for the rest."""
 
     name: Literal["adamw", "adam", "adafactor", "sgd", "muon"] = setting(
-        "muon", "Optimizer; muon moves the matrices inside the blocks, and AdamW the rest"
+        "muon", "Optimizer; muon moves the matrices inside the blocks but routers, and AdamW the rest"
     )
     learning_rate: float = setting(0.008, "Peak learning rate, but for what Muon moves", gt=0)
     embedding_learning_rate_ratio: float = setting(
