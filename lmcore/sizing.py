@@ -194,16 +194,26 @@ def context_of_width(width: int) -> int:
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Trainable numbers of a model, tied ones once; for a vocabulary of 0, all but those of its tables."""
     width, head = model.hidden_size, model.head_size
-    qkv, mlp = (model.num_heads + 2 * model.kv_heads) * head, model.mlp_size
-    up = mlp * (2 if model.activation == "swiglu" else 1)
-    block = width * (qkv + up) + (model.num_heads * head + mlp) * width
-    block += qkv + up + 2 * width if model.bias else 0
+    qkv = (model.num_heads + 2 * model.kv_heads) * head
+    block = width * (qkv + model.num_heads * head) + (qkv + width if model.bias else 0)
     norm = width * (2 if model.norm == "layernorm" and model.bias else 1)
     block += 2 * norm + (2 * head if model.qk_norm else 0)
     tables = vocab_size * width * (1 if model.tie_embeddings else 2)
     if model.position == "learned":
         tables += model.max_seq_len * width
-    return model.num_layers * block + norm + tables
+    moe = model.moe
+    mixture = width * moe.num_experts + sum(
+        _mlp(model, size * model.expert_size) * number
+        for size, number in ((1, moe.num_experts), (moe.num_shared_experts, 1))
+    )
+    mixtures = sum(map(moe.replaces_mlp, range(model.num_layers)))
+    mlps = mixtures * mixture + (model.num_layers - mixtures) * _mlp(model, model.mlp_size)
+    return model.num_layers * block + mlps + norm + tables
+
+
+def _mlp(model: ModelConfig, size: int) -> int:
+    up = size * (2 if model.activation == "swiglu" else 1)
+    return model.hidden_size * (up + size) + (up + model.hidden_size if model.bias and size else 0)
 
 
 def operations_of(size: Size, num_tokens: float, seq_len: int) -> float:

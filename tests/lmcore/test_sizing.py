@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.config import ModelConfig, Recipe
+from lmcore.config import ModelConfig, MoEConfig, Recipe
 from lmcore.errors import ConfigError
 from lmcore.model.transformer import Transformer
 from lmcore.sizing import (
@@ -95,6 +95,13 @@ def test_parameters_of_any_style_are_counted_as_torch_counts_them(
     assert count_parameters(model, 77) == whole(model, 77).num_parameters
 
 
+def test_parameters_of_experts_are_counted_as_torch_counts_them():
+    moe = MoEConfig(num_experts=6, intermediate_size=40, num_shared_experts=2, num_dense_layers=1)
+    for activation in ("swiglu", "gelu"):
+        model = ModelConfig(num_layers=4, hidden_size=48, activation=activation, moe=moe)
+        assert count_parameters(model, 77) == whole(model, 77).num_parameters
+
+
 def test_all_grows_with_depth_but_the_learning_rate_which_falls():
     sizes = [size_of_depth(depth) for depth in DEPTHS]
     trainings = [training_of(size) for size in sizes]
@@ -130,8 +137,8 @@ def test_shapes_are_those_of_published_models(depth, width, heads, kv_heads, con
 
 
 def test_the_laws_give_what_their_paper_gives():
-    # Bi et al. 2024, table 2: 7B on 2T tokens with batches of 9.4M tokens and a rate of 4.2e-4. Its 30 layers of
-    # width 4,096 take 4.3e10 operations a token without the vocabulary.
+    # Bi et al. 2024, table 2: 7B on 2T tokens with batches of 9.4M tokens and a rate of 4.2e-4. Its 30 layers
+    # of width 4,096 take 4.3e10 operations a token without the vocabulary.
     operations = 4.3e10 * 2e12
     assert 0.2920 * operations**0.3271 == pytest.approx(9.4e6, rel=0.15)
     assert batch_of(operations) == 2**23
