@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lmcore.config import Recipe
 from lmcore.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
+WIDTH = 110
 
 
 def find_recipe(name: str) -> Path:
@@ -34,17 +36,11 @@ def find_recipe(name: str) -> Path:
 
 
 def descriptions() -> dict[str, str]:
-    """What each recipe is, in the first sentence of its file."""
-    found = {}
-    for path in sorted(RECIPES.glob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        head = [line.removeprefix("#").strip() for line in lines[: _length_of_head(lines)]]
-        found[path.stem] = " ".join(head).partition(". ")[0].removesuffix(".")
-    return found
-
-
-def _length_of_head(lines: list[str]) -> int:
-    return next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    """What each recipe is: the first line of its file."""
+    firsts = {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in RECIPES.glob("*.yaml")
+    }
+    return {name: first.removeprefix("#").strip(" .") for name, first in sorted(firsts.items())}
 
 
 def write_out(recipe: Recipe, head: str, reasons: Mapping[str, str]) -> str:
@@ -55,7 +51,7 @@ def write_out(recipe: Recipe, head: str, reasons: Mapping[str, str]) -> str:
         head: Lines of text.
         reasons: By path, such as "train.steps".
     """
-    comments = [f"# {line}".rstrip() for line in head.splitlines()]
+    comments = [f"# {line}" for line in head.splitlines()]
     return "\n".join([*comments, *_lines(recipe.model_dump(mode="json"), reasons, "")]) + "\n"
 
 
@@ -63,7 +59,7 @@ def _lines(values: dict[str, Any], reasons: Mapping[str, str], above: str) -> It
     for name, value in values.items():
         path = f"{above}{name}"
         if path in reasons:
-            yield f"# {reasons[path]}"
+            yield from (f"# {line}" for line in textwrap.wrap(reasons[path], WIDTH - 2 * path.count(".") - 2))
         if isinstance(value, dict) and value:
             yield f"{name}:"
             for line in _lines(value, reasons, f"{path}."):

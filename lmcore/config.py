@@ -998,7 +998,11 @@ def parse(kind: type[C], values: Mapping[str, Any], *, where: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
+        found = error.errors()
+        places = [problem["loc"] for problem in found]
+        # A list without its wrong entries is "too short": that is told by what is wrong with them.
+        inner = [p for p in found if not any(p["loc"] == place[: len(p["loc"])] != place for place in places)]
+        problems = [_explain(kind, problem) for problem in inner]
         raise ConfigError(
             f"{where} is not a valid {kind.__name__.removesuffix('Config').lower()}",
             found="; ".join(problems),
