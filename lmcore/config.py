@@ -466,6 +466,12 @@ class DataConfig(Config):
         return self
 
 
+def swiglu_block(size: int) -> int:
+    """Rows of the gate, and of up, that follow one another in SwiGLU's first matrix, for ``size`` of each."""
+    # Shorter runs in memory are slower to multiply: 16 take three times as long as 64.
+    return next(block for block in range(64, 0, -1) if size % block == 0)
+
+
 class MoEConfig(Config):
     """A mixture of experts in place of the MLP of some blocks; off where there are no experts."""
 
@@ -599,8 +605,7 @@ class ModelConfig(Config):
         """Rows of SwiGLU's gate, and of up, that follow one another in its first matrix; 1 for the others."""
         if self.activation != "swiglu":
             return 1
-        # Shorter runs in memory are slower to multiply: 16 take three times as long as 64.
-        return next(block for block in range(64, 0, -1) if self.mlp_size % block == 0)
+        return swiglu_block(self.mlp_size)
 
 
 class OptimizerConfig(Config):

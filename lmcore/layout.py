@@ -72,7 +72,8 @@ def _pipeline_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
     if batches < parallel.pp:
         yield (
             f"train.parallel.pp {parallel.pp} needs at least as many micro-batches in a step; found "
-            f"{batches}; use a micro_batch_size of at most {max(1, train.sequences_per_process // parallel.pp)}"
+            f"{batches}; use a micro_batch_size of at most "
+            f"{max(1, train.sequences_per_process // parallel.pp)}"
         )
 
 

@@ -8,8 +8,9 @@ number.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -49,12 +50,14 @@ class Batch:
         targets: [B, T] int64, ``IGNORE_INDEX`` where there is nothing to learn.
         positions: [B, T] int64, from the start of the document; None without a document mask.
         document_ids: [B, T] int64; None without a document mask.
+        sequences: [B] int64, a number for each sequence of the run; None: nobody needs it.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor | None = None
     document_ids: Tensor | None = None
+    sequences: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move it to ``device``."""
@@ -64,6 +67,7 @@ class Batch:
             self.targets.to(device, non_blocking=True),
             move(self.positions),
             move(self.document_ids),
+            move(self.sequences),
         )
 
 
@@ -301,6 +305,8 @@ class TrainLoader:
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.rank, self.world_size = rank, world_size
+        # Runs of different seeds are far apart in the numbers of their sequences.
+        self._first_number = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:7], "little")
 
     def samples_of_step(self, step: int) -> Indices:
         """Samples of step ``step`` (from 0), over all ranks."""
@@ -314,9 +320,12 @@ class TrainLoader:
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Batches of this rank in step ``step``."""
         share = self.global_batch_size // self.world_size
-        mine = self.samples_of_step(step)[self.rank * share : (self.rank + 1) * share]
+        first = self.rank * share
+        mine = self.samples_of_step(step)[first : first + share]
         for start in range(0, share, self.micro_batch_size):
-            yield self.windows.batch(mine[start : start + self.micro_batch_size])
+            batch = self.windows.batch(mine[start : start + self.micro_batch_size])
+            number = self._first_number + step * self.global_batch_size + first + start
+            yield replace(batch, sequences=torch.arange(number, number + len(batch.tokens)))
 
     def documents_of_step(self, step: int) -> list[str]:
         """Names of the documents that made step ``step``, over all ranks."""

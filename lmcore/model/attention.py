@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig
 from lmcore.errors import ConfigError
+from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
+
+
+class OtherTokens(Protocol):
+    """Where keys and values of tokens come from that are not at hand."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``keys`` and ``values`` [B, KV, T, head_dim] of ``layer`` and the others, [B, KV, S, .]."""
+        ...
 
 
 class KVCache:
@@ -75,13 +85,15 @@ class Context:
         mask: Who may see whom, bool, broadcastable to [B, H, T, S]; None: plainly causal, or (with a
             cache and a single new token) everything.
         causal: Whether the plain causal mask applies.
-        cache: Earlier keys and values; or None.
+        others: Keys and values of other tokens, such as earlier ones; or None.
+        dropout: Which numbers are dropped in training; None: none.
     """
 
     rotary: Tensor | None
     mask: Tensor | None
     causal: bool
-    cache: KVCache | None
+    others: OtherTokens | None = None
+    dropout: DropoutKey | None = None
 
 
 def attention_mask(num_new: int, num_cached: int, documents: Tensor | None, device: torch.device) -> Tensor:
@@ -108,19 +120,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
-        self.dropout = config.dropout
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map ``x`` [B, T, D] to [B, T, D]."""
         q, k, v = self._project(x, context)  # [B, H, T, hd], [B, KV, T, hd] twice
-        if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k, v)
+        if context.others is not None:
+            k, v = context.others.extend(self.layer, k, v)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=context.mask,
-            dropout_p=self.dropout if self.training else 0.0,
             is_causal=context.causal,
             enable_gqa=self.heads != self.kv_heads,
         )  # [B, H, T, hd]

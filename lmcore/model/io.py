@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig, parse
+from lmcore.config import ModelConfig, parse, swiglu_block
 from lmcore.errors import CheckpointError, GristmillError
-from lmcore.model.layers import swiglu_block
 from lmcore.model.transformer import Transformer
 from lmcore.store import write_atomically
 

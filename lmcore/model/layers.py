@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig
-
-_LONGEST_BLOCK = 64  # shorter runs in memory are slower to multiply: 16 take three times as long
+from lmcore.config import ModelConfig, swiglu_block
 
 
 class RMSNorm(nn.Module):
@@ -92,11 +90,6 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is in fp32 on a CPU, where eager operations are bound by memory and worth merging."""
     return x.dtype == torch.float32 and x.device.type == "cpu"
-
-
-def swiglu_block(size: int) -> int:
-    """Rows of the gate, and of up, that follow one another in SwiGLU's first matrix, for ``size`` of each."""
-    return next(block for block in range(_LONGEST_BLOCK, 0, -1) if size % block == 0)
 
 
 class _SquaredReLU(torch.autograd.Function):

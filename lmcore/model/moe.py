@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig
+from lmcore.config import ModelConfig, swiglu_block
 from lmcore.model.grouped import grouped_linear, spread
-from lmcore.model.layers import MLP, activate, swiglu_block
+from lmcore.model.layers import MLP, activate
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmcore.config import ModelConfig, Role
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
+from lmcore.model.dropout import Dropout
 from lmcore.model.layers import MLP, make_norm, rotary_table
 from lmcore.model.moe import MoE, routers
 
@@ -29,12 +30,14 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config)
         self.mlp = MoE(config) if config.moe.replaces_mlp(layer) else MLP(config)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.attention_dropout = Dropout(config.dropout, 2 * layer + 1)
+        self.mlp_dropout = Dropout(config.dropout, 2 * layer + 2)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map the residual stream ``x`` [B, T, D] to the next one."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), context))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        attended = self.attention(self.attention_norm(x), context)
+        x = x + self.attention_dropout(attended, context.dropout)
+        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x)), context.dropout)
 
 
 class Transformer(nn.Module):
@@ -55,7 +58,7 @@ class Transformer(nn.Module):
         self.position_embedding = (
             nn.Embedding(config.max_seq_len, config.hidden_size) if config.position == "learned" else None
         )
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
@@ -101,19 +104,23 @@ class Transformer(nn.Module):
 
         Arguments and errors are those of ``forward``.
         """
-        x = self.embedding(tokens)  # [B, T, D]
         context = self._context(tokens, positions, document_ids, cache)
-        if self.position_embedding is not None:
+        if positions is None:
             start = cache.length if cache else 0
-            if positions is None:
-                positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-            x = x + self.position_embedding(positions)
-        x = self.dropout(x)
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        x = self.embed(tokens, positions, context)
         for block in self.blocks:
             x = block(x, context)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor, context: Context) -> Tensor:
+        """Return what the first block reads, [B, T, D]; ``positions`` are [T] or [B, T]."""
+        x = self.embedding(tokens)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        return self.dropout(x, context.dropout)
 
     def _context(
         self, tokens: Tensor, positions: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
@@ -141,28 +148,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw initial weights, a function of ``seed`` and each parameter's name alone.
-
-        Normal with ``init_std``; the last projection of each branch is smaller by sqrt(2 num_layers)
-        (Radford et al. 2019), or zero.
-        """
-        config = self.config
+        """Draw initial weights (``initial_weight``)."""
         for name, parameter in self.named_parameters():
-            role = parameter_role(name)
-            std = config.init_std
-            if name.endswith(_LAST_OF_BRANCH):
-                std = 0.0 if config.zero_init_projections else std / math.sqrt(2 * config.num_layers)
-            elif role == "head" and config.zero_init_projections:
-                std = 0.0
-            if role == "bias":
-                parameter.zero_()
-            elif role == "norm":
-                parameter.fill_(1.0)
-            else:
-                parameter.copy_(_normal(parameter.shape, std, seed, name))
-        for router in routers(self):
-            if router.expert_bias is not None:
-                router.expert_bias.zero_()
+            parameter.copy_(initial_weight(name, parameter.shape, self.config, seed))
 
     @property
     def num_parameters(self) -> int:
@@ -196,6 +184,25 @@ def parameter_role(name: str) -> Role:
     if "router" in name:
         return "router"
     return "head" if name.startswith("head") else "matrix"
+
+
+def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """Draw the parameter of that name, in fp32 on the CPU: a function of ``seed`` and the name alone.
+
+    Normal with ``init_std``; the last projection of each branch is smaller by sqrt(2 num_layers)
+    (Radford et al. 2019), or zero.
+    """
+    role = parameter_role(name)
+    if role == "bias":  # that of experts too
+        return torch.zeros(shape)
+    if role == "norm":
+        return torch.ones(shape)
+    std = config.init_std
+    if name.endswith(_LAST_OF_BRANCH):
+        std = 0.0 if config.zero_init_projections else std / math.sqrt(2 * config.num_layers)
+    elif role == "head" and config.zero_init_projections:
+        std = 0.0
+    return _normal(shape, std, seed, name)
 
 
 def _normal(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:

@@ -1,8 +1,9 @@
-"""The order in which a model is wrapped, in one view."""
+"""The order in which a model is divided, in one view."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -11,12 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from lmcore.model.transformer import Transformer
+from lmcore.model.float8 import use_float8
+from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
+from lmcore.parallel.materialize import Draw, materialize
+from lmcore.parallel.mesh import Layout
+from lmcore.parallel.stage import Stage
+from lmcore.parallel.tensor import divide_matrices
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 
@@ -28,48 +33,63 @@ _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "br
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
-def parallelize(model: Transformer, mesh: DeviceMesh | None, precision: Precision) -> nn.Module:
-    """Wrap ``model`` for the processes of ``mesh``; its gradients become sums over all of them.
+def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, checkpointing: bool) -> nn.Module:
+    """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
-    The weights that the optimizer sees stay fp32, as do reductions. ``model`` itself is changed or kept
-    inside the wrapper: its parameters are the ones to optimize.
+    The weights that the optimizer sees stay fp32, as do reductions. No process ever holds more whole weights
+    than a block has, or what is left without them.
 
     Args:
-        model: On its device, with the same weights on every process.
-        mesh: (dp_replicate, dp_shard); None: a single process, nothing to wrap.
+        stage: On the meta device.
+        layout: Of the processes; all of them at this place of the pipeline call it together.
         precision: Type of the computation.
+        draw: Makes the whole of a parameter, of which each process keeps its part.
+        checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
     """
-    if mesh is None:
-        return model
-    replicas, shards = mesh.shape
-    if shards == 1:
-        return _replicate(model)
+    parallel, device = layout.parallel, layout.world.device
+    if layout.mesh is not None and parallel.tp > 1:
+        divide_matrices(stage, layout.mesh["tp"], sequence=layout.divides_sequence)
+    if layout.expert_mesh is not None:
+        divide_experts(stage.model, layout.expert_mesh["ep"])
+    sum_counts_over(stage.model, layout.sequence_groups)
+    if precision == "fp8":
+        use_float8(stage.model.blocks)
+    for block in stage.blocks if checkpointing else ():
+        # Inside of what shards the block: its weights are gathered once for both.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if layout.mesh is None:
+        materialize(stage, device, draw)
+        return _replicate(stage, device) if layout.world.size > 1 else stage
+    # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
+    reshard = device.type == "cuda" and parallel.pp == 1
     policy = MixedPrecisionPolicy(
         param_dtype=None if precision == "fp32" else DTYPES[precision], reduce_dtype=torch.float32
     )
-    fsdp_mesh = mesh if replicas > 1 else mesh["dp_shard"]
-    # GPUs free each block's weights until its backward pass; where memory is cheap, gathering twice is not.
-    reshard = mesh.device_type == "cuda"
-    for block in model.blocks:
-        fully_shard(block, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=reshard)
+    shard = functools.partial(fully_shard, mp_policy=policy)
+    for block in stage.blocks:
+        materialize(stage, device, draw, block)
+        for module in block.modules():
+            if isinstance(module, DividedExperts) and layout.expert_mesh is not None:
+                shard(module, mesh=layout.shard_mesh(layout.expert_mesh), reshard_after_forward=reshard)
+        shard(block, mesh=layout.shard_mesh(layout.mesh), reshard_after_forward=reshard)
+    materialize(stage, device, draw)
     # The embedding, the head and the last norm are gathered together, once.
-    fully_shard(model, mesh=fsdp_mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in model.modules():
+    shard(stage, mesh=layout.shard_mesh(layout.mesh), reshard_after_forward=False)
+    for module in stage.modules():
         if isinstance(module, FSDPModule):
             # Sums, not means: the loss is divided once, by the global number of targets. gloo has no
             # scaled sum, which a divide factor alone would ask for.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return model
+    return stage
 
 
-def _replicate(model: Transformer) -> DistributedDataParallel:
-    # The only buffers are tables of positions, the same on every process.
-    replicated = DistributedDataParallel(model, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
+def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
+    # Buffers are the same on every process: tables of positions, biases of experts.
+    replicated = DistributedDataParallel(stage, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    device = next(model.parameters()).device
     replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad()
     return replicated
@@ -106,18 +126,10 @@ def release_weights(model: nn.Module) -> None:
             module.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return the part of ``tensor`` that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """Return all weights on the CPU, by name, where ``keep`` is set; every process must ask."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.data
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        if keep:
-            state[name] = tensor.cpu()
-    return state
+def autocast(
+    wrapped: nn.Module, precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """Compute in ``precision`` with fp32 weights; a sharded model casts its own as it gathers them."""
+    if precision == "fp32" or isinstance(wrapped, FSDPModule):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])

@@ -1,4 +1,4 @@
-"""The processes of a run: how many, which one this is, and the mesh they form."""
+"""The processes of a run: how many, which one this is, and the layout they form."""
 
 from __future__ import annotations
 
@@ -134,25 +134,121 @@ def choose_device(launch: LaunchConfig) -> torch.device:
     return device
 
 
-def make_mesh(parallel: ParallelConfig, world: World) -> DeviceMesh | None:
-    """Lay the processes out as (dp_replicate, dp_shard); None for a single process.
+@dataclass(frozen=True)
+class Layout:
+    """Which part of a run's work is this process's.
+
+    Ranks count through the processes of tp first, then cp, dp_shard, dp_replicate and pp: who talks most is
+    nearest.
+
+    Attributes:
+        parallel: The settings.
+        world: This process among its peers.
+        mesh: (pp, dp_replicate, shard, tp), where FSDP shards over dp_shard x cp; None where nothing is
+            divided but the batch.
+        expert_mesh: (pp, dp_replicate, shard, ep, tp): the same with the ranks of ep apart; None without.
+        context_group: The processes that share our sequences; None if we hold whole ones.
+        stage_group: Those at our place of the pipeline; None: all.
+    """
+
+    parallel: ParallelConfig
+    world: World
+    mesh: DeviceMesh | None = None
+    expert_mesh: DeviceMesh | None = None
+    context_group: dist.ProcessGroup | None = None
+    stage_group: dist.ProcessGroup | None = None
+
+    @property
+    def tp_rank(self) -> int:
+        """Our place among those that share our matrices."""
+        return self.world.rank % self.parallel.tp
+
+    @property
+    def cp_rank(self) -> int:
+        """Our place among those that share our sequences."""
+        return self.world.rank // self.parallel.tp % self.parallel.cp
+
+    @property
+    def dp_rank(self) -> int:
+        """Which of the ``parallel.dp`` shares of a batch is ours."""
+        return self.world.rank // (self.parallel.tp * self.parallel.cp) % self.parallel.dp
+
+    @property
+    def pp_rank(self) -> int:
+        """Our place in the pipeline."""
+        return self.world.rank // (self.parallel.tp * self.parallel.cp * self.parallel.dp)
+
+    @property
+    def stage_size(self) -> int:
+        """Processes at our place of the pipeline."""
+        return self.world.size // self.parallel.pp
+
+    @property
+    def divides_sequence(self) -> bool:
+        """Whether what lies between matrices is divided along the sequence over tp."""
+        return self.parallel.tp > 1 and self.parallel.sequence_parallel
+
+    @property
+    def counts(self) -> bool:
+        """Whether a loss of ours is to be counted: those of tp have the same."""
+        return self.tp_rank == 0
+
+    @property
+    def sequence_groups(self) -> list[dist.ProcessGroup]:
+        """The processes that see other tokens of the sequences that we see, axis by axis."""
+        context = [] if self.context_group is None else [self.context_group]
+        return context + ([self.group("tp")] if self.divides_sequence else [])
+
+    def shard_mesh(self, mesh: DeviceMesh) -> DeviceMesh:
+        """The axes of ``mesh`` over which FSDP shards, and before them those of replicas."""
+        return mesh["dp_replicate", "shard"] if self.parallel.dp_replicate > 1 else mesh["shard"]
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The processes along an axis of the mesh."""
+        if self.mesh is None:
+            raise ValueError(f"there is no mesh with an axis {axis}")
+        return self.mesh.get_group(axis)
+
+
+def make_layout(parallel: ParallelConfig, world: World) -> Layout:
+    """Lay the processes out; all of them must call it together.
 
     Raises:
         ConfigError: there are more or fewer processes than the settings divide the work over.
     """
     if parallel.num_processes != world.size:
+        axes = ("dp_replicate", "dp_shard", "tp", "pp", "cp")
         raise ConfigError(
             "the number of processes is not the one in the settings",
-            expected=f"{parallel.num_processes} (dp_replicate {parallel.dp_replicate} x "
-            f"dp_shard {parallel.dp_shard})",
+            expected=f"{parallel.num_processes} ("
+            + " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes)
+            + ")",
             found=f"{world.size}",
             remedy=f"Start {parallel.num_processes} processes, or set train.parallel.dp_shard to "
-            f"{world.size} and dp_replicate to 1.",
+            f"{world.size} and the others to 1.",
         )
-    if world.size == 1:
-        return None
-    return init_device_mesh(
-        world.device.type,
-        (parallel.dp_replicate, parallel.dp_shard),
-        mesh_dim_names=("dp_replicate", "dp_shard"),
+    if not parallel.is_sharded:
+        return Layout(parallel, world)
+    kind, pp, tp = world.device.type, parallel.pp, parallel.tp
+    shards = parallel.dp_shard * parallel.cp
+    mesh = init_device_mesh(
+        kind, (pp, parallel.dp_replicate, shards, tp), mesh_dim_names=("pp", "dp_replicate", "shard", "tp")
     )
+    experts = context = None
+    stage: Any = None
+    if parallel.ep > 1:
+        experts = init_device_mesh(
+            kind,
+            (pp, parallel.dp_replicate, shards // parallel.ep, parallel.ep, tp),
+            mesh_dim_names=("pp", "dp_replicate", "shard", "ep", "tp"),
+        )
+    if parallel.cp > 1:
+        sharing = init_device_mesh(
+            kind, (pp * parallel.dp, parallel.cp, tp), mesh_dim_names=("dp", "cp", "tp")
+        )
+        context = sharing.get_group("cp")
+    if pp > 1:
+        size = world.size // pp
+        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
+        stage = groups[world.rank // size]
+    return Layout(parallel, world, mesh, experts, context, stage)

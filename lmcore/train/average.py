@@ -6,21 +6,22 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmcore.parallel.apply import local, release_weights
+from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.parts import local
 
 
 class WeightAverage:
     """An exponential moving average of a model's weights (Polyak and Juditsky 1992), divided as they are.
 
     Args:
-        model: Wrapped or not: its parameters as they are optimized.
+        model: Its parameters as they are optimized.
         decay: What each step leaves of the average; less in the first steps, so that it forgets the initial
             weights: after n steps at most (1 + n) / (10 + n).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: DividedModel, decay: float) -> None:
         self.decay = decay
         self.model = model
         self._parameters = dict(model.named_parameters())
@@ -45,7 +46,7 @@ class WeightAverage:
         try:
             yield
         finally:
-            release_weights(self.model)
+            self.model.release_weights()
             self._exchange()
 
     @torch.no_grad()
@@ -55,3 +56,4 @@ class WeightAverage:
             kept = mine.clone()
             mine.copy_(average)
             average.copy_(kept)
+        self.model.weights_changed()

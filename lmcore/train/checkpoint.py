@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from lmcore.errors import CheckpointError, StorageError
-from lmcore.parallel.apply import local
 from lmcore.parallel.mesh import World
+from lmcore.parallel.parts import local
 from lmcore.store import MANIFEST, hash_files, sha256_file
 
 STATE = "state.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
-from lmcore.parallel.mesh import World
+from lmcore.layout import find_misfit
+from lmcore.parallel.mesh import Layout
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
 from lmcore.train.plan import Plan, plan_samples
@@ -22,7 +23,7 @@ class Inputs:
     Attributes:
         vocab_size: Entries of the tokenizer.
         plan: Which sequences the run reads.
-        loader: Batches of each step, for this rank.
+        loader: Batches of each step, for this process.
         held_out: The validation split.
         tokens_digest: SHA-256 of what both splits hold.
     """
@@ -34,11 +35,12 @@ class Inputs:
     tokens_digest: str
 
 
-def open_inputs(job: TrainJob, world: World) -> Inputs:
+def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
     """Open the tokens and check that they fit the tokenizer, the model and the batch.
 
     Raises:
-        ConfigError: sequences are longer than the model is made for, or the mixture cannot be had.
+        ConfigError: sequences are longer than the model is made for, the layout does not fit it, or the
+            mixture cannot be had.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
     """
     _check_lengths(job)
@@ -59,8 +61,8 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
         micro_batch_size=job.train.micro_batch_size,
         seed=job.train.seed,
         order=plan.order,
-        rank=world.rank,
-        world_size=world.size,
+        rank=layout.dp_rank,
+        world_size=layout.parallel.dp,
     )
     return Inputs(vocab_size, plan, loader, held_out, sha256_json([train.digest, held_out.digest]))
 
@@ -92,3 +94,5 @@ def _check_lengths(job: TrainJob) -> None:
             found=f"{job.train.seq_len}",
             remedy="Shorten one or lengthen the other.",
         )
+    if misfit := find_misfit(job.model, job.train):
+        raise ConfigError("the layout does not fit the model and the batch", found=misfit)

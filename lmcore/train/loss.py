@@ -7,6 +7,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmcore.data.loader import IGNORE_INDEX
+from lmcore.parallel.vocabulary import VocabularyShard, token_losses
+
+
+def loss_sums(
+    logits: Tensor, targets: Tensor, shard: VocabularyShard | None, *, z_loss: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed cross-entropy in nats and, if asked for, the summed z-loss, scalars in fp32.
+
+    Args:
+        logits: [B, T, V], of any float type, or the part of V that is ``shard``'s.
+        targets: [B, T]; ``IGNORE_INDEX`` does not count.
+        shard: Which part of the vocabulary the logits are of; None: they are whole.
+        z_loss: Whether it is asked for.
+    """
+    if shard is None:
+        return token_loss_sum(logits, targets), z_loss_sum(logits, targets) if z_loss else None
+    flat = targets.flatten()
+    counted = flat != IGNORE_INDEX
+    losses, log_denominators = token_losses(logits.flatten(0, 1), torch.where(counted, flat, 0), shard)
+    squares = (log_denominators.square() * counted).sum() if z_loss else None
+    return (losses * counted).sum(), squares
 
 
 def token_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lmcore.config import OptimizerConfig, Role
-from lmcore.model.transformer import Transformer, parameter_role
-from lmcore.parallel.apply import local
+from lmcore.model.transformer import parameter_role
+from lmcore.parallel.parts import local, part_of
 from lmcore.train import adafactor
 from lmcore.train.adafactor import Adafactor
 
@@ -40,14 +40,15 @@ class Group:
     parameters: dict[str, torch.nn.Parameter]
 
 
-def parameter_groups(model: Transformer, config: OptimizerConfig) -> list[Group]:
-    """Put every parameter into exactly one group, by its role."""
-    by_role: dict[Role, dict[str, torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        by_role.setdefault(parameter_role(name), {})[name] = parameter
+def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig) -> list[Group]:
+    """Put every parameter into exactly one group, by its role; those divided otherwise are apart."""
+    by_role: dict[tuple[Role, Any], dict[str, torch.nn.Parameter]] = {}
+    for name, parameter in named:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        by_role.setdefault((parameter_role(name), mesh), {})[name] = parameter
     ratios = {"embedding": config.embedding_learning_rate_ratio, "head": config.head_learning_rate_ratio}
     groups = []
-    for role, parameters in by_role.items():
+    for (role, _), parameters in by_role.items():
         name = config.name if config.name != "muon" or role == "matrix" else "adamw"
         rate = config.muon_learning_rate if name == "muon" else config.learning_rate * ratios.get(role, 1.0)
         decay = config.weight_decay if role in config.decayed_roles else 0.0
@@ -59,13 +60,23 @@ class Optimizers:
     """All optimizers of a run, as one.
 
     Args:
-        model: Wrapped or not: its parameters as they are optimized.
+        named: The parameters, by their names in the model.
         config: Which, and with what rates.
         matrix_dtype: Type of Muon's products.
+        num_copies: How many processes hold the same part of a parameter.
+        sharing: Processes with the same matrices, which share Muon's work; None: all.
     """
 
-    def __init__(self, model: Transformer, config: OptimizerConfig, matrix_dtype: torch.dtype) -> None:
-        groups = parameter_groups(model, config)
+    def __init__(
+        self,
+        named: Iterable[tuple[str, torch.nn.Parameter]],
+        config: OptimizerConfig,
+        matrix_dtype: torch.dtype,
+        num_copies: Callable[[Tensor], int] = lambda parameter: 1,
+        sharing: dist.ProcessGroup | None = None,
+    ) -> None:
+        groups = parameter_groups(named, config)
+        self._num_copies = num_copies
         self.names = {p: name for group in groups for name, p in group.parameters.items()}
         settings: dict[str, list[dict[str, Any]]] = {}
         for group in groups:
@@ -78,7 +89,7 @@ class Optimizers:
                     "weight_decay": group.weight_decay,
                 }
             )
-        self._all = [_make(name, settings[name], config, matrix_dtype) for name in sorted(settings)]
+        self._all = [_make(name, settings[name], config, matrix_dtype, sharing) for name in sorted(settings)]
 
     def step(self, factor: float) -> None:
         """Move all parameters, with ``factor`` times their peak learning rates."""
@@ -93,9 +104,13 @@ class Optimizers:
             optimizer.zero_grad()
 
     def sum_of_squares(self) -> float:
-        """Sum of squares of this process's part of the gradient, in fp64."""
+        """Sum of squares of the gradient in fp64: added up over all processes, each number counts once."""
+        if not self.names:
+            return 0.0
         norms = torch._foreach_norm(self._gradients())  # pyright: ignore[reportPrivateImportUsage]
-        return torch.stack(norms).double().square().sum().item()
+        copies = [self._num_copies(p) for p in self.names if p.grad is not None]
+        squares = torch.stack(norms).double().square()
+        return (squares / torch.tensor(copies, device=squares.device)).sum().item()
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply the gradient by ``factor``."""
@@ -122,10 +137,14 @@ class Optimizers:
 
 
 def _make(
-    name: str, groups: list[dict[str, Any]], config: OptimizerConfig, matrix_dtype: torch.dtype
+    name: str,
+    groups: list[dict[str, Any]],
+    config: OptimizerConfig,
+    matrix_dtype: torch.dtype,
+    sharing: dist.ProcessGroup | None,
 ) -> torch.optim.Optimizer:
     if name == "muon":
-        return Muon(groups, config.muon_momentum, matrix_dtype)
+        return Muon(groups, config.muon_momentum, matrix_dtype, sharing)
     if name == "sgd":
         momentum = config.sgd_momentum
         return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
@@ -151,17 +170,25 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al. 2024).
 
     The same rule as ``torch.optim.Muon``, but each matrix is orthogonalized whole, in a type we choose, by
-    one process for all: so the result does not depend on the layout, and the work is shared.
+    one process for all: so the result does not depend on the layout, and the work is shared. Of stacked
+    matrices [E, m, n], such as those of experts, each is one.
 
     Args:
         groups: With "lr" and "weight_decay".
         momentum: Of the moving average, with Nesterov's look ahead.
         dtype: Type of the matrix products.
+        sharing: Processes with the same matrices, which share the work; None: all.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float,
+        dtype: torch.dtype,
+        sharing: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__(groups, {"momentum": momentum})
-        self.dtype = dtype
+        self.dtype, self.sharing = dtype, sharing
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -171,16 +198,22 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, group)
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        updates = [self._update(parameter, group["momentum"]) for parameter in parameters]
-        updates = orthogonalize(_gather(updates, parameters), self.dtype)
-        for parameter, update in zip(parameters, updates, strict=True):
-            rows, columns = parameter.shape
+        whole = [parameter for parameter in parameters if _holds_whole_matrices(parameter)]
+        divided = [parameter for parameter in parameters if not _holds_whole_matrices(parameter)]
+        updates = [self._update(parameter, group["momentum"]) for parameter in divided]
+        updates = orthogonalize(_gather(updates, divided), self.dtype, self.sharing)
+        parts = [_own_part(update, parameter) for parameter, update in zip(divided, updates, strict=True)]
+        for parameter in whole:
+            update = self._update(parameter, group["momentum"])
+            parts.append(newton_schulz(update.to(self.dtype)).to(update.dtype))
+        for parameter, part in zip(divided + whole, parts, strict=True):
+            rows, columns = parameter.shape[-2:]
             # Tall matrices move further, so that each output changes as much.
             rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
             mine = local(parameter)
             if group["weight_decay"]:
                 mine.mul_(1 - group["lr"] * group["weight_decay"])
-            mine.add_(_own_rows(update, parameter), alpha=-rate)
+            mine.add_(part, alpha=-rate)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """Move the average of ``parameter``; return the update of this process's part, with a look ahead."""
@@ -205,15 +238,20 @@ def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def orthogonalize(
+    matrices: list[Tensor], dtype: torch.dtype, sharing: dist.ProcessGroup | None = None
+) -> list[Tensor]:
     """Replace each matrix by the nearest orthogonal one, roughly; processes share the work.
 
     Args:
         matrices: Whole, and the same on every process.
         dtype: Type of the products.
+        sharing: The processes; None: all.
     """
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if size > 1 else 0
+    if not matrices:
+        return []
+    size = dist.get_world_size(sharing) if dist.is_initialized() else 1
+    rank = dist.get_rank(sharing) if size > 1 else 0
     # Round robin over shapes: neighbours in the list cost about the same.
     by_shape = sorted(range(len(matrices)), key=lambda i: (tuple(matrices[i].shape), i))
     results = [m if size == 1 else torch.zeros_like(m) for m in matrices]
@@ -222,7 +260,7 @@ def orthogonalize(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     if size == 1:
         return results
     flat = torch.cat([result.flatten() for result in results])
-    dist.all_reduce(flat)  # each number comes from one process, and zeros: exact
+    dist.all_reduce(flat, group=sharing)  # each number comes from one process, and zeros: exact
     parts = flat.split([m.numel() for m in matrices])
     return [part.view_as(m) for part, m in zip(parts, matrices, strict=True)]
 
@@ -232,10 +270,12 @@ def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
 
     In one collective: one for each matrix costs more than the bytes.
     """
-    shards = _shards(parameters[0]) if parameters else None
-    if shards is None:
+    if not parameters or not isinstance(parameters[0], DTensor):
         return parts
-    group, size, _ = shards
+    if not all(_has_rows(parameter) for parameter in parameters):
+        return [_whole(part, parameter) for part, parameter in zip(parts, parameters, strict=True)]
+    mesh = parameters[0].device_mesh
+    group, size = mesh.get_group(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
     rows = [-(-parameter.shape[0] // size) for parameter in parameters]  # of a shard, the last padded
     padded = [
         torch.nn.functional.pad(part, (0, 0, 0, count - part.shape[0]))
@@ -251,34 +291,50 @@ def _gather(parts: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def _own_rows(matrix: Tensor, parameter: Tensor) -> Tensor:
-    shards = _shards(parameter)
-    if shards is None:
-        return matrix
-    _, size, rank = shards
-    rows = -(-parameter.shape[0] // size)
-    return matrix[rank * rows : (rank + 1) * rows]
+def _has_rows(parameter: Tensor) -> bool:
+    """Whether FSDP alone divides it: by rows, over the last axis of its mesh; before it come replicas."""
+    return (
+        isinstance(parameter, DTensor)
+        and parameter.placements[-1] == Shard(0)
+        and all(placement.is_replicate() for placement in parameter.placements[:-1])
+    )
 
 
-def _shards(parameter: Tensor) -> tuple[dist.ProcessGroup, int, int] | None:
-    """Group, size and own place of the processes over which FSDP divides the rows of ``parameter``."""
+def _holds_whole_matrices(parameter: Tensor) -> bool:
+    """Whether stacked matrices are divided between matrices, so that no process needs another's part."""
+    return (
+        parameter.ndim > 2
+        and isinstance(parameter, DTensor)
+        and all(
+            isinstance(p, Replicate) or (isinstance(p, Shard) and p.dim == 0) for p in parameter.placements
+        )
+    )
+
+
+def _whole(part: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
-        return None
-    mesh = parameter.device_mesh
-    dim = mesh.ndim - 1  # the last: before it come replicas
-    return mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim)
+        return part
+    shape, stride = parameter.shape, parameter.stride()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    ).full_tensor()
+
+
+def _own_part(matrix: Tensor, parameter: Tensor) -> Tensor:
+    return part_of(parameter, matrix) if isinstance(parameter, DTensor) else matrix
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Push the singular values of ``matrix`` [m, n] to about 1 by five quintic steps (Jordan et al. 2024).
+    """Push the singular values of ``matrix`` [..., m, n] to about 1: five quintic steps (Jordan et al. 2024).
 
     A step is x <- (a + b x x' + c (x x')^2) x. For a long matrix the polynomials are multiplied first, small
     and square, and x last; the Gram matrix is taken anew after three steps, before its errors grow.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    segments = (3, 2) if x.shape[1] >= 2 * x.shape[0] else (1,) * 5
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    segments = (3, 2) if x.shape[-1] >= 2 * x.shape[-2] else (1,) * 5
     for steps in segments:
         gram = x @ x.mT
         factor = product = _polynomial(gram)
@@ -292,6 +348,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
-    result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    result.diagonal().add_(a)
+    product = torch.addmm if gram.ndim == 2 else torch.baddbmm
+    result = product(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from lmcore.config import ModelConfig, ParallelConfig
 from lmcore.errors import ConfigError, TrainingDiverged
 from lmcore.model.float8 import MULTIPLE
-from lmcore.parallel.apply import DTYPES, Precision
+from lmcore.parallel.apply import Precision
 
 GROW_EVERY = 2_000
 SMALLEST_SCALE = 2.0**-10
 FP8_CAPABILITY = (8, 9)  # Ada Lovelace; Hopper is 9.0
-
-
-def autocast(
-    model: nn.Module, precision: Precision, device: torch.device
-) -> contextlib.AbstractContextManager:
-    """Compute in ``precision`` with fp32 weights; a sharded model casts its own as it gathers them."""
-    if precision == "fp32" or isinstance(model, FSDPModule):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
 
 
 def check_fp8(model: ModelConfig, parallel: ParallelConfig, device: torch.device) -> None:

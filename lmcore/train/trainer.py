@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import shutil
 import time
@@ -19,20 +18,21 @@ from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
-from lmcore.model.float8 import Converted, use_float8
+from lmcore.model.float8 import use_float8
 from lmcore.model.io import FORMAT, save_model
-from lmcore.model.transformer import Transformer
-from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
-from lmcore.parallel.mesh import World, make_mesh
+from lmcore.model.transformer import Transformer, initial_weight
+from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.mesh import World, make_layout
+from lmcore.parallel.vocabulary import VocabularyShard
 from lmcore.run_directory import EventLog
 from lmcore.train.average import WeightAverage
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
-from lmcore.train.loss import token_loss_sum, z_loss_sum
+from lmcore.train.loss import loss_sums
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
-from lmcore.train.precision import LossScale, autocast, check_fp8
+from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.schedule import learning_rate_factor
 from lmcore.train.validation import validate
 
@@ -58,15 +58,14 @@ class Trainer:
     ) -> None:
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
         self.stop_requested = stop_requested
-        self.mesh = make_mesh(self.config.parallel, world)
-        self.inputs = open_inputs(job, world)
-        self.float8: Converted | None = None
+        self.layout = make_layout(self.config.parallel, world)
+        self.inputs = open_inputs(job, self.layout)
         self._build_model()
         replicas = self.config.parallel.dp_replicate
         self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints, replicas)
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
-        tokens, flops = self.config.global_batch_tokens, self.model.flops_per_token(self.config.seq_len)
+        tokens, flops = self.config.global_batch_tokens, self.whole.flops_per_token(self.config.seq_len)
         self.speed = Speed(tokens, flops, world.size, world.device)
         self.step = 0
         self.last_values: dict[str, float] = {}
@@ -75,23 +74,33 @@ class Trainer:
     # --- preparation ---
 
     def _build_model(self) -> None:
-        # Every process draws the same whole weights; sharding comes after.
-        self.model = Transformer(self.job.model, self.inputs.vocab_size)
-        self.model.init_weights(self.config.seed)
-        self._use_precision()
-        self.model.to(self.world.device)
-        self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
+        config = self.job.model
+        if self.config.precision == "fp8":
+            check_fp8(config, self.config.parallel, self.world.device)
+        with torch.device("meta"):  # to ask it for its size
+            self.whole = Transformer(config, self.inputs.vocab_size)
+        self.model = DividedModel(
+            config,
+            self.inputs.vocab_size,
+            self.layout,
+            self.config.precision,
+            lambda name, shape: initial_weight(name, shape, config, self.config.seed),
+            batch_shape=(self.config.micro_batch_size, self.config.seq_len),
+            num_micro_batches=self.config.grad_accum_steps,
+            checkpointing=self.config.activation_checkpointing == "full",
+        )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
-        self.optimizers = Optimizers(self.model, self.config.optimizer, matrix_dtype)
+        self.optimizers = Optimizers(
+            self.model.named_parameters(),
+            self.config.optimizer,
+            matrix_dtype,
+            self.model.num_copies,
+            self.layout.stage_group,
+        )
         self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
         decay = self.config.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
-
-    def _use_precision(self) -> None:
-        if self.config.precision == "fp8":
-            check_fp8(self.job.model, self.config.parallel, self.world.device)
-            self.float8 = use_float8(self.model.blocks)
 
     # --- the run ---
 
@@ -109,8 +118,8 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
-        if self.float8:
-            self.progress.say(str(self.float8))
+        if self.config.precision == "fp8":
+            self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
         outcome = self._train()
@@ -140,7 +149,7 @@ class Trainer:
         start = time.perf_counter()
         num_targets = self.inputs.loader.num_targets(self.step)
         sums = self._forward_backward(num_targets)
-        squares = self.optimizers.sum_of_squares() / self.config.parallel.dp_replicate
+        squares = self.optimizers.sum_of_squares()
         *sums, squares, stops = self.world.add_up([*sums, squares, float(self.stop_requested())])
         loss, z_loss = (value / max(1, num_targets) for value in sums)
         grad_norm = math.sqrt(squares) / self.loss_scale.scale
@@ -150,9 +159,11 @@ class Trainer:
         else:
             self.loss_scale.skip(self.step + 1)
         self.optimizers.zero_grad()
+        # After a step that was skipped too: what was counted belongs to it.
+        imbalance = self.model.balance_experts()
         self.step += 1
         self.speed.add(time.perf_counter() - start)
-        self._report(loss, z_loss, grad_norm)
+        self._report(loss, z_loss, grad_norm, imbalance)
         return stops > 0
 
     def _forward_backward(self, num_targets: int) -> list[float]:
@@ -162,27 +173,19 @@ class Trainer:
         """
         sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         weight = self.loss_scale.scale / max(1, num_targets)
-        last = self.config.grad_accum_steps - 1
-        for index, batch in enumerate(self.inputs.loader.micro_batches(self.step)):
-            batch = batch.to(self.world.device)
-            self._seed_dropout(index)
-            with reduce_gradients(self.wrapped, now=index == last):
-                with autocast(self.wrapped, self.config.precision, self.world.device):
-                    logits = self.wrapped(batch.tokens, batch.positions, batch.document_ids)
-                loss = token_loss_sum(logits, batch.targets)
-                sums[0] += loss.detach()
-                if self.config.z_loss:
-                    z_loss = z_loss_sum(logits, batch.targets)
-                    sums[1] += z_loss.detach()
-                    loss = loss + self.config.z_loss * z_loss
-                (loss * weight).backward()
-        return sums.tolist()
 
-    def _seed_dropout(self, micro_batch: int) -> None:
-        # A function of the place in the run, so that there is no generator's state to keep.
-        if self.job.model.dropout:
-            place = f"{self.config.seed}:{self.step}:{micro_batch}:{self.world.rank}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "little"))
+        def criterion(logits: Tensor, targets: Tensor, shard: VocabularyShard | None) -> Tensor:
+            loss, z_loss = loss_sums(logits, targets, shard, z_loss=self.config.z_loss > 0)
+            sums[0] += loss.detach()
+            if z_loss is not None:
+                sums[1] += z_loss.detach()
+                loss = loss + self.config.z_loss * z_loss
+            return loss * weight
+
+        self.model.set_auxiliary_scale(weight)
+        batches = list(self.inputs.loader.micro_batches(self.step))
+        self.model.forward_backward(batches, criterion)
+        return sums.tolist() if self.layout.counts else [0.0, 0.0]
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
         if self.loss_scale.dynamic or (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -202,6 +205,7 @@ class Trainer:
         if factor != 1.0:
             self.optimizers.scale_gradients(factor)
         self.optimizers.step(learning_rate_factor(self.step, self.config.steps, self.config.schedule))
+        self.model.weights_changed()
         self.loss_scale.keep()
         if self.average:
             self.average.update(self.step)
@@ -220,7 +224,7 @@ class Trainer:
         for source in plan.sources:
             self.progress.say(str(source))
 
-    def _report(self, loss: float, z_loss: float, grad_norm: float) -> None:
+    def _report(self, loss: float, z_loss: float, grad_norm: float, imbalance: float | None) -> None:
         tokens = self.step * self.config.global_batch_tokens
         values = {
             "train/loss": loss,
@@ -231,6 +235,8 @@ class Trainer:
         }
         if self.config.z_loss:
             values["train/z_loss"] = z_loss
+        if imbalance is not None:
+            values["train/expert_imbalance"] = imbalance
         if self.loss_scale.dynamic:
             values["train/loss_scale"] = self.loss_scale.scale
             values["train/skipped_steps"] = self.loss_scale.skipped_steps
@@ -246,8 +252,8 @@ class Trainer:
 
     def _validate(self) -> None:
         with self._averaged():
-            self.validation = validate(self.wrapped, self.inputs.held_out, self.config, self.world)
-            release_weights(self.wrapped)
+            self.validation = validate(self.model, self.inputs.held_out, self.config)
+            self.model.release_weights()
         tokens = self.step * self.config.global_batch_tokens
         self.events.write("validation", self.step, tokens=tokens, values=self.validation)
         self.progress.say(f"validation at step {self.step}: " + _listed(self.validation))
@@ -256,6 +262,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        weights |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
         average = self.average.state() if self.average else {}
         weights |= {f"average.{name}": tensor for name, tensor in average.items()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
@@ -267,8 +274,6 @@ class Trainer:
     def _belongs_to(self) -> dict[str, Any]:
         settings = dict(self._settings.values)
         del settings["train.steps"]  # a run may be made longer
-        if self.config.precision != "fp32":
-            settings["train.parallel.is_sharded"] = self.config.parallel.is_sharded
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         about = {"vocab_size": self.inputs.vocab_size, "weights_format": FORMAT, "tokens": tokens}
         return {**settings, **about}
@@ -296,13 +301,14 @@ class Trainer:
         if state is None:
             self.events.write("start", 0, passed_over=damaged)
             return
+        self.model.weights_changed()
         self.step = state.step
         self.loss_scale = LossScale(**state.loss_scale)
         self.events.write("resume", self.step, passed_over=damaged)
         self.progress.say(f"going on from step {self.step}")
 
     def _save_model(self) -> None:
-        state = whole_state(self.model, keep=self.world.is_main)
+        state = {name: tensor for name, tensor in self.model.whole_tensors() if tensor is not None}
         if self.world.is_main:
             build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
             try:
@@ -328,7 +334,7 @@ class Trainer:
     @property
     def model_size(self) -> int:
         """Parameters of the whole model."""
-        return self.model.num_parameters
+        return self.whole.num_parameters
 
     def _result(self, outcome: Outcome, started: float) -> dict[str, Any]:
         return {

@@ -37,7 +37,7 @@ def main() -> None:
             products += [seconds(lambda: product @ product) for _ in range(3)]
     step = statistics.median(steps)
     tokens = options.batch * options.seq_len
-    rate = trainer.model.flops_per_token(options.seq_len) * tokens / step
+    rate = trainer.whole.flops_per_token(options.seq_len) * tokens / step
     peak = 2 * 2048**3 / statistics.median(products)
     print(
         f"{trainer.model_size:,} parameters, {tokens} tokens a step, {options.threads} threads: "

@@ -80,5 +80,5 @@ def test_a_model_of_the_first_format_computes_what_it_did(size, tmp_path):
     k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
     scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(7, 7, dtype=torch.bool).tril(), -torch.inf)
     attended = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    found = block.attention(x, Context(rotary=None, mask=None, causal=True, cache=None))
+    found = block.attention(x, Context(rotary=None, mask=None, causal=True))
     torch.testing.assert_close(found, linear("attention.out", attended))

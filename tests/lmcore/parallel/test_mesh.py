@@ -3,13 +3,14 @@ import torch
 
 from lmcore.config import LaunchConfig, ParallelConfig
 from lmcore.errors import ConfigError, LaunchError
-from lmcore.parallel.mesh import World, choose_device, join_world, make_mesh
+from lmcore.parallel.mesh import World, choose_device, join_world, make_layout
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_alone_there_is_no_mesh():
-    assert make_mesh(ParallelConfig(dp_replicate=1, dp_shard=1), ALONE) is None
+    layout = make_layout(ParallelConfig(dp_replicate=1), ALONE)
+    assert (layout.mesh, layout.dp_rank, layout.counts) == (None, 0, True)
     with join_world(LaunchConfig(device="cpu")) as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.add_up([1.0, 2.0]) == [1.0, 2.0]
@@ -17,7 +18,7 @@ def test_alone_there_is_no_mesh():
 
 def test_another_number_of_processes_is_refused():
     with pytest.raises(ConfigError, match=r"expected 4 .*found 1.*dp_shard to 1"):
-        make_mesh(ParallelConfig(dp_replicate=2, dp_shard=2), ALONE)
+        make_layout(ParallelConfig(dp_replicate=2, dp_shard=2), ALONE)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from lmcore.config import LaunchConfig
-from lmcore.parallel.apply import whole_state
 from lmcore.parallel.mesh import join_world
 from lmcore.run_process import leave
 from lmcore.store import sha256_json
@@ -30,7 +30,7 @@ def main(run_dir, steps):
                 assert output.dtype == torch.float16
                 output.register_hook(lambda gradient: gradient * 2.0**30)  # beyond 65,504: infinite in fp16
 
-        trainer.model.blocks[0].mlp.down.register_forward_hook(flood)
+        next(trainer.model.stages[0].blocks).mlp.down.register_forward_hook(flood)
         result = trainer.run()
         seen.append(digest(trainer.model))
         about = {"weights": seen, "skipped_steps": result["skipped_steps"], "scale": trainer.loss_scale.scale}
@@ -38,8 +38,9 @@ def main(run_dir, steps):
 
 
 def digest(model):
-    weights = whole_state(model, keep=True)
-    return sha256_json({name: tensor.flatten().tolist() for name, tensor in weights.items()})
+    weights = {name: parameter.data for name, parameter in model.named_parameters()}
+    whole = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
+    return sha256_json({name: tensor.flatten().tolist() for name, tensor in whole.items()})
 
 
 if __name__ == "__main__":

@@ -42,6 +42,58 @@ OPTIMIZERS = {
     }
     for name in ("adam", "adafactor", "sgd")
 }
+MIXTURES = {
+    "bias": {
+        "optimizer": {"name": "muon", "weight_decay": 0.1},
+        "model": {
+            "activation": "swiglu",
+            "moe": {"num_experts": 3, "balance": "bias", "num_dense_layers": 1},
+        },
+    },
+    "auxiliary": {
+        "optimizer": {"name": "adafactor", "learning_rate": 0.01},
+        "model": {
+            "activation": "swiglu",
+            "zero_init_projections": False,
+            "moe": {
+                "num_experts": 5,
+                "intermediate_size": 40,
+                "num_shared_experts": 1,
+                "score": "softmax",
+                "balance": "auxiliary",
+                "auxiliary_loss_weight": 0.5,
+            },
+        },
+    },
+}
+
+
+def test_mixtures_agree(make_run, run_together):
+    whole = {style: make_run(style, **MIXTURES[style]) for style in MIXTURES}
+    layouts = ("accumulation", "fsdp-accumulation", "ddp-accumulation", "hsdp")
+    divided = {
+        (style, layout): make_run(f"{style}-{layout}", **MIXTURES[style], **LAYOUTS[layout])
+        for style, layout in itertools.product(MIXTURES, layouts)
+    }
+    half = {
+        (style, layout): make_run(f"{style}-{layout}", precision="bf16", **MIXTURES[style], **{layout: 2})
+        for style in MIXTURES
+        for layout in ("dp_shard", "dp_replicate")
+    }
+    run_together([*whole.values(), *divided.values(), *half.values()])
+    for (style, layout), run in divided.items():
+        for value in ("train/loss", "train/grad_norm", "train/expert_imbalance"):
+            expected, found = (list(r.values(value).values()) for r in (whole[style], run))
+            assert len(expected) == 4
+            assert found == pytest.approx(expected, rel=1e-5), f"{style} {layout} {value}"
+        assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
+        weights = load(whole[style].weights)
+        assert any(name.endswith("expert_bias") for name in weights) == (style == "bias")
+        for key, tensor in load(run.weights).items():
+            np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{style} {layout} {key}")
+    for (style, layout), run in half.items():
+        expected, found = (list(r.values("train/loss").values()) for r in (whole[style], run))
+        assert found == pytest.approx(expected, rel=0.01), f"{style} {layout}"
 
 
 def test_optimizers_agree_on_shards(make_run, run_together):

@@ -63,15 +63,34 @@ def test_smaller_types_stay_within_their_tolerance_of_fp32(make_run, train_here,
 
 
 def test_layouts_in_fp8_stay_within_its_tolerance_of_one_process(make_run, run_together):
-    layouts = {"one": {}, "replicas": {"dp_replicate": 2}, "shards": {"dp_shard": 2}}
+    layouts = {
+        "one": {},
+        "again": {"activation_checkpointing": "full"},
+        "replicas": {"dp_replicate": 2},
+        "shards": {"dp_shard": 2, "activation_checkpointing": "full"},
+        "stages": {"parallel": {"dp_replicate": 1, "pp": 2}, "micro_batch_size": 4},
+        "parts": {"parallel": {"dp_replicate": 1, "cp": 2}},
+    }
     runs = [
         make_run(name, steps=6, optimizer=OPTIMIZER, precision="fp8", **layout)
         for name, layout in layouts.items()
     ]
     run_together(runs)
-    one, *others = runs
+    one, again, *others = runs
+    assert again.values("train/loss") == one.values("train/loss")
     for run in others:
         assert run.values("train/loss") == pytest.approx(one.values("train/loss"), rel=TOLERANCES["fp8"].loss)
+
+
+def test_shared_experts_multiply_in_fp8_and_routed_ones_do_not(make_run, train_here, capfd):
+    moe = {"num_experts": 4, "num_shared_experts": 1}
+    losses = {}
+    for precision in ("fp32", "fp8"):
+        run = make_run(precision, {"moe": moe}, steps=6, optimizer=OPTIMIZER, precision=precision)
+        train_here(run)
+        losses[precision] = run.values("train/loss")
+    assert losses["fp8"] == pytest.approx(losses["fp32"], rel=2e-2)  # a token may visit another expert
+    assert "fp8: 8 layers" in "".join(capfd.readouterr())  # qkv, out, shared up and down, of two blocks
 
 
 def test_fp8_says_which_layers_stay_in_bf16(make_run, train_here, capfd):

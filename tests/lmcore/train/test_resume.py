@@ -128,8 +128,7 @@ def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_tog
     assert run.weights == straight.weights
     alone = make_run("alone", **{**settings, "dp_shard": 1})
     shutil.copytree(straight.directory / "checkpoints", alone.directory / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"is_sharded false, found train\.parallel\.is_sharded true"):
-        train_here(alone)
+    assert train_here(alone)["eval_loss"] == pytest.approx(straight.result["eval_loss"], rel=1e-2)
 
 
 def test_a_request_to_stop_is_no_failure(make_run):

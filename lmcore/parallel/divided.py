@@ -1,0 +1,276 @@
+"""A model divided over the processes of a layout: its parameters, its steps, its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lmcore.config import ModelConfig
+from lmcore.data.loader import Batch
+from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
+from lmcore.model.transformer import Transformer
+from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
+from lmcore.parallel.context import SharedSequence
+from lmcore.parallel.gradients import TiedHead, add_up, num_copies, partial_over_tp
+from lmcore.parallel.materialize import Draw
+from lmcore.parallel.mesh import Layout
+from lmcore.parallel.pipeline import Pipeline, layers_of_stages, own_stages, stage_owners
+from lmcore.parallel.stage import Stage
+from lmcore.parallel.vocabulary import VocabularyShard, token_losses
+
+
+class Criterion(Protocol):
+    """The losses of a micro-batch."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, shard: VocabularyShard | None, /) -> Tensor:
+        """Take note of them, and return what is to go backward."""
+        ...
+
+
+class DividedModel:
+    """This process's part of a model.
+
+    Args:
+        config: The whole model's shape.
+        vocab_size: Rows of its embedding.
+        layout: Of the processes; all of them make theirs together.
+        precision: Type of the computation.
+        draw: Makes the whole of a parameter by name.
+        batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
+        num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
+        checkpointing: Whether blocks are computed again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        layout: Layout,
+        precision: Precision,
+        draw: Draw,
+        *,
+        batch_shape: tuple[int, int] = (1, 1),
+        num_micro_batches: int = 1,
+        checkpointing: bool = False,
+    ) -> None:
+        self.config, self.layout = config, layout
+        self.precision: Precision = precision
+        parallel = layout.parallel
+        self.shared = None
+        if layout.context_group is not None:
+            self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
+        self.vocabulary = None
+        share = -(-vocab_size // parallel.tp)
+        if parallel.tp > 1:
+            self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
+        layers = layers_of_stages(config.num_layers, parallel.num_stages)
+        self.places = own_stages(parallel, layout.pp_rank)
+        stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
+        self.stages: list[Stage] = []
+        for place in self.places:
+            with torch.device("meta"):
+                model = Transformer(config, vocab_size)
+            self.stages.append(Stage(model, layers[place], self.shared, stream))
+        self.wrapped = [
+            wrap(stage, layout, precision, draw, checkpointing=checkpointing) for stage in self.stages
+        ]
+        self.tied_head = self._tie()
+        self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
+        self.pipeline = None
+        if parallel.pp > 1:
+            self.pipeline = Pipeline(
+                self.wrapped,
+                self.places,
+                layout,
+                DTYPES[precision],  # FSDP2 computes in it throughout
+                (batch_shape[0], batch_shape[1] // parallel.cp),
+                num_micro_batches,
+                # The last process of tp may have fewer.
+                max(0, min(vocab_size - share * layout.tp_rank, share)),
+            )
+
+    def _tie(self) -> TiedHead | None:
+        if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
+            return None
+        embedding = next((s.model.embedding for s in self.stages if s.is_first), None)
+        head = next((s.model.head for s in self.stages if s.is_last), None)
+        return TiedHead(embedding, head, self.layout, stage_owners(self.layout.parallel)[-1])
+
+    # --- parameters ---
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those to optimize, by their name in the whole model; each process of the pipeline has others."""
+        followers = {id(self.tied_head.head)} if self.tied_head and self.tied_head.head is not None else set()
+        for stage in self.stages:
+            for name, parameter in stage.model.named_parameters():
+                if id(parameter) not in followers:
+                    yield name, parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What belongs to the state besides parameters."""
+        for stage in self.stages:
+            state = stage.model.state_dict()
+            yield from ((name, buffer) for name, buffer in stage.model.named_buffers() if name in state)
+
+    def num_copies(self, parameter: Tensor) -> int:
+        """How many processes hold the same part of it."""
+        return num_copies(parameter, self.layout)
+
+    def weights_changed(self) -> None:
+        """Have what follows other weights follow them; all processes call it after each change."""
+        if self.tied_head:
+            self.tied_head.follow()
+
+    def set_auxiliary_scale(self, scale: float) -> None:
+        """Say what the loss of a token is multiplied with, for the balance of experts."""
+        for stage in self.stages:
+            set_auxiliary_scale(stage, scale)
+
+    def balance_experts(self) -> float | None:
+        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts."""
+        found = [update_expert_bias(stage, self._sum_over_stage) for stage in self.stages]
+        worst = max((value for value in found if value is not None), default=0.0)
+        if self.layout.parallel.pp > 1 and self.config.moe.num_experts:
+            box = torch.tensor(worst, device=self.layout.world.device)
+            dist.all_reduce(box, dist.ReduceOp.MAX, group=self.layout.group("pp"))
+            worst = box.item()
+        return worst or None
+
+    def _sum_over_stage(self, counts: Tensor) -> Tensor:
+        # Processes of tp that see the same tokens count them alike: the counts keep their shares.
+        if self.layout.world.size > 1:
+            dist.all_reduce(counts, group=self.layout.stage_group)
+        return counts
+
+    def release_weights(self) -> None:
+        """Let go of gathered weights."""
+        for wrapped in self.wrapped:
+            release_weights(wrapped)
+
+    def train(self, mode: bool = True) -> None:
+        """Set whether dropout drops."""
+        for wrapped in self.wrapped:
+            wrapped.train(mode)
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Yield parameters and buffers whole, one after another; on the main process on the CPU, else None.
+
+        All processes must go through it together.
+        """
+        rank = self.layout.world.rank
+        for place in range(self.layout.parallel.pp):
+            mine = [*self.named_parameters(), *self.named_buffers()] if place == self.layout.pp_rank else []
+            source = place * self.layout.stage_size
+            for index in range(_agree(len(mine), source, self.layout)):
+                name, tensor = mine[index] if mine else ("", None)
+                whole = None if tensor is None else _whole(tensor.data, keep=rank in (0, source))
+                yield from _to_main(name, whole, source, self.layout)
+
+    # --- computing ---
+
+    def own_part(self, batch: Batch) -> Batch:
+        """The part of ``batch`` that this process has tokens of, on its device; documents stay whole."""
+        batch = batch.to(self.layout.world.device)
+        if self.shared is None:
+            return batch
+        places = self.shared.places(batch.tokens.shape[1], batch.tokens.device)
+        positions = None if batch.positions is None else batch.positions[:, places]
+        return Batch(
+            batch.tokens[:, places], batch.targets[:, places], positions, batch.document_ids, batch.sequences
+        )
+
+    def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
+        """Add up the gradients of the micro-batches of a step, and sum them over processes."""
+        if self.pipeline is not None:
+            self.pipeline.step(
+                _joined([self.own_part(batch) for batch in batches]),
+                lambda logits, targets: criterion(logits, targets, self.vocabulary),
+            )
+        else:
+            self._in_turn(batches, criterion)
+        if self._partial:
+            add_up(self._partial, self.layout.group("tp"))
+        if self.tied_head:
+            self.tied_head.give_gradient()
+
+    def _in_turn(self, batches: Sequence[Batch], criterion: Criterion) -> None:
+        (wrapped,) = self.wrapped
+        for index, batch in enumerate(batches):
+            part = self.own_part(batch)
+            with reduce_gradients(wrapped, now=index == len(batches) - 1):
+                with autocast(wrapped, self.precision, self.layout.world.device):
+                    logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
+                criterion(logits, part.targets, self.vocabulary).backward()
+
+    @torch.no_grad()
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
+        part = self.own_part(batch)
+        if self.pipeline is not None:
+            losses = self.pipeline.evaluate(part, self._losses)
+        else:
+            (wrapped,) = self.wrapped
+            with autocast(wrapped, self.precision, self.layout.world.device):
+                logits = wrapped(part.tokens, part.positions, part.document_ids)
+            losses = self._losses(logits, part.targets)
+        return losses if self.shared is None else self.shared.gather(losses)
+
+    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()
+        if self.vocabulary is not None:
+            return token_losses(flat, index, self.vocabulary)[0].view_as(targets)
+        return F.cross_entropy(flat.float(), index, reduction="none").view_as(targets)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    def join(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    return Batch(
+        torch.cat([batch.tokens for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        join([batch.positions for batch in batches]),
+        join([batch.document_ids for batch in batches]),
+        join([batch.sequences for batch in batches]),
+    )
+
+
+def _whole(tensor: Tensor, *, keep: bool) -> Tensor:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.cpu() if keep else whole
+
+
+def _agree(number: int, source: int, layout: Layout) -> int:
+    if layout.parallel.pp == 1:
+        return number
+    box = torch.tensor(number, device=layout.world.device)
+    dist.broadcast(box, source)
+    return int(box.item())
+
+
+def _to_main(
+    name: str, whole: Tensor | None, source: int, layout: Layout
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Bring what ``source`` holds whole to the main process."""
+    is_main = layout.world.is_main
+    if layout.parallel.pp == 1:
+        yield name, whole if is_main else None
+        return
+    about = [(name, whole.shape, whole.dtype) if layout.world.rank == source and whole is not None else None]
+    dist.broadcast_object_list(about, source)
+    if about[0] is None:
+        raise RuntimeError("a stage did not say what it sends")
+    name, shape, dtype = about[0]
+    if source and is_main:
+        whole = torch.empty(shape, dtype=dtype)
+        dist.recv(whole, source, group=layout.world.patient)
+    elif source and layout.world.rank == source and whole is not None:
+        dist.send(whole.contiguous(), 0, group=layout.world.patient)
+    yield name, whole if is_main else None

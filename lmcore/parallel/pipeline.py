@@ -1,0 +1,166 @@
+"""Pipeline parallel: the blocks divided into stages, and the order of their passes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+
+from lmcore.config import ParallelConfig
+from lmcore.data.loader import Batch
+from lmcore.parallel.mesh import Layout
+from lmcore.parallel.stage import Stage
+
+Losses = Callable[[Tensor, Tensor], Tensor]  # logits and targets -> what goes backward, or each token's
+
+_SCHEDULES: dict[str, Any] = {
+    "gpipe": ScheduleGPipe,  # Huang et al. 2019
+    "1f1b": Schedule1F1B,  # Narayanan et al. 2019
+    "interleaved_1f1b": ScheduleInterleaved1F1B,  # Narayanan et al. 2021
+    "interleaved_zero_bubble": ScheduleInterleavedZeroBubble,  # Qi et al. 2023
+    "zbv": ScheduleZBVZeroBubble,  # Qi et al. 2024
+}
+
+
+def layers_of_stages(num_layers: int, num_stages: int) -> list[range]:
+    """Divide the blocks as evenly as can be, so that the last stage, which has the head, has no more."""
+    ends = [-(-num_layers * stage // num_stages) for stage in range(num_stages + 1)]
+    return [range(first, stop) for first, stop in itertools.pairwise(ends)]
+
+
+def own_stages(parallel: ParallelConfig, rank: int) -> list[int]:
+    """Stages of the process at ``rank`` of the pipeline: every pp-th, or (zbv) one and its mirror image."""
+    if parallel.pipeline_schedule == "zbv" and parallel.pp > 1:
+        return [rank, parallel.num_stages - 1 - rank]
+    return list(range(rank, parallel.num_stages, parallel.pp))
+
+
+def stage_owners(parallel: ParallelConfig) -> list[int]:
+    """The process, by its place in the pipeline, of each stage."""
+    owner = {place: rank for rank in range(parallel.pp) for place in own_stages(parallel, rank)}
+    return [owner[place] for place in range(parallel.num_stages)]
+
+
+class Pipeline:
+    """The stages of this process among those of the others.
+
+    Args:
+        wrapped: Our stages.
+        places: Which of all stages they are.
+        layout: Of the processes.
+        dtype: Type of what goes from stage to stage.
+        batch_shape: Sequences of a micro-batch, and their tokens that a process has.
+        num_micro_batches: Of a step.
+        vocab_share: Logits that the last stage of a process makes.
+    """
+
+    def __init__(
+        self,
+        wrapped: list[nn.Module],
+        places: list[int],
+        layout: Layout,
+        dtype: torch.dtype,
+        batch_shape: tuple[int, int],
+        num_micro_batches: int,
+        vocab_share: int,
+    ) -> None:
+        self.wrapped, self.layout, self.places, self.dtype = wrapped, layout, places, dtype
+        self.num_stages = layout.parallel.num_stages
+        self._losses: Losses = lambda logits, targets: logits.sum()
+        streamed = batch_shape[1] // (layout.parallel.tp if layout.divides_sequence else 1)
+        self.stream_shape = (streamed, _stage(wrapped[0]).model.config.hidden_size)
+        stages = []
+        for module, place in zip(wrapped, places, strict=True):
+            stream = torch.empty(
+                batch_shape[0], *self.stream_shape, dtype=dtype, device="meta", requires_grad=True
+            )
+            tokens = torch.empty(batch_shape, dtype=torch.long, device="meta")
+            logits = torch.empty(*batch_shape, vocab_share, dtype=dtype, device="meta", requires_grad=True)
+            stages.append(
+                PipelineStage(
+                    module,
+                    place,
+                    self.num_stages,
+                    layout.world.device,
+                    # Known beforehand: torch would find them out by a forward and a backward pass.
+                    input_args=tokens if place == 0 else stream,
+                    output_args=logits if place == self.num_stages - 1 else stream,
+                    group=layout.group("pp"),
+                )
+            )
+        kind = _SCHEDULES[layout.parallel.pipeline_schedule]
+        one = layout.parallel.pipeline_schedule in ("1f1b", "gpipe")
+        self.schedule = kind(
+            stages[0] if one else stages,
+            num_micro_batches,
+            loss_fn=lambda logits, targets: self._losses(logits, targets),
+            scale_grads=False,  # the loss is divided once, by the global number of targets
+        )
+
+    @property
+    def has_first(self) -> bool:
+        """Whether this process reads the tokens."""
+        return 0 in self.places
+
+    @property
+    def has_last(self) -> bool:
+        """Whether this process makes the logits."""
+        return self.num_stages - 1 in self.places
+
+    def step(self, batch: Batch, losses: Losses) -> None:
+        """Do the forward and backward passes of the micro-batches of a step, joined in ``batch``."""
+        self._losses = losses
+        arguments = {
+            "positions": batch.positions,
+            "document_ids": batch.document_ids,
+            "sequences": batch.sequences,
+        }
+        self.schedule.step(
+            *([batch.tokens] if self.has_first else []),
+            **({"target": batch.targets} if self.has_last else {}),
+            **{name: value for name, value in arguments.items() if value is not None},
+            return_outputs=False,
+        )
+
+    def evaluate(self, batch: Batch, losses: Losses) -> Tensor:
+        """Return ``losses`` [B, T] of ``batch``, of any size, on every process of the pipeline.
+
+        Stage by stage: torch's schedules go forward alone in some orders only.
+        """
+        owners = stage_owners(self.layout.parallel)
+        group, device = self.layout.group("pp"), batch.tokens.device
+        own = dict(zip(self.places, self.wrapped, strict=True))
+        found = torch.empty(batch.tokens.shape, device=device)
+        x = batch.tokens
+        for place, owner in enumerate(owners):
+            if place not in own:
+                continue
+            if place and owners[place - 1] != owner:
+                shape = (len(batch.tokens), *self.stream_shape)
+                x = torch.empty(shape, dtype=self.dtype, device=device)
+                dist.recv(x, group=group, group_src=owners[place - 1])
+            x = own[place](x, batch.positions, batch.document_ids)
+            if place == self.num_stages - 1:
+                found.copy_(losses(x, batch.targets))
+            elif owners[place + 1] != owner:
+                dist.send(x.to(self.dtype).contiguous(), group=group, group_dst=owners[place + 1])
+        dist.broadcast(found, group=group, group_src=owners[-1])
+        return found
+
+
+def _stage(module: nn.Module) -> Stage:
+    if not isinstance(module, Stage):
+        raise TypeError(f"expected a stage, found {type(module).__name__}")
+    return module
