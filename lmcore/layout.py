@@ -18,6 +18,7 @@ def _misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
     yield from _tensor_misfits(model, train)
     yield from _context_misfits(train)
     yield from _pipeline_misfits(model, train)
+    yield from _expert_misfits(model, train)
 
 
 def _tensor_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
@@ -75,6 +76,22 @@ def _pipeline_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
             f"{batches}; use a micro_batch_size of at most "
             f"{max(1, train.sequences_per_process // parallel.pp)}"
         )
+
+
+def _expert_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
+    parallel, experts = train.parallel, model.moe.num_experts
+    if parallel.ep > 1 and not experts:
+        yield f"train.parallel.ep {parallel.ep} divides experts, and model.moe.num_experts is 0; use ep 1"
+        return
+    for what, count in (
+        ("experts (model.moe.num_experts)", experts),
+        ("processes of dp_shard x cp", parallel.dp_shard * parallel.cp),
+    ):
+        if count % parallel.ep:
+            yield (
+                f"train.parallel.ep {parallel.ep} does not divide the {count} {what}; "
+                f"use {_divisors(count, parallel.ep)}"
+            )
 
 
 def _divisors(number: int, wish: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from lmcore.config import OptimizerConfig, Role
 from lmcore.model.transformer import parameter_role
@@ -302,13 +302,8 @@ def _has_rows(parameter: Tensor) -> bool:
 
 def _holds_whole_matrices(parameter: Tensor) -> bool:
     """Whether stacked matrices are divided between matrices, so that no process needs another's part."""
-    return (
-        parameter.ndim > 2
-        and isinstance(parameter, DTensor)
-        and all(
-            isinstance(p, Replicate) or (isinstance(p, Shard) and p.dim == 0) for p in parameter.placements
-        )
-    )
+    divided = parameter.ndim > 2 and isinstance(parameter, DTensor)
+    return divided and local(parameter).shape[-2:] == parameter.shape[-2:]
 
 
 def _whole(part: Tensor, parameter: Tensor) -> Tensor:

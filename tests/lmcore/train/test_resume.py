@@ -59,6 +59,22 @@ def test_stopped_and_killed_equals_uninterrupted(make_run, train_here):
     check_same(run, straight)
 
 
+def test_biases_of_experts_go_on_where_they_were(make_run, train_here):
+    moe = {"num_experts": 4, "balance": "bias", "bias_update_rate": 0.05}
+    settings = {"steps": 8, "model": {"moe": moe}}
+    straight, run = make_run("straight", **settings), make_run("run", **settings)
+    train_here(straight)
+    stops = iter(range(4))
+    assert train_here(run, stop=lambda: next(stops, None) is None)["step"] < 8
+    train_here(run)
+    assert run.weights == straight.weights
+    biases = [
+        t for name, t in load_file(run.directory / "model" / "model.safetensors").items() if "bias" in name
+    ]
+    assert len(biases) == 2
+    assert all(bias.any() for bias in biases)
+
+
 def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_together, train_here):
     straight, run = (make_run(name, **SETTINGS, dp_shard=2) for name in ("straight", "run"))
     run_together([straight])
