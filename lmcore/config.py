@@ -139,9 +139,14 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
-        if (self.kind == "python_stdlib") == bool(self.path):
+        if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
-                f"source {self.name!r}: kinds 'files' and 'huggingface' need a path, and only they take one; "
+                f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
+                '--set data.sources.0.path="data/*.jsonl.zst" (0 is the first source)'
+            )
+        if self.kind == "python_stdlib" and self.path:
+            raise ValueError(
+                f"source {self.name!r}: only kinds 'files' and 'huggingface' take a path; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
         if self.kind != "huggingface" and (self.subset or self.revision):
@@ -784,8 +789,10 @@ class TrainConfig(Config):
     micro_batch_size: int = setting(
         16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "Type of the computation; weights and reductions stay fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = setting(
+        "fp32",
+        "Type of the computation; weights and reductions stay fp32. fp8: of products inside blocks, the rest "
+        "is bf16; for GPUs of compute capability 8.9 and newer",
     )
     activation_checkpointing: Literal["none", "full"] = setting(
         "none",
@@ -1084,7 +1091,11 @@ def parse(kind: type[C], values: Mapping[str, Any], *, where: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
+        found = error.errors()
+        places = [problem["loc"] for problem in found]
+        # A list without its wrong entries is "too short": that is told by what is wrong with them.
+        inner = [p for p in found if not any(p["loc"] == place[: len(p["loc"])] != place for place in places)]
+        problems = [_explain(kind, problem) for problem in inner]
         raise ConfigError(
             f"{where} is not a valid {kind.__name__.removesuffix('Config').lower()}",
             found="; ".join(problems),

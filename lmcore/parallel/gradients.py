@@ -76,7 +76,7 @@ class TiedHead:
         self.group = layout.group("pp")
 
     def give_gradient(self) -> None:
-        """Add the head's gradient to the embedding's, and forget it: no optimizer has it to do so."""
+        """Add the head's gradient to the embedding's, and forget it: no optimizer does."""
         if self.head is not None and self.embedding is not None:
             _grad(self.embedding).add_(_grad(self.head))
         elif self.head is not None:
