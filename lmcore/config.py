@@ -974,7 +974,7 @@ class EvaluationConfig(Config):
     """How a model is measured."""
 
     sets: tuple[EvaluationSetConfig, ...] = setting(
-        (), "What the model is measured on beside the validation split; none of it is learned"
+        (), "What else the model is measured on; data.decontamination keeps its text out of what is learned"
     )
     stride_tokens: int = setting(
         64, "New tokens of each window of seq_len, at most all; the rest is context", unit="tokens", ge=1
