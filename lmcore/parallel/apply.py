@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from lmcore.model.float8 import use_float8
+from lmcore.model.moe import routers
 from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
 from lmcore.parallel.mesh import Layout
@@ -95,6 +96,8 @@ def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
     # resumed run adds up in the same order as one that was never stopped.
     replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad()
+    for router in routers(stage):
+        router.counts.zero_()  # those two tokens' visits
     return replicated
 
 
