@@ -1,14 +1,17 @@
-"""What a training run reads: the size of the vocabulary, the batches, the held-out tokens."""
+"""What a training run reads: the size of the vocabulary, the batches, the held-out tokens, first weights."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
+from lmcore.model.hf.weights import HFWeights
+from lmcore.model.io import TOKENIZER_FILES
 from lmcore.parallel.mesh import World
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
@@ -20,11 +23,12 @@ class Inputs:
     """The opened inputs of a run.
 
     Attributes:
-        vocab_size: Entries of the tokenizer.
+        vocab_size: Rows of the embedding: entries of the tokenizer, or those of the model to go on from.
         plan: Which sequences the run reads.
         loader: Batches of each step, for this rank.
         held_out: The validation split.
         tokens_digest: SHA-256 of what both splits hold.
+        weights: Those to go on from; None: they are drawn.
     """
 
     vocab_size: int
@@ -32,13 +36,16 @@ class Inputs:
     loader: TrainLoader
     held_out: TokenDataset
     tokens_digest: str
+    weights: HFWeights | None
 
 
 def open_inputs(job: TrainJob, world: World) -> Inputs:
-    """Open the tokens and check that they fit the tokenizer, the model and the batch.
+    """Open the tokens and check that they fit the tokenizer, the model and the batch; first weights too.
 
     Raises:
-        ConfigError: sequences are longer than the model is made for, or the mixture cannot be had.
+        CheckpointError: the model to go on from is missing or damaged.
+        ConfigError: sequences are longer than the model is made for, or the mixture cannot be had, or the
+            settings or the tokenizer are not those of the model to go on from.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
     """
     _check_lengths(job)
@@ -62,7 +69,28 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
         rank=world.rank,
         world_size=world.size,
     )
-    return Inputs(vocab_size, plan, loader, held_out, sha256_json([train.digest, held_out.digest]))
+    weights = _open_weights(job, vocab_size) if job.train.initial_weights else None
+    rows = weights.vocab_size if weights else vocab_size
+    return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
+
+
+def _open_weights(job: TrainJob, vocab_size: int) -> HFWeights:
+    weights = HFWeights(job.train.initial_weights, job.model)
+    theirs, ours = weights.directory / TOKENIZER_FILES[0], Path(job.tokenizer) / TOKENIZER_FILES[0]
+    # A model may have more rows than its tokenizer has entries, for the sake of alignment.
+    other = theirs.is_file() and _entries(theirs) != _entries(ours)
+    if other or vocab_size > weights.vocab_size:
+        raise ConfigError(
+            f"the tokenizer is not that of the model in {weights.directory}",
+            expected=f"its own, of at most {weights.vocab_size} entries",
+            found=f"another, of {vocab_size}",
+            remedy=f"Set data.tokenizer.path to {weights.directory}.",
+        )
+    return weights
+
+
+def _entries(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
 
 
 def read_vocab_size(tokenizer: Path) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import parallelize, reduce_gradients, release_weights, whole_state
@@ -50,6 +51,7 @@ class Trainer:
     Raises:
         ConfigError: the settings do not fit each other or the processes.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
+        CheckpointError: the model to go on from is missing or damaged.
     """
 
     def __init__(
@@ -73,9 +75,12 @@ class Trainer:
     # --- preparation ---
 
     def _build_model(self) -> None:
-        # Every process draws the same whole weights; sharding comes after.
+        # Every process draws or reads the same whole weights; sharding comes after.
         self.model = Transformer(self.job.model, self.inputs.vocab_size)
-        self.model.init_weights(self.config.seed)
+        if self.inputs.weights:
+            self.inputs.weights.copy_into(self.model)
+        else:
+            self.model.init_weights(self.config.seed)
         self.model.to(self.world.device)
         self.wrapped = parallelize(self.model, self.mesh, self.config.precision)
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
@@ -261,6 +266,10 @@ class Trainer:
             settings["train.parallel.is_sharded"] = self.config.parallel.is_sharded
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         about = {"vocab_size": self.inputs.vocab_size, "weights_format": FORMAT, "tokens": tokens}
+        began_with = self.config.initial_weights
+        about["initial_weights"] = (
+            (self.job.weights_digest or weights_digest(began_with)) if began_with else "none"
+        )
         return {**settings, **about}
 
     def _save_checkpoint(self) -> None:
@@ -275,11 +284,12 @@ class Trainer:
     def _resume(self) -> None:
         damaged: list[str] = []
         settings = self._settings
+        drawn = set() if self.config.initial_weights else {"initial_weights"}
         state = self.checkpoints.load_newest(
             self._tensors,
             self._belongs_to(),
             lambda name, what: damaged.append(f"{name}: {what}"),
-            defaults=settings.values.keys() - settings.chosen.keys(),
+            defaults=settings.values.keys() - settings.chosen.keys() | drawn,
         )
         for text in damaged:
             self.progress.say(f"warning: passed over a damaged checkpoint, {text}")

@@ -33,6 +33,10 @@ class Parameter:
     way: Way
     config: ModelConfig
 
+    def numel(self) -> int:
+        """Numbers in it."""
+        return self.shape.numel()
+
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Return the family's tensors of ours."""
         return dict(zip(self.tensors, _WAYS[self.way][0](tensor, self.config), strict=True))

@@ -34,6 +34,8 @@ class HFWeights(Mapping[str, Tensor]):
     Attributes:
         config: Shape of the model: ``wanted``, or that of ``config.json``.
         vocab_size: Rows of its embedding; a tokenizer may have fewer entries.
+        family: Its ``model_type``.
+        parameters: What each parameter is made of.
 
     Raises:
         CheckpointError: tensors are missing, misshapen, of another type or too many, or a file is damaged.
@@ -44,7 +46,8 @@ class HFWeights(Mapping[str, Tensor]):
         self.directory = Path(directory).expanduser()
         description = check_settings(self.directory, wanted) if wanted else read_config(self.directory)
         self.config, self.vocab_size = wanted or description.config, description.vocab_size
-        self._parameters = layout(description.family, self.config, self.vocab_size)
+        self.family = description.family.model_type
+        self.parameters = layout(description.family, self.config, self.vocab_size)
         self._handles = [_open(path) for path in weight_files(self.directory)]
         self._places = self._find(description.family)
         self._check(description.family)
@@ -57,7 +60,7 @@ class HFWeights(Mapping[str, Tensor]):
         """
         if name == "head.weight" and self.config.tie_embeddings:
             name = "embedding.weight"
-        parameter = self._parameters.get(name)
+        parameter = self.parameters.get(name)
         if parameter is None or (shape is not None and tuple(shape) != tuple(parameter.shape)):
             raise CheckpointError(
                 f"{self.directory} has no such parameter",
@@ -72,15 +75,15 @@ class HFWeights(Mapping[str, Tensor]):
         return parameter.join(parts).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._parameters:
+        if name not in self.parameters:
             raise KeyError(name)
         return self(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
+        return iter(self.parameters)
 
     def __len__(self) -> int:
-        return len(self._parameters)
+        return len(self.parameters)
 
     @torch.no_grad()
     def copy_into(self, model: nn.Module) -> None:
@@ -105,7 +108,7 @@ class HFWeights(Mapping[str, Tensor]):
         return places
 
     def _check(self, family: Family) -> None:
-        expected = {name: shape for p in self._parameters.values() for name, shape in p.tensors.items()}
+        expected = {name: shape for p in self.parameters.values() for name, shape in p.tensors.items()}
         if missing := sorted(expected.keys() - self._places.keys()):
             raise self._misfit("lacks tensors", expected=_listed(missing), found="none")
         unneeded = [HEAD] if self.config.tie_embeddings else []
