@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcore.config import ModelConfig, RopeScalingConfig, identify, parse
+from lmcore.config import ModelConfig, parse
 from lmcore.errors import CheckpointError, ConfigError
 from lmcore.model.hf.families import FAMILIES, Family
+from lmcore.model.hf.settings import differences, family_of, listed, resolved
 
 CONFIG = "config.json"
-# Settings of a training: a model that is there has the same weights whatever they are.
-OF_TRAINING = ("dropout", "init_std", "zero_init_projections")
 _SCALING_KEYS = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -161,69 +160,18 @@ def check_settings(directory: str | Path, wanted: ModelConfig) -> Description:
         ConfigError: the settings are not those of the model; each that differs is named.
     """
     found = read_config(Path(directory))
-    theirs, ours = _resolved(found.config), _resolved(wanted)
-    ignored = {f"model.{name}" for name in OF_TRAINING}
-    if wanted.position == found.config.position == "rope":
-        ignored.add("model.max_seq_len")
-    different = [name for name in theirs if name not in ignored and theirs[name] != ours[name]]
-    if different:
+    if different := differences(found.config, wanted):
+        expected, instead = listed(different)
         raise ConfigError(
             f"the settings are not those of the model in {directory}",
-            expected=", ".join(f"{name} {json.dumps(theirs[name])}" for name in different),
-            found=", ".join(f"{name} {json.dumps(ours[name])}" for name in different),
+            expected=expected,
+            found=instead,
             remedy=f"`gristmill import {directory}` prints the sections that a recipe needs.",
         )
     return found
 
 
-def _resolved(config: ModelConfig) -> dict[str, Any]:
-    """Every setting by its path, those that follow from others worked out."""
-    worked_out: dict[str, Any] = {
-        "num_kv_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.mlp_size,
-    }
-    if config.position != "rope" or config.rope_scaling.factor == 1:
-        worked_out["rope_scaling"] = RopeScalingConfig()
-    if config.position != "rope":
-        worked_out["rope_theta"] = ModelConfig().rope_theta
-    return dict(identify(model=config.model_copy(update=worked_out)).values)
-
-
 # --- writing ---------------------------------------------------------------------------------------
-
-
-def family_of(config: ModelConfig) -> Family:
-    """Return the family that says all of ``config``.
-
-    Raises:
-        ConfigError: none does; what the nearest would need is named.
-    """
-    misfits = {family.model_type: _misfits(family, config) for family in FAMILIES.values()}
-    nearest = min(misfits, key=lambda name: len(misfits[name]))
-    if misfits[nearest]:
-        raise ConfigError(
-            f"no family of Hugging Face has such a model; the nearest is {nearest}",
-            expected=", ".join(f"model.{name} {json.dumps(value)}" for name, value, _ in misfits[nearest]),
-            found=", ".join(f"model.{name} {json.dumps(value)}" for name, _, value in misfits[nearest]),
-            remedy=f"Train one with these settings, or use the model with gristmill. ({', '.join(FAMILIES)})",
-        )
-    return FAMILIES[nearest]
-
-
-def _misfits(family: Family, config: ModelConfig) -> list[tuple[str, Any, Any]]:
-    """Settings that the family has otherwise: name, what it has, what was asked for."""
-    usual = {
-        "num_kv_heads": (config.num_heads, config.kv_heads),
-        "head_dim": (config.hidden_size // config.num_heads, config.head_size),
-        "bias": (False, config.bias),
-    }
-    wanted = {name: pair for name, pair in usual.items() if name not in family.keys}
-    if family.width_is_heads and config.hidden_size % config.num_heads:
-        width = config.hidden_size // config.num_heads * config.num_heads
-        wanted["hidden_size"] = (width, config.hidden_size)
-    wanted |= {name: (value, getattr(config, name)) for name, value in family.style.items()}
-    return [(name, expected, found) for name, (expected, found) in wanted.items() if expected != found]
 
 
 def to_config(config: ModelConfig, vocab_size: int, dtype: str, eos_id: int | None) -> dict[str, Any]:
@@ -239,7 +187,7 @@ def to_config(config: ModelConfig, vocab_size: int, dtype: str, eos_id: int | No
         ConfigError: no family has such a model.
     """
     family = family_of(config)
-    ours = _resolved(config)
+    ours = resolved(config)
     values: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -252,7 +200,7 @@ def to_config(config: ModelConfig, vocab_size: int, dtype: str, eos_id: int | No
         "torch_dtype": dtype,
     }
     for name, keys in family.keys.items():
-        values |= dict.fromkeys(keys, ours[f"model.{name}"])
+        values |= dict.fromkeys(keys, ours[name])
     values |= {key: allowed[0] for key, allowed in family.fixed.items()} | dict(family.written)
     if family.rope_theta is not None:
         values |= _rotary_keys(config)

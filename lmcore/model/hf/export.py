@@ -21,9 +21,10 @@ from torch import Tensor
 
 from lmcore.config import ModelConfig
 from lmcore.errors import CheckpointError, ConfigError, StorageError
-from lmcore.model.hf.config import CONFIG, family_of, to_config
+from lmcore.model.hf.config import CONFIG, to_config
 from lmcore.model.hf.files import INDEX, SINGLE
 from lmcore.model.hf.layout import layout
+from lmcore.model.hf.settings import family_of
 from lmcore.model.io import TOKENIZER_FILES
 
 MAX_FILE_BYTES = 4_000_000_000

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from lmcore.config import ModelConfig, TokenizerConfig, parse
 from lmcore.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from lmcore.errors import CheckpointError, ConfigError, StorageError
-from lmcore.model.hf.config import check_settings, family_of, read_config
+from lmcore.model.hf.config import check_settings, read_config
 from lmcore.model.hf.export import export
 from lmcore.model.hf.files import weights_digest
+from lmcore.model.hf.settings import family_of
 from lmcore.model.hf.weights import HFWeights
 from lmcore.model.transformer import Transformer
 from tests.lmcore.model.conftest import MODELS, VOCAB, make_theirs, tokens_of
