@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError
+from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
-Role = Literal["embedding", "matrix", "head", "norm", "bias"]
+Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -483,6 +484,53 @@ class RopeScalingConfig(Config):
         return self
 
 
+class MoEConfig(Config):
+    """A mixture of experts in place of the MLP of some blocks; off where there are no experts."""
+
+    num_experts: int = setting(0, "Experts of a mixture, of which a token visits a few; 0: plain MLPs", ge=0)
+    num_experts_per_token: int = setting(2, "Experts that each token visits", unit="experts", ge=1)
+    intermediate_size: int | None = setting(
+        None, "Width of an expert; empty: that of the MLP", unit="dimensions", ge=1
+    )
+    num_shared_experts: int = setting(0, "Experts that every token visits besides", unit="experts", ge=0)
+    score: Literal["softmax", "sigmoid"] = setting(
+        "sigmoid", "How the router's logits become scores: over all experts, or each alone"
+    )
+    normalize_top_k: bool = setting(True, "Divide the scores of a token's experts by their sum")
+    num_dense_layers: int = setting(0, "First blocks that keep a plain MLP", unit="layers", ge=0)
+    layer_interval: int = setting(
+        1, "Every so many blocks one has a mixture, the last of them", unit="layers", ge=1
+    )
+    balance: Literal["bias", "auxiliary", "none"] = setting(
+        "bias",
+        "What evens out the experts' load: a bias on the choice alone, or a loss on each sequence's scores",
+    )
+    bias_update_rate: float = setting(
+        1e-3, "How far a step moves each expert's bias, towards an even load", unit="score", gt=0
+    )
+    auxiliary_loss_weight: float = setting(1e-2, "Weight of the auxiliary loss", ge=0)
+
+    @model_validator(mode="after")
+    def _experts_suffice(self) -> MoEConfig:
+        if self.num_experts and self.num_experts_per_token > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token {self.num_experts_per_token} is more than num_experts "
+                f"{self.num_experts}; use at most {self.num_experts}"
+            )
+        if self.num_experts and self.num_experts_per_token == 1 and self.normalize_top_k:
+            raise ValueError(
+                "with num_experts_per_token 1 a normalised score is always 1, and the router learns nothing; "
+                "set normalize_top_k: false"
+            )
+        return self
+
+    def replaces_mlp(self, layer: int) -> bool:
+        """Whether block ``layer`` (from 0) has a mixture."""
+        return (
+            self.num_experts > 0 and layer >= self.num_dense_layers and (layer + 1) % self.layer_interval == 0
+        )
+
+
 class ModelConfig(Config):
     """A decoder-only Transformer by composition."""
 
@@ -513,6 +561,7 @@ class ModelConfig(Config):
     zero_init_projections: bool = setting(
         True, "Start the last projection of each block, and the head unless tied, at zero"
     )
+    moe: MoEConfig = setting(MoEConfig(), "A mixture of experts in place of MLPs")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -525,6 +574,19 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head_dim; found {self.head_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> ModelConfig:
+        if not self.moe.num_experts:
+            return self
+        if self.bias:
+            raise ValueError("experts have no biases: with moe.num_experts, set bias: false")
+        if not any(map(self.moe.replaces_mlp, range(self.num_layers))):
+            raise ValueError(
+                f"none of the {self.num_layers} layers has experts: moe.num_dense_layers is "
+                f"{self.moe.num_dense_layers} and moe.layer_interval {self.moe.layer_interval}; lower them"
+            )
         return self
 
     @property
@@ -546,12 +608,25 @@ class ModelConfig(Config):
             return 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
         return 4 * self.hidden_size
 
+    @property
+    def expert_size(self) -> int:
+        """Width of an expert, in dimensions."""
+        return self.moe.intermediate_size or self.mlp_size
+
+    @property
+    def mlp_block(self) -> int:
+        """Rows of SwiGLU's gate, and of up, that follow one another in its first matrix; 1 for the others."""
+        if self.activation != "swiglu":
+            return 1
+        # Shorter runs in memory are slower to multiply: 16 take three times as long as 64.
+        return next(block for block in range(64, 0, -1) if self.mlp_size % block == 0)
+
 
 class OptimizerConfig(Config):
     """One of torch's optimizers for everything, or Muon for matrices and AdamW for the rest."""
 
     name: Literal["adamw", "adam", "adafactor", "sgd", "muon"] = setting(
-        "muon", "Optimizer; muon moves the matrices inside the blocks, and AdamW the rest"
+        "muon", "Optimizer; muon moves the matrices inside the blocks but routers, and AdamW the rest"
     )
     learning_rate: float = setting(0.008, "Peak learning rate, but for what Muon moves", gt=0)
     embedding_learning_rate_ratio: float = setting(
@@ -603,13 +678,13 @@ class ScheduleConfig(Config):
 class ParallelConfig(Config):
     """How the work is divided over processes.
 
-    The result does not depend on it, but for dropout, and in bf16 and fp16 for whether weights are sharded:
-    FSDP2 computes in that type throughout, autocast leaves norms and the residual stream in fp32.
+    The result does not depend on it, but in bf16 and fp16 for whether FSDP2 computes: it does so in that type
+    throughout, autocast leaves norms and the residual stream in fp32.
     """
 
     dp_replicate: int = setting(
         2,
-        "Replicas that each hold all weights (DDP; with dp_shard: HSDP)",
+        "Replicas that each hold all weights (DDP; with any other kind: HSDP)",
         unit="processes",
         ge=1,
         identity=False,
@@ -617,16 +692,67 @@ class ParallelConfig(Config):
     dp_shard: int = setting(
         1, "Processes that share one copy of the weights (FSDP2)", unit="processes", ge=1, identity=False
     )
+    tp: int = setting(
+        1,
+        "Processes that share each matrix and the vocabulary (tensor)",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
+    sequence_parallel: bool = setting(
+        True, "With tp: what lies between matrices is divided too, along the sequence", identity=False
+    )
+    pp: int = setting(
+        1,
+        "Processes that share the blocks, one behind another (pipeline)",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved_1f1b", "interleaved_zero_bubble", "zbv"] = (
+        setting(
+            "1f1b", "Order of forward and backward passes over the micro-batches of a step", identity=False
+        )
+    )
+    stages_per_process: int = setting(
+        0,
+        "Pieces of the pipeline that a process holds; 0: two where the schedule interleaves them, else one",
+        unit="stages",
+        ge=0,
+        identity=False,
+    )
+    cp: int = setting(
+        1, "Processes that share each sequence (context)", unit="processes", ge=1, identity=False
+    )
+    ep: int = setting(
+        1,
+        "Processes that share the experts of a mixture; they are some of those of dp_shard x cp",
+        unit="processes",
+        ge=1,
+        identity=False,
+    )
 
     @property
     def num_processes(self) -> int:
         """World size."""
+        return self.dp * self.cp * self.tp * self.pp
+
+    @property
+    def dp(self) -> int:
+        """Processes that compute different sequences at the same place of the pipeline."""
         return self.dp_replicate * self.dp_shard
 
     @property
+    def num_stages(self) -> int:
+        """Pieces of the pipeline, over all processes."""
+        return self.pp * (
+            self.stages_per_process or (1 if self.pipeline_schedule in ("1f1b", "gpipe") else 2)
+        )
+
+    @property
     def is_sharded(self) -> bool:
-        """Whether no process holds all weights."""
-        return self.dp_shard > 1
+        """Whether a process does not hold all weights and compute whole sequences, as with DDP or alone."""
+        return self.num_processes != self.dp_replicate
 
 
 class LaunchConfig(Config):
@@ -674,6 +800,11 @@ class TrainConfig(Config):
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "Type of the computation; weights and reductions stay fp32"
+    )
+    activation_checkpointing: Literal["none", "full"] = setting(
+        "none",
+        "full: blocks keep their inputs alone, and compute the rest again when going back",
+        identity=False,
     )
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
     document_mask: bool = setting(
@@ -734,10 +865,11 @@ class TrainConfig(Config):
                 f"global_batch_tokens {self.global_batch_tokens} is not a whole number of sequences of "
                 f"{self.seq_len} tokens; use {_nearest_multiples(self.global_batch_tokens, self.seq_len)}"
             )
-        ranks = self.parallel.num_processes
+        ranks = self.parallel.dp
         if self.global_batch_size % ranks:
             raise ValueError(
-                f"global batch of {self.global_batch_size} sequences is not divisible by {ranks} processes; "
+                f"global batch of {self.global_batch_size} sequences is not divisible by {ranks} processes "
+                f"(dp_replicate x dp_shard); "
                 f"use global_batch_tokens "
                 f"{_nearest_multiples(self.global_batch_tokens, ranks * self.seq_len)}"
             )
@@ -763,8 +895,8 @@ class TrainConfig(Config):
 
     @property
     def sequences_per_process(self) -> int:
-        """Sequences of one optimizer step on one process."""
-        return self.global_batch_size // self.parallel.num_processes
+        """Sequences of one optimizer step that one process, or those that share it, computes."""
+        return self.global_batch_size // self.parallel.dp
 
     @property
     def grad_accum_steps(self) -> int:
@@ -874,6 +1006,8 @@ class Recipe(Config):
             raise ValueError(
                 f"train.mixture names {', '.join(unknown)}, but data.sources are {', '.join(known)}"
             )
+        if misfit := find_misfit(self.model, self.train):
+            raise ValueError(misfit)
         return self
 
 

@@ -38,9 +38,6 @@ def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     """The stage that trains a model. Its run directory is named after its key, so it is resumed."""
     identity = identify(model=recipe.model, train=recipe.train)
     layout: dict[str, Json] = {}
-    if recipe.model.dropout:  # which units drop depends on how a batch is cut
-        layout["train.parallel.num_processes"] = recipe.train.parallel.num_processes
-        layout["train.micro_batch_size"] = recipe.train.micro_batch_size
     if recipe.train.precision != "fp32":  # shards compute more in it than autocast does
         layout["train.parallel.is_sharded"] = recipe.train.parallel.is_sharded
     identity = Identity(identity.values | layout, identity.chosen | layout)
@@ -177,7 +174,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         "train.mixture": ", ".join(f"{part.source} {part.weight:g}" for part in train.mixture),
         **_flat("optimizer", optimizer, "name learning_rate muon_learning_rate weight_decay max_grad_norm"),
         **_flat("schedule", schedule, "name warmup_steps decay_fraction min_ratio"),
-        **_flat("parallel", train.parallel, "dp_replicate dp_shard"),
+        **_flat("parallel", train.parallel, "dp_replicate dp_shard tp pp cp ep"),
         **_flat("tokenizer", data.tokenizer, "vocab_size pattern"),
         "data.quality_profile": data.quality.profile,
     }

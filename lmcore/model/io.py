@@ -101,12 +101,14 @@ def load_model(
             model = Transformer(config, vocab_size)
         if config.tie_embeddings:
             weights["head.weight"] = weights["embedding.weight"]
+        # Biases of experts stay in fp32: they move by less than other types can tell.
+        kept = {name for name, _ in model.named_buffers()}
+        weights = {name: tensor if name in kept else tensor.to(dtype) for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     model.restore_tables()
-    model.to(device=device, dtype=dtype)
-    model.restore_tables(device)  # in fp32 again
+    model.to(device=device)
     return model.eval()
 
 

@@ -131,27 +131,37 @@ class _SquaredReLU(torch.autograd.Function):
         return (positive * gradients[0]).mul_(2)
 
 
-class MLP(nn.Module):
-    """Two linear layers around GELU or squared ReLU; or SwiGLU's three (Shazeer 2020)."""
+def activate(h: Tensor, activation: str, block: int) -> Tensor:
+    """Apply the nonlinearity of an MLP to ``h`` [..., M], or for SwiGLU [..., 2M]; return [..., M].
 
-    def __init__(self, config: ModelConfig) -> None:
+    SwiGLU's gate and up are one matrix: one product instead of two. Its rows are blocks (``swiglu_block``) of
+    the gate and of up in turn, so that a part of the rows is a part of both.
+    """
+    if activation == "swiglu":
+        gate, up = h.unflatten(-1, (-1, 2, block)).unbind(-2)
+        return (F.silu(gate) * up).flatten(-2)
+    if activation == "relu2":
+        return _SquaredReLU.apply(h) if is_plain(h) else F.relu(h).square()
+    return F.gelu(h, approximate="tanh")  # GPT-2's
+
+
+class MLP(nn.Module):
+    """Two linear layers around GELU or squared ReLU; or SwiGLU's three (Shazeer 2020).
+
+    Args:
+        config: The model's.
+        size: Width of what lies between; None: the model's.
+    """
+
+    def __init__(self, config: ModelConfig, size: int | None = None) -> None:
         super().__init__()
+        size = size or config.mlp_size
         self.activation = config.activation
-        # SwiGLU's gate and up are one matrix: one product instead of two. Its rows are blocks of the gate and
-        # of up in turn, so that a part of the rows is a part of both.
-        self.block = swiglu_block(config.mlp_size)
-        width = config.mlp_size * (2 if config.activation == "swiglu" else 1)
-        self.up = nn.Linear(config.hidden_size, width, bias=config.bias)
-        self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=config.bias)
+        self.block = swiglu_block(size)
+        rows = size * (2 if config.activation == "swiglu" else 1)
+        self.up = nn.Linear(config.hidden_size, rows, bias=config.bias)
+        self.down = nn.Linear(size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [B, T, D] to [B, T, D]."""
-        h = self.up(x)  # [B, T, M] or [B, T, 2M]
-        if self.activation == "swiglu":
-            gate, up = h.unflatten(-1, (-1, 2, self.block)).unbind(-2)
-            h = (F.silu(gate) * up).flatten(-2)
-        elif self.activation == "relu2":
-            h = _SquaredReLU.apply(h) if is_plain(h) else F.relu(h).square()
-        else:
-            h = F.gelu(h, approximate="tanh")  # GPT-2's
-        return self.down(h)
+        return self.down(activate(self.up(x), self.activation, self.block))

@@ -15,17 +15,20 @@ from lmcore.config import ModelConfig, Role
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.layers import MLP, make_norm, rotary_table
+from lmcore.model.moe import MoE, routers
+
+_LAST_OF_BRANCH = ("attention.out.weight", "mlp.down.weight", "mlp.shared.down.weight", "mlp.experts.down")
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and an MLP or a mixture of them, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MoE(config) if config.moe.replaces_mlp(layer) else MLP(config)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -61,9 +64,11 @@ class Transformer(nn.Module):
         self.restore_tables()
 
     def restore_tables(self, device: torch.device | str | None = None) -> None:
-        """Compute the rotary table, which is no part of the state: in fp32, whatever the weights are."""
+        """Compute what is no part of the state: the rotary table, in fp32 whatever the weights; counts."""
         if self.config.position == "rope":
             self.register_buffer("rotary", rotary_table(self.config).to(device), persistent=False)
+        for router in routers(self):
+            router.restart_counts(device)
 
     def forward(
         self,
@@ -145,7 +150,7 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             role = parameter_role(name)
             std = config.init_std
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            if name.endswith(_LAST_OF_BRANCH):
                 std = 0.0 if config.zero_init_projections else std / math.sqrt(2 * config.num_layers)
             elif role == "head" and config.zero_init_projections:
                 std = 0.0
@@ -155,6 +160,9 @@ class Transformer(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.copy_(_normal(parameter.shape, std, seed, name))
+        for router in routers(self):
+            if router.expert_bias is not None:
+                router.expert_bias.zero_()
 
     @property
     def num_parameters(self) -> int:
@@ -164,11 +172,15 @@ class Transformer(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token, forward and backward.
 
-        Six for each weight that is multiplied, plus 12 L H head_dim T for attention (Chowdhery et al.
-        2022, appendix B): the causal half is not subtracted, and looking up embeddings costs nothing.
+        Six for each weight that is multiplied (of experts, those that a token visits), plus 12 L H head_dim T
+        for attention (Chowdhery et al. 2022, appendix B): the causal half is not subtracted, and looking up
+        embeddings costs nothing.
         """
         config = self.config
         matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
+        experts = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 3)
+        if experts:
+            matrices += experts * config.moe.num_experts_per_token // config.moe.num_experts
         matrices += self.vocab_size * config.hidden_size
         return 6 * matrices + 12 * config.num_layers * config.num_heads * config.head_size * seq_len
 
@@ -181,6 +193,8 @@ def parameter_role(name: str) -> Role:
         return "norm"
     if "embedding" in name:
         return "embedding"
+    if "router" in name:
+        return "router"
     return "head" if name.startswith("head") else "matrix"
 
 

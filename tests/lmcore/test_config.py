@@ -76,7 +76,7 @@ def test_quickstart_is_the_defaults_written_out():
         ("data.sources=[]", "data.sources"),
         ("train.global_batch_tokens=5000", "use 4864 or 5120"),
         ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
-        ("train.parallel.dp_shard=3", "not divisible by 6 processes"),
+        ("train.parallel.dp_shard=3", r"not divisible by 6 processes"),
         ("model.num_heads=7", "not divisible by num_heads 7"),
         ("model.max_seq_len=64", "longer than model.max_seq_len"),
         ("train.steps.more=1", "train.steps"),
