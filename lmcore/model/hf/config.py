@@ -52,6 +52,8 @@ def read_config(directory: Path) -> Description:
     family = _family_named(path, values)
     _check_fixed(path, values, family)
     settings = {**family.style, "zero_init_projections": False}
+    if family.is_mixture:
+        settings["moe.balance"] = "auxiliary"
     for name, keys in family.keys.items():
         said = {key: _value(path, values, key, family) for key in keys}
         if len(set(said.values())) > 1:
@@ -63,7 +65,7 @@ def read_config(directory: Path) -> Description:
         settings[name] = next(iter(said.values()))
     if family.rope_theta is not None:
         settings |= _rotary(path, values, family)
-    config = parse(ModelConfig, settings, where=str(path))
+    config = parse(ModelConfig, _nested(settings), where=str(path))
     vocab_size = _value(path, values, "vocab_size", family)
     if not isinstance(vocab_size, int) or vocab_size < 1:
         raise CheckpointError(f"{path} is no description of a model", found=f"vocab_size {vocab_size!r}")
@@ -124,10 +126,19 @@ def _check_fixed(path: Path, values: Mapping[str, Any], family: Family) -> None:
 
 
 def _value(path: Path, values: Mapping[str, Any], key: str, family: Family) -> Any:
-    value = values.get(key, family.absent.get(key))
+    value = values.get(key, values.get(family.aliases.get(key, key), family.absent.get(key)))
     if value is None and key not in family.absent:
         raise CheckpointError(f"{path} is no whole description of a {family.model_type}", expected=key)
     return value
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their dotted paths as tables in tables."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        section, _, leaf = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[leaf] = value
+    return nested
 
 
 def _rotary(path: Path, values: Mapping[str, Any], family: Family) -> dict[str, Any]:

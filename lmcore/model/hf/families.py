@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # How tensors of a family become a parameter of ours, and back (``layout.py``).
-Way = Literal["whole", "transposed", "heads", "fused_heads", "transposed_fused_heads", "pairs", "gated"]
+Way = Literal[
+    "whole",
+    "transposed",
+    "heads",
+    "fused_heads",
+    "transposed_fused_heads",
+    "pairs",
+    "gated",
+    "stacked",
+    "stacked_gated",
+]
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class Source:
     """Tensors that make one parameter of ours.
 
     Attributes:
-        tensors: Their names behind the family's prefix; ``{i}`` is the number of the block.
+        tensors: Their names behind the family's prefix; ``{i}`` is the number of the block, ``{e}`` that of
+            the expert, of which there are all.
         way: How they make it.
     """
 
@@ -34,12 +45,13 @@ class Family:
     Attributes:
         model_type: Its name in ``config.json``.
         architecture: Its class in ``transformers``.
-        style: Settings of ours that all its models have.
+        style: Settings of ours that all its models have; of a mixture ``moe.score`` and so on.
         keys: Settings of ours, and the keys of ``config.json`` that say them, each of them the same.
         absent: What a key means that ``config.json`` leaves out; a key that is not here must be there.
         fixed: Keys that must have one of these values for us to compute the same; left out they mean the
             first, which is what we write.
         written: Keys that say nothing to us, and what we write.
+        aliases: Other names of keys, read where the first is left out.
         rope_theta: Base of the rotary frequencies where ``config.json`` does not say it; None: not rotary.
         width_is_heads: Whether the width of the model must be a whole number of heads.
         prefix: How the names of its tensors begin, but for the head's; some directories leave it out.
@@ -58,7 +70,13 @@ class Family:
     rope_theta: float | None = None
     width_is_heads: bool = False
     written: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether its blocks have experts."""
+        return "moe.num_experts" in self.keys
 
 
 HEAD = "lm_head.weight"  # has no prefix
@@ -77,6 +95,13 @@ _SHAPE = {
 }
 _ABSENT = {"tie_word_embeddings": False, "initializer_range": 0.02, "rms_norm_eps": 1e-6}
 _STYLE = {"position": "rope", "norm": "rmsnorm", "activation": "swiglu"}
+_DENSE = {"moe.num_experts": 0}
+_EXPERTS = {
+    "moe.score": "softmax",
+    "moe.num_shared_experts": 0,
+    "moe.num_dense_layers": 0,
+    "bias": False,
+}
 _FULL_ATTENTION = {"use_sliding_window": (False,), "attention_bias": (False,)}
 
 _STREAM = {
@@ -114,7 +139,7 @@ _HEAD_NORMS = {
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    style={**_STYLE, "qk_norm": False},
+    style={**_STYLE, **_DENSE, "qk_norm": False},
     keys={**_SHAPE, "bias": ("attention_bias", "mlp_bias")},
     absent={
         **_ABSENT,
@@ -134,7 +159,7 @@ LLAMA = Family(
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    style={**_STYLE, "qk_norm": True, "bias": False},
+    style={**_STYLE, **_DENSE, "qk_norm": True, "bias": False},
     keys=_SHAPE,
     absent={**_ABSENT, "head_dim": 128},
     fixed={"hidden_act": ("silu",), **_FULL_ATTENTION},
@@ -170,7 +195,14 @@ def _gpt2_tensors() -> dict[str, Source]:
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    style={"position": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "bias": True},
+    style={
+        "position": "learned",
+        "norm": "layernorm",
+        "activation": "gelu",
+        "qk_norm": False,
+        "bias": True,
+        **_DENSE,
+    },
     keys={
         "num_layers": ("n_layer",),
         "hidden_size": ("n_embd",),
@@ -200,4 +232,59 @@ GPT2 = Family(
     buffers=(r"h\.\d+\.attn\.(masked_)?bias",),
 )
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, QWEN3)}
+
+def _experts(mixture: str, gate: str, up: str, down: str) -> dict[str, Source]:
+    each = f"layers.{{i}}.{mixture}.experts.{{e}}"
+    return {
+        "blocks.{i}.mlp.router.weight": Source((f"layers.{{i}}.{mixture}.gate.weight",)),
+        "blocks.{i}.mlp.experts.up": Source(
+            (f"{each}.{gate}.weight", f"{each}.{up}.weight"), "stacked_gated"
+        ),
+        "blocks.{i}.mlp.experts.down": Source((f"{each}.{down}.weight",), "stacked"),
+    }
+
+
+MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    style={**_STYLE, **_EXPERTS, "qk_norm": False, "moe.normalize_top_k": True, "moe.layer_interval": 1},
+    keys={
+        **{name: keys for name, keys in _SHAPE.items() if name != "intermediate_size"},
+        "moe.num_experts": ("num_local_experts",),
+        "moe.num_experts_per_token": ("num_experts_per_tok",),
+        "moe.intermediate_size": ("intermediate_size",),
+    },
+    absent={**_ABSENT, "rms_norm_eps": 1e-5, "head_dim": None},
+    fixed={"hidden_act": ("silu",), "sliding_window": (None,)},
+    rope_theta=1_000_000.0,
+    prefix="model.",
+    tensors={**_STREAM, **_attention("weight"), **_experts("block_sparse_moe", "w1", "w3", "w2")},
+)
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    style={**_STYLE, **_EXPERTS, "qk_norm": True},
+    keys={
+        **_SHAPE,
+        "moe.num_experts": ("num_experts",),
+        "moe.num_experts_per_token": ("num_experts_per_tok",),
+        "moe.intermediate_size": ("moe_intermediate_size",),
+        "moe.normalize_top_k": ("norm_topk_prob",),
+        "moe.layer_interval": ("decoder_sparse_step",),
+    },
+    absent={**_ABSENT, "head_dim": None, "norm_topk_prob": False, "decoder_sparse_step": 1},
+    fixed={"hidden_act": ("silu",), "mlp_only_layers": ([], None), **_FULL_ATTENTION},
+    rope_theta=10_000.0,
+    prefix="model.",
+    aliases={"num_experts": "num_local_experts"},
+    tensors={
+        **_STREAM,
+        **_attention("weight"),
+        **_HEAD_NORMS,
+        **_mlp("weight"),
+        **_experts("mlp", "gate_proj", "up_proj", "down_proj"),
+    },
+)
+
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, QWEN3, MIXTRAL, QWEN3_MOE)}

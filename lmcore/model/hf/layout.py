@@ -53,9 +53,7 @@ def layout(family: Family, config: ModelConfig, vocab_size: int) -> dict[str, Pa
     found = {}
     for name, tensor in named.items():
         source, number = _source(family, name)
-        names = [
-            (part if part == HEAD else family.prefix + part).replace("{i}", number) for part in source.tensors
-        ]
+        names = _names(family, source, number, config.moe.num_experts)
         shapes = [part.shape for part in _WAYS[source.way][0](tensor, config)]
         tensors = dict(zip(names, shapes, strict=True))
         found[name] = Parameter(name, tensor.shape, tensors, source.way, config)
@@ -67,6 +65,13 @@ def _source(family: Family, name: str) -> tuple[Source, str]:
     if number is None:
         return family.tensors[name], ""
     return family.tensors["blocks.{i}." + name[number.end() :]], number[1]
+
+
+def _names(family: Family, source: Source, number: str, num_experts: int) -> list[str]:
+    names = [part if part == HEAD else family.prefix + part.replace("{i}", number) for part in source.tensors]
+    if not source.way.startswith("stacked"):
+        return names
+    return [name.replace("{e}", str(expert)) for expert in range(num_experts) for name in names]
 
 
 # --- the ways --------------------------------------------------------------------------------------
@@ -110,13 +115,22 @@ def _join_fused(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
 
 def _split_gated(rows: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
     """Gate and up, of rows that hold blocks of them in turn."""
-    gate, up = rows.unflatten(0, (-1, 2, swiglu_block(config.mlp_size))).unbind(1)
+    gate, up = rows.unflatten(0, (-1, 2, swiglu_block(len(rows) // 2))).unbind(1)
     return gate.flatten(0, 1), up.flatten(0, 1)
 
 
 def _join_gated(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
-    blocks = [part.unflatten(0, (-1, swiglu_block(config.mlp_size))) for part in parts]
+    blocks = [part.unflatten(0, (-1, swiglu_block(len(part)))) for part in parts]
     return torch.stack(blocks, dim=1).flatten(0, 2)
+
+
+def _split_stacked_gated(experts: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
+    return tuple(part for rows in experts for part in _split_gated(rows, config))
+
+
+def _join_stacked_gated(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return torch.stack([_join_gated(pair, config) for pair in pairs])
 
 
 _Split = Callable[[Tensor, ModelConfig], tuple[Tensor, ...]]
@@ -135,4 +149,6 @@ _WAYS: dict[Way, tuple[_Split, _Join]] = {
         lambda parts, config: _to_pairs(parts[0], config),
     ),
     "gated": (_split_gated, _join_gated),
+    "stacked": (lambda tensor, _: tensor.unbind(0), lambda parts, _: torch.stack(list(parts))),
+    "stacked_gated": (_split_stacked_gated, _join_stacked_gated),
 }

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lmcore.config import ModelConfig, RopeScalingConfig, identify
+from lmcore.config import ModelConfig, MoEConfig, RopeScalingConfig, identify
 from lmcore.errors import ConfigError
 from lmcore.model.hf.families import FAMILIES, Family
 
 # Settings of a training: a model that is there has the same weights whatever they are.
-OF_TRAINING: tuple[str, ...] = ("dropout", "init_std", "zero_init_projections")
+OF_TRAINING: tuple[str, ...] = (
+    "dropout",
+    "init_std",
+    "zero_init_projections",
+    "moe.balance",
+    "moe.bias_update_rate",
+    "moe.auxiliary_loss_weight",
+)
 
 
 def resolved(config: ModelConfig) -> dict[str, Any]:
@@ -25,6 +32,10 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
         worked_out["rope_scaling"] = RopeScalingConfig()
     if not rotary:
         worked_out["rope_theta"] = ModelConfig().rope_theta
+    if config.moe.num_experts:
+        worked_out["moe"] = config.moe.model_copy(update={"intermediate_size": config.expert_size})
+    else:
+        worked_out["moe"] = MoEConfig()
     return dict(identify(**{"": config.model_copy(update=worked_out)}).values)
 
 
@@ -36,6 +47,8 @@ def differences(theirs: ModelConfig, ours: ModelConfig) -> list[tuple[str, Any, 
     free = {*OF_TRAINING}
     if theirs.position == ours.position == "rope":
         free.add("max_seq_len")
+    if all(map(theirs.moe.replaces_mlp, range(theirs.num_layers))):
+        free.add("intermediate_size")  # of MLPs that are not there
     a, b = resolved(theirs), resolved(ours)
     return [(name, a[name], b[name]) for name in a if name not in free and a[name] != b[name]]
 
@@ -47,7 +60,9 @@ def family_of(config: ModelConfig) -> Family:
         ConfigError: none does; what the nearest would need is named.
     """
     misfits = {name: _misfits(family, config) for name, family in FAMILIES.items()}
-    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    # Whether there are experts is more than any other setting.
+    mixture = bool(config.moe.num_experts)
+    nearest = min(misfits, key=lambda name: (FAMILIES[name].is_mixture != mixture, len(misfits[name])))
     if misfits[nearest]:
         expected, found = listed(misfits[nearest])
         raise ConfigError(
@@ -67,6 +82,8 @@ def _misfits(family: Family, config: ModelConfig) -> list[tuple[str, Any, Any]]:
     wanted = {name: value for name, value in usual.items() if name not in family.keys} | dict(family.style)
     if family.width_is_heads:
         wanted["hidden_size"] = whole * config.num_heads
+    if config.moe.num_experts and config.moe.balance == "bias" and family.is_mixture:
+        wanted["moe.balance"] = "auxiliary"  # no family has a bias on the choice of experts
     return [(name, value, ours[name]) for name, value in wanted.items() if ours[name] != value]
 
 

@@ -26,6 +26,13 @@ LLAMA_3_1 = {
     "original_max_position_embeddings": 32,
 }
 GPT2 = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+QWEN3_MOE = {
+    **WIDE,
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+}
 MODELS = {
     "llama": ("Llama", WIDE),
     "llama, tied, no groups": ("Llama", {**WIDE, "num_key_value_heads": 4, "tie_word_embeddings": True}),
@@ -37,6 +44,9 @@ MODELS = {
     ),
     "qwen3": ("Qwen3", {**WIDE, "head_dim": 16, "rms_norm_eps": 1e-3}),
     "qwen3, tied": ("Qwen3", {**WIDE, "head_dim": 16, "tie_word_embeddings": True}),
+    "mixtral": ("Mixtral", {**WIDE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3Moe", {**QWEN3_MOE, "norm_topk_prob": True}),
+    "qwen3_moe, dense layers": ("Qwen3Moe", {**QWEN3_MOE, "num_hidden_layers": 3, "decoder_sparse_step": 2}),
     "gpt2": ("GPT2", GPT2),
     "gpt2, untied": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 80}),
 }

@@ -29,6 +29,8 @@ SHAPE = {
     "zero_init_projections": False,
 }
 LLAMA = ModelConfig(**SHAPE, activation="swiglu", qk_norm=False, num_kv_heads=2)
+SOFTMAX = {"num_experts": 4, "score": "softmax", "balance": "auxiliary", "intermediate_size": 48}
+MIXTRAL = parse(ModelConfig, {**LLAMA.model_dump(), "moe": SOFTMAX}, where="test")
 QWEN3 = ModelConfig(**SHAPE, activation="swiglu", tie_embeddings=False, head_dim=10, num_kv_heads=1)
 
 
@@ -75,7 +77,7 @@ def test_a_model_computes_the_same_here_and_after_going_back(theirs, tmp_path):
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("config", [LLAMA, QWEN3, LLAMA.model_copy(update={"bias": True})])
+@pytest.mark.parametrize("config", [LLAMA, QWEN3, MIXTRAL, LLAMA.model_copy(update={"bias": True})])
 @torch.no_grad()
 def test_a_model_of_ours_computes_the_same_there(config, tmp_path):
     ours = make_ours(config)
@@ -213,6 +215,13 @@ def test_what_is_broken_off_leaves_nothing(tmp_path):
     [
         ({"activation": "relu2", "qk_norm": True}, "qwen3", 'model.activation "swiglu"'),
         ({"qk_norm": True, "bias": True}, "llama", "model.qk_norm false"),
+        ({"moe": {**SOFTMAX, "balance": "bias"}}, "mixtral", 'model.moe.balance "auxiliary", found'),
+        ({"moe": {**SOFTMAX, "num_shared_experts": 1}}, "mixtral", "found model.moe.num_shared_experts 1"),
+        (
+            {"qk_norm": True, "moe": {**SOFTMAX, "score": "sigmoid", "num_dense_layers": 1}},
+            "qwen3_moe",
+            'model.moe.score "softmax", model.moe.num_dense_layers 0, found model.moe.score "sigmoid"',
+        ),
         ({"norm": "layernorm"}, "llama", 'model.norm "rmsnorm", found model.norm "layernorm"'),
         ({"hidden_size": 30, "head_dim": 8}, "llama", "model.hidden_size 28, found model.hidden_size 30"),
         (
@@ -239,6 +248,9 @@ def test_what_no_family_can_say_is_refused_before_anything_is_written(changes, n
 def test_families_are_told_by_the_settings():
     assert family_of(LLAMA).model_type == "llama"
     assert family_of(QWEN3).model_type == "qwen3"
+    assert family_of(MIXTRAL).model_type == "mixtral"
+    spread = parse(ModelConfig, {**QWEN3.model_dump(), "moe": SOFTMAX | {"layer_interval": 2}}, where="test")
+    assert family_of(spread).model_type == "qwen3_moe"
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -378,6 +390,19 @@ def test_settings_must_be_those_of_the_model(change):
     )
     assert expected in str(caught.value)
     assert "gristmill import" in str(caught.value)
+
+
+def test_experts_may_be_balanced_otherwise_from_now_on(tmp_path):
+    export(tmp_path / "in", make_ours(MIXTRAL).named_parameters(), MIXTRAL, VOCAB)
+    biased = parse(ModelConfig, {**MIXTRAL.model_dump(), "moe": SOFTMAX | {"balance": "bias"}}, where="test")
+    with torch.no_grad():
+        found = [read_ours(HFWeights(tmp_path / "in", config))(tokens_of(30)) for config in (MIXTRAL, biased)]
+    assert torch.equal(*found)  # a bias begins at zero
+    more = parse(
+        ModelConfig, {**MIXTRAL.model_dump(), "moe": SOFTMAX | {"num_experts_per_token": 3}}, where="test"
+    )
+    with pytest.raises(ConfigError, match=r"expected model\.moe\.num_experts_per_token 2, found"):
+        check_settings(tmp_path / "in", more)
 
 
 def test_the_digest_is_of_what_decides(change, tmp_path):
