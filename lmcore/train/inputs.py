@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
+from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.model.hf.weights import HFWeights
-from lmcore.model.io import TOKENIZER_FILES
 from lmcore.parallel.mesh import World
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
@@ -69,28 +68,11 @@ def open_inputs(job: TrainJob, world: World) -> Inputs:
         rank=world.rank,
         world_size=world.size,
     )
-    weights = _open_weights(job, vocab_size) if job.train.initial_weights else None
+    weights = HFWeights(job.train.initial_weights, job.model) if job.train.initial_weights else None
+    if weights:
+        check_tokenizer(weights.directory, weights.vocab_size, Path(job.tokenizer))
     rows = weights.vocab_size if weights else vocab_size
     return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
-
-
-def _open_weights(job: TrainJob, vocab_size: int) -> HFWeights:
-    weights = HFWeights(job.train.initial_weights, job.model)
-    theirs, ours = weights.directory / TOKENIZER_FILES[0], Path(job.tokenizer) / TOKENIZER_FILES[0]
-    # A model may have more rows than its tokenizer has entries, for the sake of alignment.
-    other = theirs.is_file() and _entries(theirs) != _entries(ours)
-    if other or vocab_size > weights.vocab_size:
-        raise ConfigError(
-            f"the tokenizer is not that of the model in {weights.directory}",
-            expected=f"its own, of at most {weights.vocab_size} entries",
-            found=f"another, of {vocab_size}",
-            remedy=f"Set data.tokenizer.path to {weights.directory}.",
-        )
-    return weights
-
-
-def _entries(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
 
 
 def read_vocab_size(tokenizer: Path) -> int:

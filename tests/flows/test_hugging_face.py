@@ -59,6 +59,24 @@ def test_a_model_leaves_and_another_run_goes_on_from_it(mill, tmp_path):
     assert "expected model.num_layers 1, found model.num_layers 2" in wrong
 
 
+def test_another_tokenizer_is_refused_before_any_work(mill, tmp_path):
+    shape = {**yaml.safe_load(mill.recipe.read_text())["model"], "activation": "swiglu", "qk_norm": False}
+    from lmcore.config import ModelConfig
+    from lmcore.model.hf.export import export
+    from lmcore.model.transformer import Transformer
+
+    config = ModelConfig(**shape)
+    export(tmp_path / "model", Transformer(config, 300).named_parameters(), config, 300)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 300}}}))
+    where = (f"train.initial_weights={tmp_path / 'model'}", f"data.tokenizer.path={tmp_path}")
+    sets = [argument for setting in where for argument in ("--set", setting)]
+    home = tmp_path / "home"
+    done = mill.call("train", str(mill.recipe), *LLAMA, *sets, GRISTMILL_HOME=str(home))
+    assert done.returncode == 2, done.stderr
+    assert "its own, of at most 300 entries, found another, of 301" in done.stderr
+    assert not list(home.glob("store/*"))
+
+
 def train_line(table):
     (line,) = [line for line in table.splitlines() if line.startswith("train ")]
     return line
