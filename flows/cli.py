@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -106,12 +106,39 @@ def generate(
     """Continue a prompt with a trained model."""
     with _errors():
         directory = model or _newest_model(_load(recipe, overrides))
-        command = [
-            *(sys.executable, "-m", "lmcore.eval.generate", str(directory), "--prompt", prompt),
+        options = [
             *("--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)),
             *("--top-k", str(top_k), "--top-p", str(top_p), "--seed", str(seed)),
         ]
-        sys.exit(subprocess.run(command, check=False).returncode)
+        _run_module("lmcore.eval.generate", str(directory), "--prompt", prompt, *options)
+
+
+@app.command(epilog="Example: gristmill export my-llama.yaml my-llama --dtype bf16")
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="RECIPE_OR_MODEL", help="A recipe's newest model; or a model directory.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face directory to be written.")],
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Type of the weights.")] = "fp32",
+    max_file_bytes: Annotated[
+        int, typer.Option(help="Weights of one file, of which there may be several.", min=1)
+    ] = 4_000_000_000,
+    overrides: Overrides = None,
+) -> None:
+    """Write a trained model as a Hugging Face directory: config, safetensors, tokenizer."""
+    with _errors():
+        source = Path(model) if Path(model).is_dir() else _newest_model(_load(model, overrides))
+        options = ("--dtype", dtype, "--max-file-bytes", str(max_file_bytes))
+        _run_module("lmcore.model.hf", "export", str(source), str(directory), *options)
+
+
+@app.command("import", epilog="Example: gristmill import Qwen3-0.6B-Base > sections.yaml")
+def import_(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a Hugging Face model.")],
+) -> None:
+    """Check a Hugging Face model, and print what a recipe must say to go on from it."""
+    with _errors():
+        _run_module("lmcore.model.hf", "import", str(directory))
 
 
 @app.command(epilog="Example: gristmill size --depth 12 > my-model.yaml")
@@ -281,6 +308,11 @@ def _set_up(*, quiet: bool) -> Home:
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(find_recipe(name), overrides or ())
+
+
+def _run_module(module: str, *arguments: str) -> None:
+    """Do what needs torch in a process of its own, and end as it ends."""
+    sys.exit(subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode)
 
 
 def _newest_model(recipe: Recipe) -> Path:

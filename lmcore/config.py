@@ -477,6 +477,29 @@ def swiglu_block(size: int) -> int:
     return next(block for block in range(64, 0, -1) if size % block == 0)
 
 
+class RopeScalingConfig(Config):
+    """Rotary positions that reach further than at first, as Llama 3.1 has them."""
+
+    factor: float = setting(1.0, "Slow rotations are slowed by this; 1: none is", unit="ratio", ge=1)
+    low_freq_factor: float = setting(
+        1.0,
+        "Slow: up to this in original_max_seq_len; those in between are slowed in part",
+        unit="turns",
+        gt=0,
+    )
+    high_freq_factor: float = setting(4.0, "Fast, and left alone: from this on", unit="turns", gt=0)
+    original_max_seq_len: int = setting(8_192, "Longest sequence at first", unit="tokens", ge=2)
+
+    @model_validator(mode="after")
+    def _slow_is_below_fast(self) -> RopeScalingConfig:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} must be below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
+        return self
+
+
 class MoEConfig(Config):
     """A mixture of experts in place of the MLP of some blocks; off where there are no experts."""
 
@@ -542,6 +565,7 @@ class ModelConfig(Config):
     max_seq_len: int = setting(128, "Longest sequence the model is made for", unit="tokens", ge=2)
     position: Literal["rope", "learned"] = setting("rope", "Rotary or learned positions")
     rope_theta: float = setting(10_000.0, "Base of the rotary frequencies", gt=1)
+    rope_scaling: RopeScalingConfig = setting(RopeScalingConfig(), "How far rotary positions reach")
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
     norm_eps: float = setting(1e-5, "Added to the variance", gt=0)
     activation: Literal["swiglu", "relu2", "gelu"] = setting("relu2", "Activation of the MLP")
@@ -811,6 +835,11 @@ class TrainConfig(Config):
         (), "Sources to learn from, and their shares; empty: all documents, each once an epoch"
     )
     seed: int = setting(0, "Initial weights and order of the data", ge=0, le=MAX_SEED)
+    initial_weights: str = setting(
+        "",
+        "Directory of a Hugging Face model to go on from; empty: drawn from the seed",
+        identity=False,  # what it holds decides, by its digest
+    )
     z_loss: float = setting(
         0.0, "Weight of the squared logarithm of the softmax's denominator, which keeps logits small", ge=0
     )
@@ -1049,6 +1078,11 @@ class Recipe(Config):
             raise ValueError(
                 f"train.seq_len {self.train.seq_len} is longer than model.max_seq_len "
                 f"{self.model.max_seq_len}; shorten one or lengthen the other"
+            )
+        if self.train.initial_weights and not self.data.tokenizer.path:
+            raise ValueError(
+                "train.initial_weights needs the tokenizer of its model, not a learned one; "
+                f"set data.tokenizer.path, perhaps to {self.train.initial_weights}"
             )
         known = [source.name for source in self.data.sources]
         unknown = [share.source for share in self.train.mixture if share.source not in known]

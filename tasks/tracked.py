@@ -18,6 +18,8 @@ from lmcore.config import Recipe
 from lmcore.errors import GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.launch.job import require_cores
+from lmcore.model.hf.config import check_settings
+from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
 from tasks.tracking import Follower, Tracker, sync_all
@@ -52,7 +54,13 @@ class FlowRun:
 @contextlib.contextmanager
 def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     """Record what happens inside as one run; however it ends, MLflow is told, now or later."""
-    require_cores(recipe.train.parallel.num_processes)  # before any work, not after the data's
+    # Before any work, not after the data's.
+    require_cores(recipe.train.parallel.num_processes)
+    if recipe.train.initial_weights:
+        model = check_settings(recipe.train.initial_weights, recipe.model)
+        check_tokenizer(
+            Path(recipe.train.initial_weights).expanduser(), model.vocab_size, recipe.data.tokenizer.path
+        )
     home = Home.here()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"

@@ -17,6 +17,7 @@ from lmcore.config import Identity, Json, Recipe, identify
 from lmcore.errors import LaunchError
 from lmcore.home import Home
 from lmcore.launch import local
+from lmcore.model.hf.files import weights_digest
 from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage
 from lmcore.train.job import TrainJob
@@ -40,13 +41,10 @@ def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
     if recipe.train.precision != "fp32":  # shards compute more in it than autocast does
         layout["train.parallel.is_sharded"] = recipe.train.parallel.is_sharded
     identity = Identity(identity.values | layout, identity.chosen | layout)
-    return Stage(
-        "train",
-        TRAIN_VERSION,
-        identity,
-        {"tokenizer": prepared.tokenizer.digest, "tokens": prepared.tokens.digest},
-        deciding=("torch",),
-    )
+    inputs = {"tokenizer": prepared.tokenizer.digest, "tokens": prepared.tokens.digest}
+    if recipe.train.initial_weights:
+        inputs["initial weights"] = weights_digest(recipe.train.initial_weights)
+    return Stage("train", TRAIN_VERSION, identity, inputs, deciding=("torch",))
 
 
 def train_run_directory(key: str) -> Path:
@@ -68,6 +66,7 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             tokens=str(tokens.path),
             tokenizer=str(tokenizer.path),
             tokens_digest=tokens.digest,
+            weights_digest=stage.inputs.get("initial weights", ""),
         ).write(run_dir)
         _record_run(run_dir, recipe, stage, tokens, run)
         result = run_job("lmcore.train", run_dir, recipe, run, progress, total_steps=recipe.train.steps)
@@ -171,6 +170,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         "model.intermediate_size": model.mlp_size,
         **_flat("train", train, "steps seq_len global_batch_tokens micro_batch_size grad_accum_steps"),
         **_flat("train", train, "precision document_mask packing seed z_loss ema_decay"),
+        **_flat("train", train, "initial_weights"),
         "train.mixture": ", ".join(f"{part.source} {part.weight:g}" for part in train.mixture),
         **_flat("optimizer", optimizer, "name learning_rate muon_learning_rate weight_decay max_grad_norm"),
         **_flat("schedule", schedule, "name warmup_steps decay_fraction min_ratio"),

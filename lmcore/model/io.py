@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, parse, swiglu_block
@@ -91,22 +92,50 @@ def load_model(
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the config.
     """
-    directory = Path(directory)
-    try:
-        description = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        config = parse(ModelConfig, description["model"], where=str(directory / CONFIG))
-        weights = load_file(directory / WEIGHTS)
-        if description.get("format", 1) == 1:
-            weights = {name: _regrouped(name, tensor, config) for name, tensor in weights.items()}
+    config, vocab_size, tensors = stream_model(directory)
+    with _damage(directory):
+        weights = dict(tensors)
         # On no device: the weights that are loaded next become the parameters.
         with torch.device("meta"):
-            model = Transformer(config, description["vocab_size"])
+            model = Transformer(config, vocab_size)
         if config.tie_embeddings:
             weights["head.weight"] = weights["embedding.weight"]
         # Biases of experts stay in fp32: they move by less than other types can tell.
         kept = {name for name, _ in model.named_buffers()}
         weights = {name: tensor if name in kept else tensor.to(dtype) for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    model.restore_tables()
+    model.to(device=device)
+    return model.eval()
+
+
+def stream_model(directory: Path) -> tuple[ModelConfig, int, Iterator[tuple[str, Tensor]]]:
+    """Read a model directory: its shape, the rows of its embedding, and its tensors, one at a time.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    directory = Path(directory)
+    with _damage(directory):
+        description = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = parse(ModelConfig, description["model"], where=str(directory / CONFIG))
+        vocab_size, version = int(description["vocab_size"]), description.get("format", 1)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        with _damage(directory), safe_open(directory / WEIGHTS, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_tensor(name)
+                yield name, _regrouped(name, tensor, config) if version == 1 else tensor
+
+    return config, vocab_size, tensors()
+
+
+@contextlib.contextmanager
+def _damage(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, GristmillError) as error:
         raise CheckpointError(
             f"{directory} does not hold a whole model",
@@ -114,8 +143,3 @@ def load_model(
             found=" ".join(str(error).split())[:300],
             remedy="Train it again, or copy the directory again.",
         ) from None
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
-    model.restore_tables()
-    model.to(device=device)
-    return model.eval()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig, swiglu_block
+from lmcore.config import ModelConfig, RopeScalingConfig, swiglu_block
 
 
 class RMSNorm(nn.Module):
@@ -64,15 +65,31 @@ def rotary_table(config: ModelConfig) -> Tensor:
     half = config.head_size // 2
     # In fp64, so that far positions keep their angle.
     frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    frequencies = _slowed(frequencies, config.rope_scaling)
     angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float64), frequencies)
     return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def _slowed(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """Divide slow ``frequencies`` by a factor, leave fast ones, and go over smoothly in between.
+
+    Slow and fast by their turns within the sequences of the first training, as Llama 3.1 does it
+    (Grattafiori et al. 2024).
+    """
+    if scaling.factor == 1:
+        return frequencies
+    turns = frequencies * scaling.original_max_seq_len / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the pairs (2i, 2i + 1) of ``x`` [B, T, H, head_dim] by the angle of their position.
 
     Neighbours make a pair, as in the original Llama: so a pair is a complex number in memory. Hugging Face's
-    layout pairs (i, i + head_dim / 2); going there is a permutation of the rows of the projections.
+    layout pairs (i, i + head_dim / 2); going there is a permutation of the rows of the projections
+    (``lmcore.model.hf``).
 
     Args:
         x: Queries or keys.

@@ -1,4 +1,4 @@
-"""What a training run reads: the size of the vocabulary, the batches, the held-out tokens."""
+"""What a training run reads: the size of the vocabulary, the batches, the held-out tokens, first weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.layout import find_misfit
+from lmcore.model.hf.tokenizer import check_tokenizer
+from lmcore.model.hf.weights import HFWeights
 from lmcore.parallel.mesh import Layout
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
@@ -21,11 +23,12 @@ class Inputs:
     """The opened inputs of a run.
 
     Attributes:
-        vocab_size: Entries of the tokenizer.
+        vocab_size: Rows of the embedding: entries of the tokenizer, or those of the model to go on from.
         plan: Which sequences the run reads.
         loader: Batches of each step, for this process.
         held_out: The validation split.
         tokens_digest: SHA-256 of what both splits hold.
+        weights: Those to go on from; None: they are drawn.
     """
 
     vocab_size: int
@@ -33,14 +36,16 @@ class Inputs:
     loader: TrainLoader
     held_out: TokenDataset
     tokens_digest: str
+    weights: HFWeights | None
 
 
 def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
-    """Open the tokens and check that they fit the tokenizer, the model and the batch.
+    """Open the tokens and check that they fit the tokenizer, the model and the batch; first weights too.
 
     Raises:
-        ConfigError: sequences are longer than the model is made for, the layout does not fit it, or the
-            mixture cannot be had.
+        CheckpointError: the model to go on from is missing or damaged.
+        ConfigError: sequences are longer than the model is made for, the layout does not fit it, the mixture
+            cannot be had, or settings or tokenizer are not those of the model to go on from.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
     """
     _check_lengths(job)
@@ -64,7 +69,11 @@ def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
         rank=layout.dp_rank,
         world_size=layout.parallel.dp,
     )
-    return Inputs(vocab_size, plan, loader, held_out, sha256_json([train.digest, held_out.digest]))
+    weights = HFWeights(job.train.initial_weights, job.model) if job.train.initial_weights else None
+    if weights:
+        check_tokenizer(weights.directory, weights.vocab_size, Path(job.tokenizer))
+    rows = weights.vocab_size if weights else vocab_size
+    return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
 
 
 def read_vocab_size(tokenizer: Path) -> int:

@@ -14,3 +14,4 @@ class TrainJob(RunJob):
     tokens: str = setting(..., "Directory of the tokens artifact")
     tokenizer: str = setting(..., "Directory of the tokenizer artifact")
     tokens_digest: str = setting("", "Digest of the tokens artifact; a checkpoint belongs to one")
+    weights_digest: str = setting("", "Digest of the weights at train.initial_weights; likewise")

@@ -19,6 +19,7 @@ from torch import Tensor
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.float8 import use_float8
+from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, initial_weight
 from lmcore.parallel.divided import DividedModel
@@ -51,6 +52,7 @@ class Trainer:
     Raises:
         ConfigError: the settings do not fit each other or the processes.
         DataError: the tokens or the tokenizer are missing, damaged or too few.
+        CheckpointError: the model to go on from is missing or damaged.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Trainer:
             self.inputs.vocab_size,
             self.layout,
             self.config.precision,
-            lambda name, shape: initial_weight(name, shape, config, self.config.seed),
+            self._first_value,
             batch_shape=(self.config.micro_batch_size, self.config.seq_len),
             num_micro_batches=self.config.grad_accum_steps,
             checkpointing=self.config.activation_checkpointing == "full",
@@ -101,6 +103,13 @@ class Trainer:
         self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
         decay = self.config.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
+
+    def _first_value(self, name: str, shape: torch.Size) -> Tensor:
+        """The whole of a parameter or buffer: of the model to go on from, or drawn."""
+        weights = self.inputs.weights
+        if weights is not None and name in weights:
+            return weights(name, shape)
+        return initial_weight(name, shape, self.job.model, self.config.seed)
 
     # --- the run ---
 
@@ -276,6 +285,10 @@ class Trainer:
         del settings["train.steps"]  # a run may be made longer
         tokens = self.job.tokens_digest or self.inputs.tokens_digest
         about = {"vocab_size": self.inputs.vocab_size, "weights_format": FORMAT, "tokens": tokens}
+        began_with = self.config.initial_weights
+        about["initial_weights"] = (
+            (self.job.weights_digest or weights_digest(began_with)) if began_with else "none"
+        )
         return {**settings, **about}
 
     def _save_checkpoint(self) -> None:
@@ -290,11 +303,12 @@ class Trainer:
     def _resume(self) -> None:
         damaged: list[str] = []
         settings = self._settings
+        drawn = set() if self.config.initial_weights else {"initial_weights"}
         state = self.checkpoints.load_newest(
             self._tensors,
             self._belongs_to(),
             lambda name, what: damaged.append(f"{name}: {what}"),
-            defaults=settings.values.keys() - settings.chosen.keys(),
+            defaults=settings.values.keys() - settings.chosen.keys() | drawn,
         )
         for text in damaged:
             self.progress.say(f"warning: passed over a damaged checkpoint, {text}")

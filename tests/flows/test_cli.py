@@ -98,6 +98,8 @@ def test_doctor_reports_every_check(mill, tmp_path):
         "explain",
         "size",
         "recipes",
+        "export",
+        "import",
         "sync",
         "up",
         "down",

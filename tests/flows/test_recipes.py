@@ -20,7 +20,7 @@ PARAMETERS = {
 }
 PROCESSES = {"gpt2-124m": 8, "llama-1b": 8, "llama-8b": 64, "moe-small": 8}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-LARGE = [name for name in NAMES if name != "quickstart"]
+LARGE = [name for name in NAMES if name not in ("quickstart", "continue-from-hf")]
 
 
 def load(name):
@@ -47,6 +47,15 @@ def test_the_model_has_the_published_number_of_parameters(name):
         assert model.num_parameters - asleep == pytest.approx(
             active, rel=0.2
         )  # published as about 0.3 billion
+
+
+def test_a_model_to_go_on_from_is_gpt2():
+    paths = ["train.initial_weights=gpt2", "data.tokenizer.path=gpt2"]
+    recipe = load_recipe(find_recipe("continue-from-hf"), paths)
+    with torch.device("meta"):
+        model = Transformer(recipe.model, 50_257)
+    assert model.num_parameters == PARAMETERS["gpt2-124m"][0]
+    assert find_misfit(recipe.model, recipe.train) == ""
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -94,5 +103,7 @@ def test_every_recipe_is_described_in_a_line():
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match="gpt2-124m, llama-1b, llama-8b, moe-small, quickstart"):
+    with pytest.raises(
+        ConfigError, match="continue-from-hf, gpt2-124m, llama-1b, llama-8b, moe-small, quickstart"
+    ):
         find_recipe("gpt3")

@@ -47,6 +47,23 @@ def test_the_plan_decides_the_training_and_no_stage_before(tmp_path):
         assert identify(data=data) == identify(data=Recipe().data)
 
 
+def test_weights_to_go_on_from_decide_by_what_they_hold(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"c" if name == "c" else b"ab")
+    keys = {
+        name: key(
+            tmp_path,
+            train={"initial_weights": str(tmp_path / name)},
+            data={"tokenizer": {"path": str(tmp_path)}},
+        )
+        for name in ("a", "b", "c")
+    }
+    assert keys["a"] == keys["b"]
+    assert len({*keys.values(), key(tmp_path)}) == 3
+
+
 def test_figures_are_of_all_attempts(tmp_path):
     events = tmp_path / "events.jsonl"
     steps = [(1, 9.0, 0.5), (2, 8.0, 0.1), (2, 7.0, 0.2), (3, 6.0, 0.3)]
