@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: quickstart test lint types imports check torture browser ray privacy constraints clean help
+.PHONY: quickstart test lint types imports check parity torture browser ray privacy constraints clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ types: .venv/.installed-dev ## types of lmcore
 
 imports: .venv/.installed-dev ## who imports whom
 	$(BIN)/lint-imports
+
+parity: .venv/.installed-test ## every layout against one process: 4 minutes on 2 cores
+	$(BIN)/python -m pytest tests/parity -p no:randomly --timeout 600
 
 torture: .venv/.installed-test ## kill, damage and starve what must survive it
 	$(BIN)/python -m pytest tests/torture -p no:randomly --timeout 900

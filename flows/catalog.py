@@ -15,4 +15,7 @@ def run(kind: str, recipe: Recipe) -> Summary:
     flows = {"data": data_flow, "train": train_flow, "evaluate": evaluate_flow, "pipeline": pipeline_flow}
     flow = flows[kind]
     wanted = flow.parameters.properties
-    return flow(**{name: getattr(recipe, name) for name in type(recipe).model_fields if name in wanted})
+    parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
+    # Where a flow does not evaluate, what it must not learn is a parameter of its own.
+    parts["evaluation_sets"] = recipe.evaluation.sets
+    return flow(**{name: part for name, part in parts.items() if name in wanted})

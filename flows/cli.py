@@ -21,13 +21,13 @@ from rich.table import Table
 
 from flows import embedded
 from flows.environment import set_environment
+from flows.recipe_files import descriptions, find_recipe
 from lmcore.config import Recipe, load_recipe
 from lmcore.errors import ConfigError, GristmillError
 from lmcore.home import Home
 from lmcore.store import write_atomically
 
 STARTED = time.monotonic()
-RECIPES = Path(__file__).parent / "recipes"
 
 app = typer.Typer(
     name="gristmill",
@@ -112,6 +112,30 @@ def generate(
             *("--top-k", str(top_k), "--top-p", str(top_p), "--seed", str(seed)),
         ]
         sys.exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command(epilog="Example: gristmill size --depth 12 > my-model.yaml")
+def size(
+    depth: Annotated[int | None, typer.Option(help="Layers.")] = None,
+    parameters: Annotated[str, typer.Option(help="Parameters instead, such as 124M.")] = "",
+    path: Annotated[
+        str, typer.Option(help="Glob of the files to learn from; else the standard library of Python.")
+    ] = "",
+    processes: Annotated[int, typer.Option(help="Processes: one for each GPU.", min=1)] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or fp8.")] = "bf16",
+) -> None:
+    """Write a complete recipe for a model of some size, with the rule behind each setting."""
+    with _errors():
+        from flows.sizes import write_size
+
+        typer.echo(write_size(depth, parameters, path, processes, precision), nl=False)
+
+
+@app.command(epilog="Example: gristmill recipes")
+def recipes() -> None:
+    """Say which recipes there are, and what each is."""
+    for name, description in descriptions().items():
+        typer.echo(f"{name:<14}{description}")
 
 
 @app.command(epilog="Example: gristmill explain quickstart --set train.steps=500")
@@ -256,17 +280,7 @@ def _set_up(*, quiet: bool) -> Home:
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{name}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-            raise ConfigError(
-                f"there is no recipe {name!r}",
-                expected=f"one of {known}, or the path of a .yaml file",
-                remedy="Copy one from flows/recipes and change it.",
-            )
-    return load_recipe(path, overrides or ())
+    return load_recipe(find_recipe(name), overrides or ())
 
 
 def _newest_model(recipe: Recipe) -> Path:

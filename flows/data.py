@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from lmcore.config import DataConfig, TrackingConfig, make_recipe
+from lmcore.config import DataConfig, EvaluationSetConfig, TrackingConfig, make_recipe
 from tasks.data_report import draw_report
 from tasks.prepare import (
     Prepared,
@@ -22,6 +22,7 @@ from tasks.tracked import tracked
 def data_flow(
     name: str = "quickstart",
     data: DataConfig = DataConfig(),  # noqa: B008 - frozen; draws the form
+    evaluation_sets: tuple[EvaluationSetConfig, ...] = (),
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
 ) -> Summary:
     """Prepare data, and report on it.
@@ -29,11 +30,12 @@ def data_flow(
     Args:
         name: Name of the recipe.
         data: From raw files to tokens.
+        evaluation_sets: Texts that documents must not hold, as the pipeline's evaluation names them.
         tracking: Where runs are recorded.
     """
-    recipe = make_recipe(name=name, data=data, tracking=tracking)
+    recipe = make_recipe(name=name, data=data, evaluation={"sets": evaluation_sets}, tracking=tracking)
     with tracked(recipe, "data") as run:
-        prepared = prepare_flow(recipe.data)
+        prepared = prepare_flow(recipe.preparation)
         return report_data(recipe, run, prepared)
 
 

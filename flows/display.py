@@ -92,6 +92,10 @@ def show_summary(console: Console, summary: Summary) -> None:
             f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
             highlight=False,
         )
+    for one in summary.sets:
+        if not one.group:
+            told = f"{one.name}: {one.value:.4f} {one.measure.replace('_', ' ')} over {one.items:,}"
+            console.print(told, highlight=False, markup=False)
     if summary.gate and not summary.model_version:
         console.print(f"not registered: {summary.gate}", highlight=False, markup=False)
     elif summary.gate:

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.data import prepare_flow
 from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
-from tasks.evaluate import evaluate_model
+from tasks.evaluate import evaluate_model, take_sets
 from tasks.report import Summary, report, report_data
 from tasks.tracked import tracked
 from tasks.train import train_model
@@ -35,8 +35,9 @@ def evaluate_flow(
         name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
     )
     with tracked(recipe, "evaluate-flow") as run:
-        prepared = prepare_flow(recipe.data)
+        sets = take_sets(recipe.evaluation)
+        prepared = prepare_flow(recipe.preparation)
         report_data(recipe, run, prepared)
         trained = train_model(recipe, prepared, run)
-        evaluated = evaluate_model(recipe, prepared, trained, run)
+        evaluated = evaluate_model(recipe, prepared, trained, run, sets)
         return report(recipe, run, prepared, trained, evaluated)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from lmcore.config import Recipe
 from lmcore.data.prepare import take_inventory
 from lmcore.errors import StorageError
+from lmcore.eval.sets import find_sets
 from lmcore.home import Home
 from lmcore.store import Artifact, Stage, Store
 from tasks.evaluate import evaluate_stage, trained_subject
@@ -71,22 +72,23 @@ def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
 
 
 def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
-    store = Store(Home.here().store)
-    inventory = take_inventory(recipe.data)
+    store, data = Store(Home.here().store), recipe.preparation
+    inventory = take_inventory(data)
     found: dict[str, Artifact] = {}
 
     def next_stage(name: str) -> Stage:
         if name == "documents":
-            return documents_stage(recipe.data, inventory)
+            return documents_stage(data, inventory)
         if name == "splits":
-            return splits_stage(recipe.data, found["documents"])
+            return splits_stage(data, found["documents"])
         if name == "tokenizer":
-            return tokenizer_stage(recipe.data, found["documents"], found["splits"])
+            return tokenizer_stage(data, found["documents"], found["splits"])
         if name == "tokens":
-            return tokens_stage(recipe.data, *(found[n] for n in ("documents", "splits", "tokenizer")))
+            return tokens_stage(data, *(found[n] for n in ("documents", "splits", "tokenizer")))
         if name == "train":
             return train_stage(recipe, Prepared(*(found[n] for n in STAGES[:4])))
-        return evaluate_stage(recipe, trained_subject(recipe, found["train"]), found["tokens"])
+        sets = find_sets(recipe.evaluation)
+        return evaluate_stage(recipe, trained_subject(recipe, found["train"]), found["tokens"], sets)
 
     for name in STAGES:
         stage = next_stage(name)

@@ -34,7 +34,7 @@ def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens:
         DataError: there is none.
     """
     found = built(recipe, "tokens" if tokens else "splits")
-    console, rules = Console(), decision_rules(recipe.data)
+    console, rules = Console(), decision_rules(recipe.preparation)
     shown = 0
     seen = browse.documents(found["documents"].path, found["splits"].path, wanted)
     for document in itertools.islice(seen, limit):
@@ -72,7 +72,8 @@ def show_report(recipe: Recipe) -> None:
     found = built(recipe, "tokens")
     stages = (found["documents"], found["splits"], found["tokens"])
     artifact = Store(Home.here().store).ensure(
-        report_stage(recipe.data, *stages), lambda out: build_report(recipe.data, *stages, out, silent)
+        report_stage(recipe.preparation, *stages),
+        lambda out: build_report(recipe.preparation, *stages, out, silent),
     )
     Console().print(str(artifact.path / PAGE), highlight=False, markup=False, soft_wrap=True)
 

@@ -139,9 +139,14 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
-        if (self.kind == "python_stdlib") == bool(self.path):
+        if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
-                f"source {self.name!r}: kinds 'files' and 'huggingface' need a path, and only they take one; "
+                f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
+                '--set data.sources.0.path="data/*.jsonl.zst" (0 is the first source)'
+            )
+        if self.kind == "python_stdlib" and self.path:
+            raise ValueError(
+                f"source {self.name!r}: only kinds 'files' and 'huggingface' take a path; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
         if self.kind != "huggingface" and (self.subset or self.revision):
@@ -367,7 +372,12 @@ class RepeatedLinesConfig(Config):
 class DecontaminationConfig(Config):
     """Evaluation sets whose text must not be learned (Brown et al. 2020, appendix C)."""
 
-    sources: tuple[SourceConfig, ...] = setting((), "Evaluation sets; none: nothing is looked for")
+    evaluation_sets: bool = setting(
+        True,
+        "Look for the text of evaluation.sets, without naming them here",
+        identity=False,  # what is looked for decides, see Recipe.preparation
+    )
+    sources: tuple[SourceConfig, ...] = setting((), "Other texts that must not be learned")
     ngram_words: int = setting(13, "Words in a row that count as found", unit="words", ge=1)
     max_ngrams: int = setting(0, "Drop documents with more of them", ge=0)
 
@@ -413,7 +423,7 @@ class DataConfig(Config):
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
     repeated_lines: RepeatedLinesConfig = setting(RepeatedLinesConfig(), "Lines that many documents share")
     decontamination: DecontaminationConfig = setting(
-        DecontaminationConfig(), "Evaluation sets whose text must not be learned"
+        DecontaminationConfig(), "Texts of evaluation, which must not be learned"
     )
     validation_fraction: float = setting(
         0.01, "Share of distinct documents held out, chosen by content hash", unit="share", gt=0, lt=1
@@ -779,8 +789,10 @@ class TrainConfig(Config):
     micro_batch_size: int = setting(
         16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "Type of the computation; weights and reductions stay fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = setting(
+        "fp32",
+        "Type of the computation; weights and reductions stay fp32. fp8: of products inside blocks, the rest "
+        "is bf16; for GPUs of compute capability 8.9 and newer",
     )
     activation_checkpointing: Literal["none", "full"] = setting(
         "none",
@@ -901,9 +913,69 @@ class GateConfig(Config):
     )
 
 
+class EvaluationSetConfig(Config):
+    """What a model is measured on beside the validation split: texts, or minimal pairs."""
+
+    name: str = setting(..., "Name of this set, of its figures too", pattern=r"^[A-Za-z0-9_-]+$")
+    kind: Literal["text", "minimal_pairs"] = setting(
+        "text",
+        "Texts are scored in bits per byte; pairs of a good and a bad sentence by the share whose good one "
+        "is likelier (Warstadt et al. 2020, BLiMP)",
+    )
+    path: str = setting(
+        ...,
+        "Glob of files, local or an fsspec URL, as of a source; pairs: .jsonl (.gz, .zst) and .parquet",
+        min_length=1,
+        identity=False,  # which files there are decides, by their digests
+    )
+    text_field: str = setting("text", "Field or column that holds a text")
+    good_field: str = setting("sentence_good", "Field or column that holds the good sentence of a pair")
+    bad_field: str = setting("sentence_bad", "Field or column that holds the bad one")
+    group_field: str = setting(
+        "", "Field or column that names the group of a pair, as UID of BLiMP; empty: none"
+    )
+    max_bytes: int = setting(
+        0, "Texts to score, from the first on, whole ones, at least one; 0: all", unit="bytes", ge=0
+    )
+    max_pairs: int = setting(0, "Pairs to score, from the first on; 0: all", unit="pairs", ge=0)
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> EvaluationSetConfig:
+        own, other = ("max_bytes", "max_pairs") if self.kind == "text" else ("max_pairs", "max_bytes")
+        if getattr(self, other):
+            raise ValueError(
+                f"evaluation set {self.name!r}: kind {self.kind!r} takes no {other}; set {own} instead"
+            )
+        if self.kind == "minimal_pairs" and self.good_field == self.bad_field:
+            raise ValueError(
+                f"evaluation set {self.name!r}: good_field and bad_field must differ; "
+                f"found {self.good_field!r}"
+            )
+        if holds_secret(self.path):
+            raise ValueError(
+                f"evaluation set {self.name!r}: path holds a password or key; "
+                "leave it out and give it as the file system's own environment variables"
+            )
+        return self
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Its texts as sources: of minimal pairs first all that is good, then all that is bad."""
+        fields = {self.name: self.text_field}
+        if self.kind == "minimal_pairs":
+            fields = {f"{self.name}.good": self.good_field, f"{self.name}.bad": self.bad_field}
+        return tuple(
+            SourceConfig(name=name, kind="files", path=self.path, text_field=field)
+            for name, field in fields.items()
+        )
+
+
 class EvaluationConfig(Config):
     """How a model is measured."""
 
+    sets: tuple[EvaluationSetConfig, ...] = setting(
+        (), "What else the model is measured on; data.decontamination keeps its text out of what is learned"
+    )
     stride_tokens: int = setting(
         64, "New tokens of each window of seq_len, at most all; the rest is context", unit="tokens", ge=1
     )
@@ -922,6 +994,13 @@ class EvaluationConfig(Config):
     micro_batch_size: int = setting(
         64, "Windows that one process computes at a time", unit="sequences", ge=1, identity=False
     )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvaluationConfig:
+        names = [one.name for one in self.sets]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each evaluation set needs a name of its own; found {names}")
+        return self
 
 
 class TrackingConfig(Config):
@@ -979,7 +1058,23 @@ class Recipe(Config):
             )
         if misfit := find_misfit(self.model, self.train):
             raise ValueError(misfit)
+        names = [source.name for source in self.preparation.decontamination.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                "each text of evaluation.sets and data.decontamination.sources needs a name of its own; "
+                f"found {names}"
+            )
         return self
+
+    @property
+    def preparation(self) -> DataConfig:
+        """What data preparation is told: ``data``, and not to let the texts of ``evaluation.sets`` in."""
+        wanted = self.data.decontamination
+        if not (wanted.evaluation_sets and self.evaluation.sets):
+            return self.data
+        sources = (*wanted.sources, *(source for one in self.evaluation.sets for source in one.sources))
+        wanted = wanted.model_copy(update={"sources": sources})
+        return self.data.model_copy(update={"decontamination": wanted})
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -996,7 +1091,11 @@ def parse(kind: type[C], values: Mapping[str, Any], *, where: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
+        found = error.errors()
+        places = [problem["loc"] for problem in found]
+        # A list without its wrong entries is "too short": that is told by what is wrong with them.
+        inner = [p for p in found if not any(p["loc"] == place[: len(p["loc"])] != place for place in places)]
+        problems = [_explain(kind, problem) for problem in inner]
         raise ConfigError(
             f"{where} is not a valid {kind.__name__.removesuffix('Config').lower()}",
             found="; ".join(problems),

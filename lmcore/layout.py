@@ -23,6 +23,8 @@ def _misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
 
 def _tensor_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
     tp = train.parallel.tp
+    if tp > 1 and train.precision == "fp8":
+        yield f"train.precision fp8 needs whole matrices, but train.parallel.tp is {tp}; use tp 1, or bf16"
     for what, count in (
         ("key heads (model.num_kv_heads)", model.kv_heads),
         (f"blocks of {model.mlp_block} of the MLP's width", model.mlp_size // model.mlp_block),

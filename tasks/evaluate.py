@@ -11,14 +11,16 @@ from typing import Any
 
 from prefect import task
 
-from lmcore.config import DataConfig, Identity, Json, Recipe, identify
+from lmcore.config import DataConfig, EvaluationConfig, Identity, Json, Recipe, identify
 from lmcore.data import prepare
+from lmcore.data.sources import SourceFile, digest_of
 from lmcore.errors import StorageError
 from lmcore.eval.gate import Measured
 from lmcore.eval.job import EvaluationJob
+from lmcore.eval.sets import check_sets, files_of, find_sets
 from lmcore.home import Home
 from lmcore.progress import Progress
-from lmcore.store import Artifact, Stage, hash_files, sha256_json
+from lmcore.store import UNICODE, Artifact, Stage, hash_files, sha256_json
 from tasks import runs
 from tasks.prepare import Prepared, tokens_stage
 from tasks.stages import STAGE_OPTIONS, ensure
@@ -27,6 +29,7 @@ from tasks.tracking import ModelVersion
 from tasks.train import run_job
 
 EVALUATE_VERSION = 1
+MEASURES = {"text": "bits_per_byte", "minimal_pairs": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,43 @@ def trained_subject(recipe: Recipe, trained: Artifact) -> Subject:
     return Subject(recipe.name, trained.path / "model", digest, train.seq_len, train.document_mask)
 
 
-def evaluate_stage(recipe: Recipe, subject: Subject, tokens: Artifact) -> Stage:
-    """The stage that measures a model on the validation split."""
+def take_sets(config: EvaluationConfig) -> tuple[SourceFile, ...]:
+    """The files of the evaluation sets, found and read once before anything else is done."""
+    return find_evaluation_sets(config) if config.sets else ()
+
+
+@task(name="find evaluation sets", task_run_name="find evaluation sets", **STAGE_OPTIONS)
+def find_evaluation_sets(config: EvaluationConfig) -> tuple[SourceFile, ...]:
+    """List and hash the files of the evaluation sets, and see that they can be scored.
+
+    Raises:
+        DataError: a set matches nothing, holds nothing to score, or a record cannot be read.
+    """
+    files = find_sets(config)
+    check_sets(config, files)
+    return files
+
+
+def evaluate_stage(
+    recipe: Recipe, subject: Subject, tokens: Artifact, sets: tuple[SourceFile, ...] = ()
+) -> Stage:
+    """The stage that measures a model on the validation split and on the sets of these files."""
     settings = identify(evaluation=recipe.evaluation)
     reading: dict[str, Json] = {
         "train.seq_len": subject.seq_len,
         "train.document_mask": subject.document_mask,
     }
+    inputs = {"model": subject.digest, "tokens": tokens.digest}
+    deciding: tuple[str, ...] = ("torch",)
+    if sets:
+        inputs["evaluation sets"] = digest_of(sets)
+        deciding = ("torch", "tokenizers", "pyarrow", UNICODE)
     return Stage(
         "evaluate",
         EVALUATE_VERSION,
         Identity(settings.values | reading, settings.chosen | reading),
-        {"model": subject.digest, "tokens": tokens.digest},
-        deciding=("torch",),
+        inputs,
+        deciding,
     )
 
 
@@ -69,9 +96,15 @@ def evaluation_run_directory(key: str) -> Path:
 
 
 @task(name="evaluate", task_run_name="evaluate the model", **STAGE_OPTIONS)
-def evaluate_model(recipe: Recipe, prepared: Prepared, trained: Artifact, run: FlowRun) -> Artifact:
-    """Measure bits per byte beside the baselines, and draw samples."""
-    evaluated = _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run)
+def evaluate_model(
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Artifact,
+    run: FlowRun,
+    sets: tuple[SourceFile, ...] = (),
+) -> Artifact:
+    """Measure bits per byte beside the baselines, score the sets of these files, and draw samples."""
+    evaluated = _evaluate(recipe, trained_subject(recipe, trained), prepared.tokens, run, sets)
     run.refer_to(evaluated, evaluation_run_directory(evaluated.key))
     return evaluated
 
@@ -92,6 +125,8 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
             found=f"no {' and no '.join(missing)}",
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
+    # The gate asks nothing of the sets.
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": ()})})
     tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
     name = f"{champion.name} version {champion.version}, the champion"
     subject = Subject(name, model, champion.model_digest, champion.seq_len, champion.document_mask)
@@ -123,8 +158,10 @@ def _encode_for(config: DataConfig, model: Path, documents: Artifact, splits: Ar
     )
 
 
-def _evaluate(recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun) -> Artifact:
-    stage = evaluate_stage(recipe, subject, tokens)
+def _evaluate(
+    recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun, sets: tuple[SourceFile, ...] = ()
+) -> Artifact:
+    stage = evaluate_stage(recipe, subject, tokens, sets)
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         run_dir = evaluation_run_directory(stage.key)
@@ -138,17 +175,48 @@ def _evaluate(recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun) 
             tokenizer=str(subject.path),
             document_mask=subject.document_mask,
             seq_len=subject.seq_len,
+            set_files=sets,
         ).write(run_dir)
-        _record_run(run_dir, recipe, subject, stage, tokens, run)
+        _record_run(run_dir, recipe, subject, stage, _datasets(recipe, tokens, sets), run)
         result = run_job("lmcore.eval", run_dir, recipe, run, progress, metrics_of=evaluation_metrics)
-        shutil.copy2(run_dir / "samples.json", out / "samples.json")
+        for name in _sample_files(recipe):
+            shutil.copy2(run_dir / name, out / name)
         return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
 
     return ensure(stage, build)
 
 
+def _datasets(recipe: Recipe, tokens: Artifact, sets: tuple[SourceFile, ...]) -> list[runs.Dataset]:
+    """What the model is measured on."""
+    validation = runs.Dataset(
+        name=f"{recipe.name}-validation",
+        digest=tokens.digest[:32],
+        source=str(tokens.path / "validation"),
+        context="evaluation",
+        profile={"num_tokens": tokens.summary["validation_tokens"]},
+    )
+    of_sets = []
+    for one in recipe.evaluation.sets:
+        files = files_of(one, sets)
+        of_sets.append(
+            runs.Dataset(
+                name=one.name,
+                digest=digest_of(files)[:32],
+                source=one.path,
+                context="evaluation",
+                profile={"num_bytes": sum(file.num_bytes for file in files)},
+            )
+        )
+    return [validation, *of_sets]
+
+
 def _record_run(
-    run_dir: Path, recipe: Recipe, subject: Subject, stage: Stage, tokens: Artifact, run: FlowRun
+    run_dir: Path,
+    recipe: Recipe,
+    subject: Subject,
+    stage: Stage,
+    datasets: list[runs.Dataset],
+    run: FlowRun,
 ) -> None:
     evaluation = recipe.evaluation
     runs.open_run(
@@ -171,19 +239,17 @@ def _record_run(
             "top_k": str(evaluation.sampling.top_k),
             "top_p": str(evaluation.sampling.top_p),
         },
-        datasets=[
-            runs.Dataset(
-                name=f"{recipe.name}-validation",
-                digest=tokens.digest[:32],
-                source=str(tokens.path / "validation"),
-                context="evaluation",
-                profile={"num_tokens": tokens.summary["validation_tokens"]},
-            )
-        ],
+        datasets=datasets,
         files={
-            name: str(run_dir / name) for name in ("config.json", "log.txt", "samples.json", "result.json")
+            name: str(run_dir / name)
+            for name in ("config.json", "log.txt", "result.json", *_sample_files(recipe))
         },
     )
+
+
+def _sample_files(recipe: Recipe) -> tuple[str, ...]:
+    """What people look at beside the figures."""
+    return ("samples.json", *(["set-samples.json"] if recipe.evaluation.sets else []))
 
 
 def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -195,4 +261,8 @@ def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         "bigram_bits_per_byte",
         "loss",
     )
-    return {f"eval/{name}": float(summary[name]) for name in names if summary.get(name) is not None}
+    found = {f"eval/{name}": float(summary[name]) for name in names if summary.get(name) is not None}
+    for name, figures in summary.get("sets", {}).items():
+        measure = MEASURES[figures["kind"]]
+        found[f"eval/{name}/{measure}"] = float(figures[measure])
+    return found

@@ -17,6 +17,7 @@ from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
 from tasks import runs
 from tasks.data_report import PAGE
+from tasks.evaluate import MEASURES
 from tasks.pictures import losses
 from tasks.prepare import Prepared
 from tasks.registry import Registered
@@ -31,6 +32,16 @@ class StageSummary(BaseModel):
     status: str
     seconds: float
     reason: str = ""
+
+
+class SetSummary(BaseModel):
+    """A figure of an evaluation set, or of a group of its pairs."""
+
+    name: str
+    group: str = ""
+    measure: str
+    value: float
+    items: int
 
 
 class Summary(BaseModel):
@@ -50,6 +61,7 @@ class Summary(BaseModel):
     val_bits_per_byte: float | None = None
     zstd_bits_per_byte: float | None = None
     bigram_bits_per_byte: float | None = None
+    sets: list[SetSummary] = []
     tokens_per_second: float | None = None
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
@@ -187,6 +199,12 @@ def report(
     page = markdown(summary, figures)
     _publish_stages("stages", summary.stages)
     create_markdown_artifact(page, key="summary", description=recipe.name)
+    if summary.sets:
+        create_table_artifact(
+            [one.model_dump() for one in summary.sets],
+            key="evaluation-sets",
+            description="Bits per byte of texts, share of pairs that are right, and of how many",
+        )
     if summary.mlflow_url:
         create_link_artifact(summary.mlflow_url, link_text="This run in MLflow", key="mlflow")
     _record(run, summary, figures)
@@ -244,6 +262,7 @@ def _summarize(
         val_bits_per_byte=measured.get("bits_per_byte"),
         zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
+        sets=set_summaries(measured.get("sets", {})),
         tokens_per_second=trained.summary["tokens_per_second"],
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
@@ -267,6 +286,7 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
         "data/documents": summary.documents,
         "train/tokens": summary.train_tokens,
     }
+    metrics |= {f"eval/{one.name}/{one.measure}": one.value for one in summary.sets if not one.group}
     run.record(
         metrics={name: float(value) for name, value in metrics.items() if value is not None},
         tags=_stage_tags(summary.stages),
@@ -295,6 +315,7 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
             *_baseline("byte bigrams", summary.bigram_bits_per_byte),
             "",
         ]
+    lines += _table_of_sets(summary.sets)
     if summary.model_version:
         aliases = ", ".join(summary.aliases) or "no alias"
         lines += [f"Registered as **{summary.model_name}** version {summary.model_version} ({aliases})."]
@@ -323,6 +344,33 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
 def sample_text(sample: Mapping[str, str]) -> str:
     """A prompt and what the model made of it."""
     return sample["prompt"] + sample["text"]
+
+
+def set_summaries(sets: Mapping[str, Mapping[str, Any]]) -> list[SetSummary]:
+    """The figures of the evaluation sets, each followed by those of its groups."""
+    found = []
+    for name, figures in sets.items():
+        measure = MEASURES[figures["kind"]]
+        items = figures["num_documents" if measure == "bits_per_byte" else "num_pairs"]
+        found.append(SetSummary(name=name, measure=measure, value=figures[measure], items=items))
+        found += [
+            SetSummary(name=name, group=group, measure=measure, value=of[measure], items=of["num_pairs"])
+            for group, of in figures.get("groups", {}).items()
+        ]
+    return found
+
+
+def _table_of_sets(sets: Sequence[SetSummary]) -> list[str]:
+    """Each set as a whole; those of groups are a table of their own in the UI."""
+    if not sets:
+        return []
+    lines = ["| evaluation set | measure | | texts or pairs |", "|---|---|---:|---:|"]
+    lines += [
+        f"| {one.name} | {one.measure.replace('_', ' ')} | **{one.value:.4f}** | {one.items:,} |"
+        for one in sets
+        if not one.group
+    ]
+    return [*lines, ""]
 
 
 def _baseline(name: str, value: float | None) -> list[str]:

@@ -399,7 +399,7 @@ def _check_columns(parquet: pq.ParquetFile, columns: list[str], file: SourceFile
             raise DataError(
                 f"Parquet file {file.name} of source {file.source!r} has {how_many} {column!r}",
                 found=", ".join(names),
-                remedy="Set text_field and id_field of this source to columns of the file.",
+                remedy="Name columns of the file in the fields of this source, or of this evaluation set.",
             )
 
 

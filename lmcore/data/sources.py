@@ -164,13 +164,17 @@ def take_inventory(config: DataConfig) -> Inventory:
     Raises:
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
-    files, left_out = _find(config.sources)
-    evaluation, _ = _find(config.decontamination.sources)
+    files, left_out = find_files(config.sources)
+    evaluation, _ = find_files(config.decontamination.sources)
     return Inventory(files, evaluation, (), left_out)
 
 
-def _find(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...], dict[str, dict[str, int]]]:
-    """Files of ``sources``, and what the caps left out."""
+def find_files(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...], dict[str, dict[str, int]]]:
+    """List and digest the files of ``sources``, in sorted order; the second says what the caps left out.
+
+    Raises:
+        DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
+    """
     found: list[tuple[SourceConfig, str, str, int]] = []
     left_out: dict[str, dict[str, int]] = {}
     for source in sources:

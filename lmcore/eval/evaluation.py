@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.data.decoding import Decoder
+from lmcore.data.encoding import Encoder
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError
 from lmcore.eval import baselines
@@ -17,6 +18,7 @@ from lmcore.eval.generate import Generator
 from lmcore.eval.held_out import HeldOut
 from lmcore.eval.job import EvaluationJob
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.eval.set_scores import ScoredSet, Scoring, read_set
 from lmcore.model.io import load_model
 from lmcore.parallel.mesh import World
 from lmcore.progress import Paced
@@ -25,6 +27,7 @@ from lmcore.store import write_atomically
 from lmcore.units import bits_per_byte
 
 SAMPLES_FILE = "samples.json"
+SET_SAMPLES_FILE = "set-samples.json"
 # zstd -19 makes some 3 MB/s, twice, while the other processes wait: the first documents must do.
 BASELINE_BYTES = 64_000_000
 
@@ -41,7 +44,8 @@ class Evaluation:
     Raises:
         CheckpointError: the model is missing or damaged.
         ConfigError: the windows are longer than the model is made for.
-        DataError: the tokens or the tokenizer are missing or damaged, or do not fit each other.
+        DataError: the tokens or the tokenizer are missing or damaged, or do not fit each other; or an
+            evaluation set cannot be read.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Evaluation:
                 found=f"{job.seq_len}",
             )
         self.generator = Generator(self.model, Path(job.tokenizer), job.seq_len)
+        self.sets = self._read_sets()
+        self.set_samples: dict[str, list[dict[str, Any]]] = {}
         self.events = EventLog(run_dir, enabled=world.is_main)
 
     def run(self) -> dict[str, Any]:
@@ -74,6 +80,10 @@ class Evaluation:
         scoring = time.perf_counter()
         loss_sum, stops = self._score()
         seconds = time.perf_counter() - scoring
+        sets: dict[str, Any] = {}
+        for one in self.sets:
+            if not stops:  # the same on all processes
+                sets[one.name], stops = self._score_set(one)
         if not stops and self.world.is_main:
             self._samples()
         self.world.wait_for_main()
@@ -89,12 +99,19 @@ class Evaluation:
             "num_tokens": self.text.num_tokens,
             "num_bytes": self.text.num_bytes,
             "num_documents": self.text.num_documents,
+            **({"sets": sets} if sets else {}),
             "tokens_per_second": self.text.num_tokens / seconds,
             "seconds": time.time() - started,
         }
-        if self.world.is_main:
+        if self.world.is_main:  # the others know no baselines
             self._say(_summary(result))
         return result
+
+    def _read_sets(self) -> list[ScoredSet]:
+        if not self.config.sets:
+            return []
+        encoder = Encoder(Path(self.job.tokenizer))
+        return [read_set(wanted, self.job.set_files, encoder) for wanted in self.config.sets]
 
     def _baselines(self) -> dict[str, float]:
         documents = self.text.documents(BASELINE_BYTES)
@@ -110,17 +127,7 @@ class Evaluation:
 
     def _score(self) -> tuple[float, float]:
         """Return the summed loss (nats) of all processes, and how many of them were asked to stop."""
-        paced = Paced(self._progress, "score text", self.text.num_tokens, "tokens")
-        left = self.text.num_tokens
-
-        def on_scored(num_tokens: int) -> bool:
-            nonlocal left
-            # The others are about as far as we are.
-            step = min(num_tokens * self.world.size, left)
-            left -= step
-            paced.advance(step)
-            return self.stop_requested()
-
+        paced, on_scored = self._follow("score text", self.text.num_tokens)
         loss_sum = score_text(
             self.model,
             self.text.stream,
@@ -135,6 +142,40 @@ class Evaluation:
         paced.finish()
         return loss_sum, stops
 
+    def _score_set(self, one: ScoredSet) -> tuple[dict[str, Any], float]:
+        """Return the figures of a set, and how many processes were asked to stop."""
+        paced, on_scored = self._follow(f"score {one.name}", one.num_tokens)
+        how = Scoring(
+            seq_len=self.job.seq_len,
+            stride=self.config.stride_tokens,
+            batch_size=self.config.micro_batch_size,
+            document_mask=self.job.document_mask,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        losses = one.losses(self.model, how, on_scored)
+        *losses, stops = self.world.add_up([*losses, float(self.stop_requested())])
+        paced.finish()
+        if stops:
+            return {}, stops
+        self.set_samples[one.name] = one.samples(losses)
+        return one.result(losses), stops
+
+    def _follow(self, label: str, num_tokens: int) -> tuple[Paced, Callable[[int], bool]]:
+        """Progress over ``num_tokens``, and what is told of each batch and says whether to stop."""
+        paced = Paced(self._progress, label, num_tokens, "tokens")
+        left = num_tokens
+
+        def on_scored(num_scored: int) -> bool:
+            nonlocal left
+            # The others are about as far as we are.
+            step = min(num_scored * self.world.size, left)
+            left -= step
+            paced.advance(step)
+            return self.stop_requested()
+
+        return paced, on_scored
+
     def _samples(self) -> None:
         prompts = self.config.prompts
         paced = Paced(self._progress, "draw samples", len(prompts), "samples")
@@ -148,6 +189,8 @@ class Evaluation:
             paced.advance(1)
         paced.finish()
         write_atomically(self.run_dir / SAMPLES_FILE, json.dumps(samples, indent=1) + "\n")
+        if self.set_samples:
+            write_atomically(self.run_dir / SET_SAMPLES_FILE, json.dumps(self.set_samples, indent=1) + "\n")
 
     def _progress(self, label: str, done: float, total: float, unit: str) -> None:
         self.events.write("progress", label=label, done=done, total=total, unit=unit)
@@ -164,4 +207,11 @@ def _summary(result: dict[str, Any]) -> str:
         f"document by document {result['zstd_per_document_bits_per_byte']:.4f}, "
         f"byte bigrams {result['bigram_bits_per_byte']:.4f}), loss {result['loss']:.4f}, "
         f"{result['tokens_per_second']:,.0f} tokens/s"
+        + "".join(f"\n{name}: {_figure(figures)}" for name, figures in result.get("sets", {}).items())
     )
+
+
+def _figure(figures: dict[str, Any]) -> str:
+    if figures["kind"] == "text":
+        return f"bits per byte {figures['bits_per_byte']:.4f}"
+    return f"{figures['accuracy']:.4f} of {figures['num_pairs']:,} pairs right"

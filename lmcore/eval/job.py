@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmcore.config import EvaluationConfig, LaunchConfig, setting
+from lmcore.data.sources import SourceFile
 from lmcore.run_directory import RunJob
 
 
@@ -16,3 +17,4 @@ class EvaluationJob(RunJob):
     tokenizer: str = setting(..., "Directory of the tokenizer that made the tokens")
     document_mask: bool = setting(False, "Attention sees only its own document, as in training")
     seq_len: int = setting(..., "Tokens of a window, context included", unit="tokens", ge=1)
+    set_files: tuple[SourceFile, ...] = setting((), "Files of the evaluation sets")

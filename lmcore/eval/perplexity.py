@@ -3,12 +3,16 @@
 Sliding windows as in Transformer-XL's evaluation (Dai et al. 2019) and Hugging Face's "Perplexity of
 fixed-length models" (https://huggingface.co/docs/transformers/perplexity): the window moves on by
 ``stride`` tokens, scores those that are new, and the rest of it is context.
+
+A text is a stream that windows slide over (``score_text``), or many short items, each scored alone
+(``score_items``). Both ask ``token_losses``, the one place where the model computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,11 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmcore.data.loader import documents_by_eos
-from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.model.transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MB in fp32
+
+
+class Tokens(Protocol):
+    """A text in tokens; ``lmcore.data.tokens.TokenDataset`` is one."""
+
+    @property
+    def eos_id(self) -> int:
+        """The token before the first."""
+        ...
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Return tokens [start, stop)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class SlidingWindows:
 
 def score_text(
     model: Transformer,
-    stream: TokenDataset,
+    stream: Tokens,
     windows: SlidingWindows,
     *,
     batch_size: int,
@@ -101,27 +117,93 @@ def score_text(
     """
     device = next(model.parameters()).device
     total = 0.0
-    with torch.inference_mode():
-        for batch in windows.batches(batch_size, rank, world_size):
-            tokens, scored = read_windows(stream, batch, model.vocab_size)
-            tokens = tokens.to(device)
-            documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else (None, None)
-            total += _loss_sum(model, tokens, scored.to(device), documents)
-            if on_scored(int(scored.sum())):
-                break
+    for batch in windows.batches(batch_size, rank, world_size):
+        tokens, scored = read_windows([(stream, window) for window in batch], model.vocab_size)
+        tokens = tokens.to(device)
+        documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else (None, None)
+        total += token_losses(model, tokens, scored.to(device), documents).sum(dtype=torch.float64).item()
+        if on_scored(int(scored.sum())):
+            break
     return total
 
 
-def read_windows(stream: TokenDataset, batch: list[Window], vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Read the tokens of ``batch``, int64 [B, T + 1], and which targets count, bool [B, T]."""
-    width = batch[0].stop - batch[0].start
-    tokens = np.full((len(batch), width + 1), stream.eos_id, np.int64)
-    scored = np.zeros((len(batch), width), bool)
-    for row, window in enumerate(batch):
+def score_items(
+    model: Transformer,
+    items: Sequence[Tokens],
+    windows: Sequence[SlidingWindows],
+    *,
+    batch_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
+    on_scored: Callable[[int], bool] = lambda num_tokens: False,
+) -> np.ndarray:
+    """Return the loss in nats of each of ``items``, summed over its tokens; 0 what others score; fp64 [n].
+
+    Each is scored alone, as the beginning of a document: no other is in its context. Windows of about the
+    same length are computed together, padded on the right, where causal attention does not look.
+
+    Args:
+        model: Ready to evaluate.
+        items: Short texts.
+        windows: Over each of them.
+        batch_tokens: Tokens computed at a time, padding included.
+        rank, world_size: Which share is ours; the batches are the same at any world size.
+        on_scored: Told how many tokens each batch scored; true: stop here.
+
+    Raises:
+        ConfigError: the windows are longer than the model is made for.
+        DataError: a token is not in the model's vocabulary.
+    """
+    device = next(model.parameters()).device
+    losses = np.zeros(len(items))
+    batches = _batches_by_length(windows, batch_tokens)
+    for batch in batches[rank::world_size]:
+        rows = [(items[number], window) for number, window in batch]
+        tokens, scored = read_windows(rows, model.vocab_size)
+        sums = token_losses(model, tokens.to(device), scored.to(device)).sum(dim=1, dtype=torch.float64)
+        np.add.at(losses, [number for number, _ in batch], sums.cpu().numpy())
+        if on_scored(int(scored.sum())):
+            break
+    return losses
+
+
+def _batches_by_length(
+    windows: Sequence[SlidingWindows], batch_tokens: int
+) -> list[list[tuple[int, Window]]]:
+    """Number of its item and each window, in batches of at most ``batch_tokens``, padding included."""
+    rows = [(number, of_item[i]) for number, of_item in enumerate(windows) for i in range(len(of_item))]
+    rows.sort(key=lambda row: row[1].stop - row[1].start)  # stable: the order is that of the items
+    batches: list[list[tuple[int, Window]]] = []
+    for row in rows:  # each at least as long as those before it
+        length = row[1].stop - row[1].start
+        if not batches or (len(batches[-1]) + 1) * length > batch_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def read_windows(rows: Sequence[tuple[Tokens, Window]], vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Read a window of a text for each row.
+
+    Args:
+        rows: A text and its window; shorter windows are padded on the right.
+        vocab_size: Ids are below this.
+
+    Returns:
+        The tokens, int64 [B, T + 1], and which targets count, bool [B, T].
+
+    Raises:
+        DataError: a token is not in the vocabulary.
+    """
+    width = max(window.stop - window.start for _, window in rows)
+    tokens = np.full((len(rows), width + 1), rows[0][0].eos_id, np.int64)
+    scored = np.zeros((len(rows), width), bool)
+    for row, (text, window) in enumerate(rows):
         # Input i is the token before target i; there is none before the first, so EOS stands there.
-        read = stream.slice(max(0, window.start - 1), window.stop)
-        tokens[row, width + 1 - len(read) :] = read
-        scored[row, window.scored - window.start :] = True
+        read = text.slice(max(0, window.start - 1), window.stop)
+        first = 0 if window.start else 1
+        tokens[row, first : first + len(read)] = read
+        scored[row, window.scored - window.start : window.stop - window.start] = True
     if tokens.max() >= vocab_size or tokens.min() < 0:
         raise DataError(
             "the tokens are not of this model's tokenizer",
@@ -132,15 +214,27 @@ def read_windows(stream: TokenDataset, batch: list[Window], vocab_size: int) -> 
     return torch.from_numpy(tokens), torch.from_numpy(scored)
 
 
-def _loss_sum(
-    model: Transformer, tokens: Tensor, scored: Tensor, documents: tuple[Tensor | None, Tensor | None]
-) -> float:
+@torch.inference_mode()
+def token_losses(
+    model: Transformer,
+    tokens: Tensor,
+    scored: Tensor,
+    documents: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Return the loss in nats of each target that is ``scored``, and 0 of the others; fp32 [B, T].
+
+    Args:
+        model: Ready to evaluate.
+        tokens: Int64 [B, T + 1]; target i follows input i.
+        scored: Which targets count, bool [B, T].
+        documents: Positions and document numbers of the inputs, each [B, T], or None.
+    """
+    losses = torch.zeros(scored.shape, device=tokens.device)
     # The head is the dearest product of a small model: what is only context does not go through it.
     hidden = model.hidden(tokens[:, :-1], *documents)[scored]  # [N, D]
     targets = tokens[:, 1:][scored]  # [N]
     rows = max(1, _LOGITS_AT_ONCE // model.vocab_size)
-    total = torch.zeros((), dtype=torch.float64, device=tokens.device)
-    for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = model.head(part).float()  # [n, V]
-        total += F.cross_entropy(logits, target, reduction="none").sum(dtype=torch.float64)
-    return total.item()
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    found = [F.cross_entropy(model.head(part).float(), target, reduction="none") for part, target in parts]
+    losses[scored] = torch.cat(found)
+    return losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from lmcore.model.float8 import use_float8
 from lmcore.model.moe import routers
 from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
@@ -23,13 +25,14 @@ from lmcore.parallel.mesh import Layout
 from lmcore.parallel.stage import Stage
 from lmcore.parallel.tensor import divide_matrices
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 
 # torch 2.13 warns of the older name.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# fp8 is of some products (lmcore/model/float8.py); what is around them is bf16.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, checkpointing: bool) -> nn.Module:
@@ -46,11 +49,15 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
     """
     parallel, device = layout.parallel, layout.world.device
+    # FSDP2 fears that somebody changes its output in place; nobody does.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")
     if layout.mesh is not None and parallel.tp > 1:
         divide_matrices(stage, layout.mesh["tp"], sequence=layout.divides_sequence)
     if layout.expert_mesh is not None:
         divide_experts(stage.model, layout.expert_mesh["ep"])
     sum_counts_over(stage.model, layout.sequence_groups)
+    if precision == "fp8":
+        use_float8(stage.model.blocks)
     for block in stage.blocks if checkpointing else ():
         # Inside of what shards the block: its weights are gathered once for both.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

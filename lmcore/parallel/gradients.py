@@ -76,7 +76,7 @@ class TiedHead:
         self.group = layout.group("pp")
 
     def give_gradient(self) -> None:
-        """Add the head's gradient to the embedding's."""
+        """Add the head's gradient to the embedding's, and forget it: no optimizer does."""
         if self.head is not None and self.embedding is not None:
             _grad(self.embedding).add_(_grad(self.head))
         elif self.head is not None:
@@ -86,6 +86,8 @@ class TiedHead:
             theirs = torch.empty_like(ours, memory_format=torch.contiguous_format)
             dist.recv(theirs, group=self.group, group_src=self.last)
             ours.add_(theirs)
+        if self.head is not None:
+            self.head.grad = None
 
     @torch.no_grad()
     def follow(self) -> None:

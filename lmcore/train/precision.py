@@ -4,11 +4,66 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmcore.errors import TrainingDiverged
+import torch
+
+from lmcore.config import ModelConfig, ParallelConfig
+from lmcore.errors import ConfigError, TrainingDiverged
+from lmcore.model.float8 import MULTIPLE
 from lmcore.parallel.apply import Precision
 
 GROW_EVERY = 2_000
 SMALLEST_SCALE = 2.0**-10
+FP8_CAPABILITY = (8, 9)  # Ada Lovelace; Hopper is 9.0
+
+
+def check_fp8(model: ModelConfig, parallel: ParallelConfig, device: torch.device) -> None:
+    """Refuse fp8 where it cannot be: to be asked before a model is built.
+
+    A CPU is taken where torch multiplies eight-bit floats on it, as a check of numbers: it is slower there.
+
+    Raises:
+        ConfigError: the GPU is too old, matrices are divided, or no matrix is a multiple of 16.
+    """
+    if parallel.tp > 1:
+        raise ConfigError(
+            "train.precision fp8 scales whole matrices, which train.parallel.tp divides",
+            expected="tp 1",
+            found=f"tp {parallel.tp}",
+            remedy="Set train.parallel.tp=1 and dp_shard instead, or train.precision=bf16.",
+        )
+    if model.hidden_size % MULTIPLE:
+        raise ConfigError(
+            "train.precision fp8 has no matrix to multiply",
+            expected=f"a model.hidden_size that is a multiple of {MULTIPLE}",
+            found=f"{model.hidden_size}",
+            remedy="Change it, or set train.precision=bf16.",
+        )
+    if device.type == "cuda":
+        found, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        works = capability >= FP8_CAPABILITY
+        found = f"{found} of {capability[0]}.{capability[1]}"
+    else:
+        works, found = (
+            _multiplies_fp8(device),
+            f"{device.type}, where torch {torch.__version__} has no such product",
+        )
+    if not works:
+        raise ConfigError(
+            "train.precision fp8 is not to be had on this device",
+            expected=f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or newer",
+            found=found,
+            remedy="Set train.precision=bf16.",
+        )
+
+
+def _multiplies_fp8(device: torch.device) -> bool:
+    ones, one = torch.ones(MULTIPLE, MULTIPLE, device=device), torch.ones((), device=device)
+    try:
+        matrix = ones.to(torch.float8_e4m3fn)
+        torch._scaled_mm(matrix, matrix.t(), scale_a=one, scale_b=one)  # pyright: ignore[reportPrivateImportUsage]
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.model.float8 import use_float8
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, initial_weight
 from lmcore.parallel.divided import DividedModel
@@ -31,7 +32,7 @@ from lmcore.train.job import TrainJob
 from lmcore.train.loss import loss_sums
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
-from lmcore.train.precision import LossScale
+from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.schedule import learning_rate_factor
 from lmcore.train.validation import validate
 
@@ -74,6 +75,8 @@ class Trainer:
 
     def _build_model(self) -> None:
         config = self.job.model
+        if self.config.precision == "fp8":
+            check_fp8(config, self.config.parallel, self.world.device)
         with torch.device("meta"):  # to ask it for its size
             self.whole = Transformer(config, self.inputs.vocab_size)
         self.model = DividedModel(
@@ -115,6 +118,8 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
+        if self.config.precision == "fp8":
+            self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
         outcome = self._train()

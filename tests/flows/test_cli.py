@@ -21,7 +21,7 @@ def refused(mill, *arguments, status, **environment):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("run", "nowhere"), "one of quickstart"),
+        (("run", "nowhere"), "quickstart, or the path"),
         (("run", "missing.yaml"), "missing.yaml"),
         (("run", "quickstart", "--set", "model.num_layer=3"), "did you mean num_layers?"),
         (("run", "quickstart", "--set", "train.global_batch_tokens=1000"), "whole number of sequences"),
@@ -89,7 +89,20 @@ def test_doctor_reports_every_check(mill, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "prepare", "train", "evaluate", "generate", "explain", "sync", "up", "down", "doctor"],
+    [
+        "run",
+        "prepare",
+        "train",
+        "evaluate",
+        "generate",
+        "explain",
+        "size",
+        "recipes",
+        "sync",
+        "up",
+        "down",
+        "doctor",
+    ],
 )
 def test_every_command_shows_an_example(command):
     from typer.testing import CliRunner

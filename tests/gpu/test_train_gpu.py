@@ -8,10 +8,13 @@ import torch
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
+from lmcore.errors import ConfigError
 from lmcore.model.attention import KVCache
+from lmcore.model.float8 import Float8Linear
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
 from lmcore.train.job import TrainJob
+from lmcore.train.precision import FP8_CAPABILITY
 from lmcore.train.trainer import Trainer
 
 VOCAB = 300
@@ -64,6 +67,38 @@ def test_a_gpu_trains_like_a_cpu(corpus, tmp_path, precision, document_mask):
     # Rounding grows from step to step, more so in 16 bits; the first steps are the telling ones.
     assert found[:5] == pytest.approx(expected[:5], rel=1e-3 if precision == "fp32" else 2e-2)
     assert found[-1] < found[0] - 0.5
+
+
+def test_a_gpu_in_fp8_trains_like_a_cpu_in_fp32(corpus, tmp_path):
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        with pytest.raises(ConfigError, match=r"train\.precision=bf16"):
+            train(corpus, tmp_path / "refused", "cuda", precision="fp8")
+        pytest.skip("a GPU without products of eight bits: it was refused, as it should be")
+    _, expected = train(corpus, tmp_path / "cpu", "cpu")
+    _, on_cpu = train(corpus, tmp_path / "cpu-fp8", "cpu", precision="fp8")
+    result, found = train(corpus, tmp_path / "gpu", "cuda", precision="fp8")
+    assert result["device"] == "cuda"
+    assert found[:5] == pytest.approx(expected[:5], rel=2e-2)
+    assert found[:5] == pytest.approx(on_cpu[:5], rel=2e-2)
+    assert found[-1] < found[0] - 0.5
+
+
+@pytest.mark.parametrize("rows", [16, 37])  # tokens need not be a multiple of 16
+def test_a_layer_in_fp8_is_near_the_same_in_fp32(rows):
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        pytest.skip("a GPU without products of eight bits")
+    plain, eight = torch.nn.Linear(96, 48, device="cuda"), torch.nn.Linear(96, 48, device="cuda")
+    eight.load_state_dict(plain.state_dict())
+    eight.__class__ = Float8Linear
+    x = torch.randn(rows, 96, device="cuda")
+    results = []
+    for layer in (plain, eight):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        y.square().sum().backward()
+        results.append((y, leaf.grad, layer.weight.grad))
+    for expected, found in zip(*results, strict=True):
+        assert (found.float() - expected).norm() < 0.12 * expected.norm()
 
 
 def test_a_gpu_goes_on_from_a_checkpoint(corpus, tmp_path):

@@ -57,7 +57,9 @@ def test_numbers_with_a_dimension_have_a_unit(kind):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_named_after_their_file(path):
-    assert load_recipe(path).name == path.stem
+    # Large ones leave open what to learn from.
+    source = [] if path.stem == "quickstart" else ["data.sources.0.path=data/*.txt"]
+    assert load_recipe(path, source).name == path.stem
 
 
 def test_quickstart_is_the_defaults_written_out():
@@ -131,7 +133,7 @@ def test_experts_and_their_processes_must_be_divided_by_ep():
     quickstart = next(p for p in RECIPES if p.stem == "quickstart")
     layout = ["train.parallel.dp_shard=4", "train.micro_batch_size=4", "train.parallel.ep=4"]
     assert load_recipe(quickstart, [*layout, "model.moe.num_experts=8"]).train.parallel.ep == 4
-    with pytest.raises(ConfigError, match="does not divide the 6 experts .*; use 3 or 6"):
+    with pytest.raises(ConfigError, match=r"does not divide the 6 experts .*; use 3 or 6"):
         load_recipe(quickstart, [*layout, "model.moe.num_experts=6"])
     with pytest.raises(ConfigError, match="does not divide the 4 processes of dp_shard x cp; use 2 or 4"):
         load_recipe(quickstart, [*layout, "model.moe.num_experts=6", "train.parallel.ep=3"])

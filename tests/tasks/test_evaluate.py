@@ -2,11 +2,13 @@
 
 import pytest
 
-from lmcore.config import Recipe
+from lmcore.config import EvaluationConfig, EvaluationSetConfig, Recipe
 from lmcore.errors import StorageError
+from lmcore.eval.sets import find_sets
 from lmcore.store import Artifact
-from tasks.evaluate import evaluate_champion
+from tasks.evaluate import Subject, evaluate_champion, evaluate_stage, evaluation_metrics
 from tasks.prepare import Prepared
+from tasks.report import Summary, markdown, set_summaries
 from tasks.tracking import ModelVersion
 
 
@@ -30,3 +32,47 @@ def test_a_champion_that_lost_a_file_says_which(tmp_path, missing):
     data = Artifact("data", "0" * 64, tmp_path, "built", "", 0.0, digest="d")
     with pytest.raises(StorageError, match=f"version 3 of mill, cannot be evaluated.*found no {missing}"):
         evaluate_champion.fn(Recipe(), Prepared(data, data, data, data), champion, None)
+
+
+def test_files_of_sets_decide_where_there_are_sets(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "the mill turns"}')
+    wanted = EvaluationSetConfig(name="a", path=f"{tmp_path}/a.jsonl")
+    plain, with_set = Recipe(), Recipe(evaluation=EvaluationConfig(sets=(wanted,)))
+    tokens = Artifact("tokens", "0" * 64, tmp_path, "built", "", 0.0, digest="t")
+    subject = Subject("mill", tmp_path, "m", 64, document_mask=False)
+    before = evaluate_stage(plain, subject, tokens)
+    assert before.inputs == {"model": "m", "tokens": "t"}
+    assert before.key == evaluate_stage(plain, subject, tokens, find_sets(plain.evaluation)).key
+    one = evaluate_stage(with_set, subject, tokens, find_sets(with_set.evaluation))
+    (tmp_path / "a.jsonl").write_text('{"text": "the mill turned"}')
+    other = evaluate_stage(with_set, subject, tokens, find_sets(with_set.evaluation))
+    assert len({before.key, one.key, other.key}) == 3
+    assert other.differences(one.record()) == ["input evaluation sets changed"]
+
+
+def test_figures_of_sets_are_metrics_and_a_table():
+    sets = {
+        "wiki": {"kind": "text", "bits_per_byte": 1.25, "loss": 3.0, "num_documents": 1200},
+        "blimp": {
+            "kind": "minimal_pairs",
+            "accuracy": 0.75,
+            "num_pairs": 8,
+            "groups": {"order": {"accuracy": 0.5, "num_pairs": 4}},
+        },
+    }
+    metrics = evaluation_metrics({"bits_per_byte": 2.0, "sets": sets})
+    assert metrics == {
+        "eval/bits_per_byte": 2.0,
+        "eval/wiki/bits_per_byte": 1.25,
+        "eval/blimp/accuracy": 0.75,
+    }
+    rows = set_summaries(sets)
+    assert [(row.name, row.group, row.value, row.items) for row in rows] == [
+        ("wiki", "", 1.25, 1200),
+        ("blimp", "", 0.75, 8),
+        ("blimp", "order", 0.5, 4),
+    ]
+    page = markdown(Summary(recipe="mill", stages=[], sets=rows), {})
+    assert "| wiki | bits per byte | **1.2500** | 1,200 |" in page
+    assert "| blimp | accuracy | **0.7500** | 8 |" in page
+    assert "evaluation set" not in markdown(Summary(recipe="mill", stages=[]), {})

@@ -8,12 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmcore.config import DataConfig, DecontaminationConfig, QualityConfig, SourceConfig
+from lmcore.config import (
+    DataConfig,
+    DecontaminationConfig,
+    EvaluationConfig,
+    EvaluationSetConfig,
+    QualityConfig,
+    Recipe,
+    SourceConfig,
+    identify,
+    parse,
+)
 from lmcore.data.documents import build_documents
 from lmcore.data.minhash import ngram_hashes
+from lmcore.data.prepare import DOCUMENTS_SETTINGS
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
-from lmcore.errors import DataError
+from lmcore.errors import ConfigError, DataError
 from lmcore.progress import silent
 
 DRAW = random.Random(2)
@@ -97,6 +108,80 @@ def test_an_evaluation_set_that_cannot_be_read_whole_is_an_error(corpus):
     (corpus / "documents").mkdir()
     with pytest.raises(DataError, match=r"evaluation set 'quiz' .* record 6: broken JSON"):
         build_documents(settings, take_inventory(settings), corpus / "documents", silent)
+
+
+# --- evaluation sets, which are not named twice ------------------------------------------------------
+
+
+def recipe(corpus, *sets, **options):
+    data = config(corpus).model_copy(update={"decontamination": DecontaminationConfig(**options)})
+    return Recipe(data=data, evaluation=EvaluationConfig(sets=sets))
+
+
+def build(settings, out):
+    """Books of the splits, and names of the documents that hold evaluation text."""
+    documents, splits = out / "documents", out / "splits"
+    for folder in (out, documents, splits):
+        folder.mkdir()
+    build_documents(settings, take_inventory(settings), documents, silent)
+    books = build_splits(settings, documents, splits, silent)["books"]
+    rows = [row for p in (splits / "decisions").iterdir() for row in pq.read_table(p).to_pylist()]
+    return books, {row["doc_id"] for row in rows if row["decision"] == "contaminated"}
+
+
+@pytest.fixture
+def quiz(corpus):
+    return EvaluationSetConfig(name="quiz", path=f"{corpus}/sets/quiz.jsonl", text_field="question")
+
+
+def test_what_is_evaluated_on_is_not_learned_without_a_word_about_it(corpus, quiz):
+    books, listed = build(recipe(corpus, quiz).preparation, corpus / "out")
+    assert listed == {"s:03.txt", "s:04.txt"}
+    assert (books["documents_in"], books["contaminated"], books["kept"]) == (30, 2, 28)
+
+
+def test_both_sentences_of_minimal_pairs_are_looked_for(corpus):
+    good, bad = words(20), words(20)
+    row = {"sentence_good": good, "sentence_bad": bad}
+    pq.write_table(pa.Table.from_pylist([row]), corpus / "sets" / "pairs.parquet")
+    for number, text in ((10, good), (11, bad)):
+        path = corpus / "raw" / f"{number}.txt"
+        path.write_text(f"{path.read_text()} {text}")
+    pairs = EvaluationSetConfig(name="pairs", kind="minimal_pairs", path=f"{corpus}/sets/*.parquet")
+    _, listed = build(recipe(corpus, pairs).preparation, corpus / "out")
+    assert listed == {"s:10.txt", "s:11.txt"}
+
+
+def test_another_set_decides_anew(corpus, quiz):
+    before = take_inventory(recipe(corpus, quiz).preparation).digest
+    text = (corpus / "raw" / "07.txt").read_text()
+    (corpus / "sets" / "quiz.jsonl").write_text(json.dumps({"question": text}))
+    settings = recipe(corpus, quiz).preparation
+    assert take_inventory(settings).digest != before
+    assert build(settings, corpus / "out")[1] == {"s:07.txt"}
+
+
+def test_without_sets_nothing_is_another_input(corpus, quiz):
+    plain = recipe(corpus)
+    assert plain.preparation is plain.data
+    assert take_inventory(plain.data).evaluation == ()
+    off = recipe(corpus, quiz, evaluation_sets=False)
+    assert off.preparation == off.data
+
+    def chosen(one):
+        return identify(*DOCUMENTS_SETTINGS, data=one.preparation).chosen
+
+    assert chosen(off) == chosen(plain)
+    # How much of a set is scored is nothing to the data.
+    short = quiz.model_copy(update={"max_bytes": 9, "path": "elsewhere"})
+    assert chosen(recipe(corpus, short)) == chosen(recipe(corpus, quiz)) != chosen(plain)
+
+
+def test_a_name_of_two_texts_is_refused(corpus, quiz):
+    values = recipe(corpus, quiz).model_dump()
+    values["data"]["decontamination"]["sources"] = [{"name": "quiz", "kind": "files", "path": "x"}]
+    with pytest.raises(ConfigError, match=r"needs a name of its own; found \['quiz', 'quiz'\]"):
+        parse(Recipe, values, where="test")
 
 
 def test_hashes_are_spread():

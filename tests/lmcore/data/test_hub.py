@@ -161,5 +161,5 @@ def test_what_is_no_folder_is_on_the_hub(tmp_path, monkeypatch, options, expecte
 def test_what_only_a_data_set_has_is_refused_elsewhere():
     with pytest.raises(ValueError, match="only kind 'huggingface' takes a subset"):
         SourceConfig(name="s", kind="files", path="x", subset="en")
-    with pytest.raises(ValueError, match="need a path"):
+    with pytest.raises(ValueError, match="needs a path"):
         SourceConfig(name="s", kind="huggingface")

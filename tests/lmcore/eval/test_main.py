@@ -1,5 +1,6 @@
 """Whole evaluations, in processes of their own."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,12 +10,13 @@ import sys
 import pytest
 import torch
 
-from lmcore.config import EvaluationConfig, LaunchConfig
+from lmcore.config import EvaluationConfig, EvaluationSetConfig, LaunchConfig
 from lmcore.data.tokens import TokenDataset
 from lmcore.eval.evaluation import Evaluation
 from lmcore.eval.generate import Generator
 from lmcore.eval.job import EvaluationJob
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.eval.sets import find_sets
 from lmcore.parallel.mesh import World
 
 PROMPTS = ("def ", "", "日本")
@@ -81,9 +83,30 @@ def test_what_the_main_process_does_alone_is_no_stall(corpus, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def alone(corpus, tmp_path_factory):
+def with_sets(corpus, tmp_path_factory):
+    """Settings of an evaluation on a text, which is that of the validation split, and on pairs."""
+    folder = tmp_path_factory.mktemp("sets")
+    rows = [json.dumps({"text": text}) for text in corpus.texts["validation"]]
+    (folder / "texts.jsonl").write_text("\n".join(rows))
+    words = [text.split() for text in corpus.texts["train"]]
+    pairs = [
+        {"of": len(w) % 2, "sentence_good": " ".join(w), "sentence_bad": " ".join(w[::-1])} for w in words
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    sets = (
+        EvaluationSetConfig(name="texts", path=f"{folder}/texts.jsonl"),
+        EvaluationSetConfig(
+            name="pairs", kind="minimal_pairs", path=f"{folder}/pairs.jsonl", group_field="of"
+        ),
+    )
+    settings = EvaluationConfig(stride_tokens=8, micro_batch_size=4, prompts=PROMPTS, sets=sets)
+    return {"evaluation": settings, "set_files": find_sets(settings)}
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, with_sets, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("alone")
-    done = evaluate(corpus, run_dir)
+    done = evaluate(corpus, run_dir, **with_sets)
     assert done.returncode == 0, done.stderr
     return run_dir, done.stdout
 
@@ -117,18 +140,45 @@ def test_samples_and_progress_are_left_and_printed(corpus, alone):
     assert "bits per byte" in printed
     rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"progress"}
-    for label in ("compress for comparison", "score text", "draw samples"):
+    for label in ("compress for comparison", "score text", "score pairs", "draw samples"):
         done = [row["done"] for row in rows if row["label"] == label]
         assert done == sorted(done)
         assert done[-1] == next(row["total"] for row in rows if row["label"] == label)
 
 
-def test_two_processes_find_what_one_finds(corpus, alone, tmp_path):
-    done = evaluate(corpus, tmp_path / "run", world_size=2)
+def test_sets_are_in_the_result_and_pairs_in_the_samples(corpus, alone):
+    run_dir, printed = alone
+    result = read(run_dir, "result.json")
+    texts, pairs = result["sets"]["texts"], result["sets"]["pairs"]
+    assert texts["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-9)
+    assert 0 < pairs["accuracy"] < 1
+    assert pairs["num_pairs"] == len(corpus.texts["train"])
+    counts = {name: group["num_pairs"] for name, group in pairs["groups"].items()}
+    assert counts.keys() == {"0", "1"}
+    rights = sum(group["accuracy"] * group["num_pairs"] for group in pairs["groups"].values())
+    assert rights == pytest.approx(pairs["accuracy"] * pairs["num_pairs"])
+    samples = read(run_dir, "set-samples.json")
+    assert samples["texts"] == []
+    assert samples["pairs"][0]["good_loss"] > samples["pairs"][0]["bad_loss"]
+    assert f"texts: bits per byte {texts['bits_per_byte']:.4f}" in printed
+    assert f"pairs: {pairs['accuracy']:.4f} of 60 pairs right" in printed
+
+
+def test_a_set_that_changed_since_it_was_found_is_an_error(corpus, with_sets, tmp_path):
+    files = tuple(dataclasses.replace(file, sha256="0" * 64) for file in with_sets["set_files"])
+    done = evaluate(corpus, tmp_path / "run", **with_sets | {"set_files": files})
+    assert done.returncode == 1
+    assert "texts.jsonl of source 'texts' changed" in read(tmp_path / "run", "result.json")["error"]
+
+
+def test_two_processes_find_what_one_finds(corpus, with_sets, alone, tmp_path):
+    done = evaluate(corpus, tmp_path / "run", world_size=2, **with_sets)
     assert done.returncode == 0, done.stderr
     one, two = read(alone[0], "result.json"), read(tmp_path / "run", "result.json")
     for name in ("bits_per_byte", "loss", "zstd_bits_per_byte", "bigram_bits_per_byte"):
         assert two[name] == pytest.approx(one[name], abs=1e-6)
+    assert two["sets"]["texts"] == pytest.approx(one["sets"]["texts"], abs=1e-6)
+    assert two["sets"]["pairs"] == one["sets"]["pairs"]
     assert read(alone[0], "samples.json") == read(tmp_path / "run", "samples.json")
 
 

@@ -102,7 +102,7 @@ def test_a_model_without_context_scores_the_same_at_any_stride(corpus, stream):
 
 def test_the_first_token_is_predicted_from_the_end_of_a_document(stream):
     windows = SlidingWindows(stream.num_tokens, 32, 4)
-    tokens, scored = read_windows(stream, [windows[0], windows[1]], stream.vocab_size)
+    tokens, scored = read_windows([(stream, windows[0]), (stream, windows[1])], stream.vocab_size)
     assert tokens[0, 0] == stream.eos_id
     assert tokens[0, 1:].tolist() == stream.slice(0, 32).tolist()
     assert tokens[1].tolist() == stream.slice(3, 36).tolist()

@@ -116,7 +116,7 @@ def check_parts_of_sequences(rank, size):
 
 def check_with_fsdp(mesh, rank, size):
     """Experts divided over ep and sharded over the rest, all else sharded over both: a step of Muon."""
-    models, context = (make(), make()), Context(rotary=None, mask=None, causal=True, cache=None)
+    models, context = (make(), make()), Context(rotary=None, mask=None, causal=True)
     optimizers = []
     for model, divided in zip(models, (False, True), strict=True):
         block = model.blocks[0]
@@ -128,7 +128,9 @@ def check_with_fsdp(mesh, rank, size):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-        optimizers.append(Optimizers(model.named_parameters(), OptimizerConfig(weight_decay=0.1), torch.float32))
+        optimizers.append(
+            Optimizers(model.named_parameters(), OptimizerConfig(weight_decay=0.1), torch.float32)
+        )
         for r in [rank] if divided else range(size):
             block(inputs_of(r)[0], context).square().sum().backward()
     whole, named = models[0].blocks[0], dict(models[1].blocks[0].named_parameters())

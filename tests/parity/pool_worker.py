@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import plants
 import torch
 import torch._dynamo
 import torch.distributed.checkpoint
@@ -42,6 +43,8 @@ def train(order):
 def answer(order):
     """What went wrong, or nothing."""
     torch.set_num_threads(1)
+    if order["plant"]:
+        getattr(plants, order["plant"])()
     try:
         train(order)
     except BaseException:

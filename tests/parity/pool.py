@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SIZE = 4  # processes of the largest world
+SIZE = 8  # processes of the largest world
 
 
 @dataclass

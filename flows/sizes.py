@@ -1,0 +1,57 @@
+"""A recipe from one number, written out with the rule behind each setting."""
+
+from __future__ import annotations
+
+import re
+
+from flows.recipe_files import write_out
+from lmcore.errors import ConfigError
+from lmcore.sizing import RULES, recipe_of, size_of_depth, size_of_parameters
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_TEXT_BYTES_PER_TOKEN = 4  # roughly, of English
+
+
+def write_size(depth: int | None, parameters: str, path: str, processes: int, precision: str) -> str:
+    """A complete recipe (YAML) for ``depth`` layers, or for as many ``parameters`` as "124M" says.
+
+    Raises:
+        ConfigError: not exactly one of the two is given, or there is no rule for it.
+    """
+    if (depth is None) == (not parameters):
+        raise ConfigError(
+            "one number makes a recipe",
+            expected="--depth or --parameters",
+            found="neither" if depth is None else "both",
+            remedy="For example --depth 12, or --parameters 124M.",
+        )
+    if depth is not None:
+        name, size = f"depth-{depth}", size_of_depth(depth)
+    else:
+        name, size = f"size-{parameters.lower()}", size_of_parameters(parse_count(parameters))
+    recipe = recipe_of(size, name, path, processes, precision)
+    train, tokens = recipe.train, recipe.train.steps * recipe.train.global_batch_tokens
+    model, text_gb = size.model, tokens * _TEXT_BYTES_PER_TOKEN / 1e9
+    head = (
+        f"{model.num_layers} layers of width {model.hidden_size}: {size.num_parameters:,} parameters.\n"
+        f"They learn from {tokens:,} tokens, of {text_gb:.2g} GB of text or so, in {train.steps:,} steps.\n"
+        "With less text it is read several times; up to four are nearly as good (Muennighoff et al. 2023).\n"
+        "Written by `gristmill size`; the rules are in lmcore/sizing.py, their sources above each setting."
+    )
+    return write_out(recipe, head, RULES)
+
+
+def parse_count(text: str) -> int:
+    """A number as people write it: 124M, 1.5b, 300_000.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmb]?)", text.strip().lower())
+    if not found:
+        raise ConfigError(
+            f"{text!r} is no number of parameters",
+            expected="a number, with k, M or B behind it if you like",
+            remedy="For example 124M.",
+        )
+    return round(float(re.sub("[_,]", "", found[1])) * _UNITS[found[2]])
