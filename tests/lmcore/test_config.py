@@ -78,6 +78,7 @@ def test_quickstart_is_the_defaults_written_out():
         ("data.sources=[]", "data.sources"),
         ("train.global_batch_tokens=5000", "use 4864 or 5120"),
         ("train.micro_batch_size=5", "divisible by micro_batch_size 5"),
+        ("train.parallel.ep=2", "num_experts is 0; use ep 1"),
         ("train.parallel.dp_shard=3", r"not divisible by 6 processes"),
         ("model.num_heads=7", "not divisible by num_heads 7"),
         ("model.max_seq_len=64", "longer than model.max_seq_len"),
@@ -126,6 +127,16 @@ def test_overrides_read_numbers_as_people_write_them(tmp_path):
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         TrainConfig().steps = 3  # type: ignore[misc]
+
+
+def test_experts_and_their_processes_must_be_divided_by_ep():
+    quickstart = next(p for p in RECIPES if p.stem == "quickstart")
+    layout = ["train.parallel.dp_shard=4", "train.micro_batch_size=4", "train.parallel.ep=4"]
+    assert load_recipe(quickstart, [*layout, "model.moe.num_experts=8"]).train.parallel.ep == 4
+    with pytest.raises(ConfigError, match=r"does not divide the 6 experts .*; use 3 or 6"):
+        load_recipe(quickstart, [*layout, "model.moe.num_experts=6"])
+    with pytest.raises(ConfigError, match="does not divide the 4 processes of dp_shard x cp; use 2 or 4"):
+        load_recipe(quickstart, [*layout, "model.moe.num_experts=6", "train.parallel.ep=3"])
 
 
 def test_identity_leaves_out_defaults_and_what_does_not_decide():

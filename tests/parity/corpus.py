@@ -10,10 +10,10 @@ from lmcore.data.token_writer import TokenWriter
 VOCAB = 300
 
 
-def write_split(directory, num_documents, seed):
+def write_split(directory, num_documents, seed, lengths=(5, 80)):
     """Documents of tokens that follow one another by a rule, with noise: something to learn."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, 80, num_documents)
+    lengths = rng.integers(*lengths, num_documents)
     tokens = rng.integers(1, VOCAB, int(lengths.sum())).astype(np.int32)
     for i in range(1, len(tokens)):
         if rng.random() < 0.8:
@@ -25,10 +25,10 @@ def write_split(directory, num_documents, seed):
         writer.add(names, sources, tokens, lengths.astype(np.int64), 3 * len(tokens))
 
 
-def write_corpus(root: Path) -> Path:
-    """Directories of a tokens and a tokenizer artifact."""
-    write_split(root / "tokens" / "train", 400, 0)
-    write_split(root / "tokens" / "validation", 30, 1)
+def write_corpus(root: Path, lengths: tuple[int, int] = (5, 80)) -> Path:
+    """Directories of a tokens and a tokenizer artifact; documents are of ``lengths`` [from, to)."""
+    write_split(root / "tokens" / "train", 400, 0, lengths)
+    write_split(root / "tokens" / "validation", 30, 1, lengths)
     (root / "tokenizer").mkdir()
     model = {"type": "BPE", "vocab": {f"t{i}": i for i in range(VOCAB)}, "merges": []}
     description = {"added_tokens": [{"id": 0, "content": "<|endoftext|>"}], "model": model}

@@ -116,7 +116,7 @@ def check_parts_of_sequences(rank, size):
 
 def check_with_fsdp(mesh, rank, size):
     """Experts divided over ep and sharded over the rest, all else sharded over both: a step of Muon."""
-    models, context = (make(), make()), Context(rotary=None, mask=None, causal=True, cache=None)
+    models, context = (make(), make()), Context(rotary=None, mask=None, causal=True)
     optimizers = []
     for model, divided in zip(models, (False, True), strict=True):
         block = model.blocks[0]

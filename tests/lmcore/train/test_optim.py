@@ -115,7 +115,7 @@ def test_muon_moves_each_expert_as_a_matrix_of_its_own():
         for e in range(3)
     }
     config = OptimizerConfig(muon_learning_rate=0.02, weight_decay=0.1)
-    optimizers = Optimizers(stacked, config, torch.float32)
+    optimizers = Optimizers(stacked.named_parameters(), config, torch.float32)
     groups = [{"params": list(single.values()), "lr": 0.02, "weight_decay": 0.1}]
     reference = Muon(groups, config.muon_momentum, torch.float32)
     generator = torch.Generator().manual_seed(0)
