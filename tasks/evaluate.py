@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import task
 
-from lmcore.config import DataConfig, EvaluationConfig, Identity, Json, Recipe, identify
+from lmcore.config import DataConfig, EvaluationConfig, Identity, Json, ParallelConfig, Recipe, identify
 from lmcore.data import prepare
 from lmcore.data.sources import SourceFile, digest_of
 from lmcore.errors import StorageError
@@ -41,13 +41,16 @@ class Subject:
     digest: str
     seq_len: int
     document_mask: bool
+    parallel: ParallelConfig | None = None  # as it was trained; others may not fit the layout
 
 
 def trained_subject(recipe: Recipe, trained: Artifact) -> Subject:
     """The model that ``recipe`` trained."""
     train = recipe.train
     digest = model_digest(trained)
-    return Subject(recipe.name, trained.path / "model", digest, train.seq_len, train.document_mask)
+    return Subject(
+        recipe.name, trained.path / "model", digest, train.seq_len, train.document_mask, train.parallel
+    )
 
 
 def take_sets(config: EvaluationConfig) -> tuple[SourceFile, ...]:
@@ -170,6 +173,7 @@ def _evaluate(
                 update={"stride_tokens": min(recipe.evaluation.stride_tokens, subject.seq_len)}
             ),
             launch=recipe.train.launch,
+            parallel=subject.parallel,
             model=str(subject.path),
             tokens=str(tokens.path),
             tokenizer=str(subject.path),

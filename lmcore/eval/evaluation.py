@@ -14,13 +14,15 @@ from lmcore.data.encoding import Encoder
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError
 from lmcore.eval import baselines
-from lmcore.eval.generate import Generator
+from lmcore.eval.generate import DividedGenerator, Generator
 from lmcore.eval.held_out import HeldOut
 from lmcore.eval.job import EvaluationJob
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.eval.scorer import DividedScorer, Scorer, WholeScorer
 from lmcore.eval.set_scores import ScoredSet, Scoring, read_set
-from lmcore.model.io import load_model
-from lmcore.parallel.mesh import World
+from lmcore.model.io import SavedModel, load_model
+from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.mesh import World, make_layout
 from lmcore.progress import Paced
 from lmcore.run_directory import EventLog
 from lmcore.store import write_atomically
@@ -33,7 +35,7 @@ BASELINE_BYTES = 64_000_000
 
 
 class Evaluation:
-    """One evaluation. Each process holds the whole model and scores its share of the text.
+    """One evaluation. Each process scores its share of the text, alone or together with others.
 
     Args:
         job: What to measure, on what.
@@ -56,17 +58,36 @@ class Evaluation:
         self.decoder = Decoder(Path(job.tokenizer))
         self.text = HeldOut(Path(job.tokens) / "validation", self.decoder, self.config.max_bytes)
         self.windows = SlidingWindows(self.text.num_tokens, job.seq_len, self.config.stride_tokens)
-        self.model = load_model(Path(job.model), world.device)
-        if job.seq_len > self.model.config.max_seq_len:
-            raise ConfigError(
-                "the windows are longer than the model is made for",
-                expected=f"at most {self.model.config.max_seq_len} tokens",
-                found=f"{job.seq_len}",
-            )
-        self.generator = Generator(self.model, Path(job.tokenizer), job.seq_len)
+        self._open_model()
         self.sets = self._read_sets()
         self.set_samples: dict[str, list[dict[str, Any]]] = {}
         self.events = EventLog(run_dir, enabled=world.is_main)
+
+    def _open_model(self) -> None:
+        """Divide the model as the job says, or read all of it."""
+        path, tokenizer, parallel = Path(self.job.model), Path(self.job.tokenizer), self.job.parallel
+        self.scorer: Scorer
+        self.sharing = 1  # processes that have the same losses
+        if parallel is None or not parallel.is_sharded:
+            model = load_model(path, self.world.device)
+            self.scorer = WholeScorer(model, self.world.rank, self.world.size)
+            self.generator = Generator(model, tokenizer, self.job.seq_len)
+            longest = model.config.max_seq_len
+        else:
+            saved = SavedModel(path)
+            layout = make_layout(parallel, self.world)
+            divided = DividedModel(saved.config, saved.vocab_size, layout, "fp32", saved)
+            divided.train(False)
+            self.scorer = scorer = DividedScorer(divided, saved.vocab_size)
+            self.sharing = scorer.sharing
+            self.generator = DividedGenerator(scorer, tokenizer, self.job.seq_len)
+            longest = saved.config.max_seq_len
+        if self.job.seq_len > longest:
+            raise ConfigError(
+                "the windows are longer than the model is made for",
+                expected=f"at most {longest} tokens",
+                found=f"{self.job.seq_len}",
+            )
 
     def run(self) -> dict[str, Any]:
         """Measure, and return the result; only the main process's is whole."""
@@ -84,7 +105,7 @@ class Evaluation:
         for one in self.sets:
             if not stops:  # the same on all processes
                 sets[one.name], stops = self._score_set(one)
-        if not stops and self.world.is_main:
+        if not stops and (self.world.is_main or self.generator.is_divided):
             self._samples()
         self.world.wait_for_main()
         (stops,) = self.world.add_up([stops + self.stop_requested()])
@@ -129,18 +150,16 @@ class Evaluation:
         """Return the summed loss (nats) of all processes, and how many of them were asked to stop."""
         paced, on_scored = self._follow("score text", self.text.num_tokens)
         loss_sum = score_text(
-            self.model,
+            self.scorer,
             self.text.stream,
             self.windows,
             batch_size=self.config.micro_batch_size,
             document_mask=self.job.document_mask,
-            rank=self.world.rank,
-            world_size=self.world.size,
             on_scored=on_scored,
         )
         loss_sum, stops = self.world.add_up([loss_sum, float(self.stop_requested())])
         paced.finish()
-        return loss_sum, stops
+        return loss_sum / self.sharing, stops
 
     def _score_set(self, one: ScoredSet) -> tuple[dict[str, Any], float]:
         """Return the figures of a set, and how many processes were asked to stop."""
@@ -150,11 +169,10 @@ class Evaluation:
             stride=self.config.stride_tokens,
             batch_size=self.config.micro_batch_size,
             document_mask=self.job.document_mask,
-            rank=self.world.rank,
-            world_size=self.world.size,
         )
-        losses = one.losses(self.model, how, on_scored)
-        *losses, stops = self.world.add_up([*losses, float(self.stop_requested())])
+        found = one.losses(self.scorer, how, on_scored)
+        *sums, stops = self.world.add_up([*found, float(self.stop_requested())])
+        losses = [total / self.sharing for total in sums]
         paced.finish()
         if stops:
             return {}, stops
@@ -169,7 +187,7 @@ class Evaluation:
         def on_scored(num_scored: int) -> bool:
             nonlocal left
             # The others are about as far as we are.
-            step = min(num_scored * self.world.size, left)
+            step = min(num_scored * self.scorer.world_size, left)
             left -= step
             paced.advance(step)
             return self.stop_requested()
@@ -181,13 +199,16 @@ class Evaluation:
         paced = Paced(self._progress, "draw samples", len(prompts), "samples")
         samples = []
         for number, prompt in enumerate(prompts, start=1):
-            if self.stop_requested():
+            stop = self.stop_requested()
+            if self.scorer.agree(stop) if self.generator.is_divided else stop:
                 return
             text = self.generator.text(prompt, self.config.sampling)
             samples.append({"prompt": prompt, "text": text})
             self._say(f"--- sample {number} of {len(prompts)} ---\n{prompt}{text}")
             paced.advance(1)
         paced.finish()
+        if not self.world.is_main:
+            return
         write_atomically(self.run_dir / SAMPLES_FILE, json.dumps(samples, indent=1) + "\n")
         if self.set_samples:
             write_atomically(self.run_dir / SET_SAMPLES_FILE, json.dumps(self.set_samples, indent=1) + "\n")

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from lmcore.data.decoding import Decoder
 from lmcore.data.tokenizer import load_tokenizer
 from lmcore.errors import CheckpointError, DataError, GristmillError
 from lmcore.eval.sampling import draw
+from lmcore.eval.scorer import DividedScorer
 from lmcore.model.attention import KVCache
 from lmcore.model.io import load_model, trained_seq_len
 from lmcore.model.transformer import Transformer
@@ -33,19 +35,27 @@ class Generator:
         tokenizer_dir: Of its tokenizer.
         max_tokens: Longest text that it reads at once: the length it was trained on.
 
+    Attributes:
+        is_divided: Whether all processes must draw together.
+
     Raises:
         CheckpointError: the tokenizer has more entries than the model.
     """
 
+    is_divided = False
+
     def __init__(self, model: Transformer, tokenizer_dir: Path, max_tokens: int) -> None:
         self.model = model
+        self._open(tokenizer_dir, max_tokens, model.vocab_size)
+
+    def _open(self, tokenizer_dir: Path, max_tokens: int, vocab_size: int) -> None:
         self.max_tokens = max_tokens
         self.tokenizer = load_tokenizer(tokenizer_dir)
         self.decoder = Decoder(tokenizer_dir)
-        if self.decoder.vocab_size > model.vocab_size:
+        if self.decoder.vocab_size > vocab_size:
             raise CheckpointError(
                 f"the tokenizer at {tokenizer_dir} is not this model's",
-                expected=f"at most {model.vocab_size} entries",
+                expected=f"at most {vocab_size} entries",
                 found=f"{self.decoder.vocab_size}",
             )
 
@@ -98,13 +108,13 @@ class Generator:
             text.append(token)
 
     @torch.inference_mode()
-    def _next_logits(self, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:
+    def _next_logits(self, tokens: Sequence[int], cache: Any) -> torch.Tensor:
         row = torch.tensor([tokens], device=self.model.embedding.weight.device)  # [1, T]
         logits = self.model.head(self.model.hidden(row, cache=cache)[0, -1])
         # The model may have more rows than the tokenizer has entries, for the sake of alignment.
         return logits[: self.decoder.vocab_size].float().cpu()
 
-    def _new_cache(self) -> KVCache:
+    def _new_cache(self) -> Any:
         weight = self.model.embedding.weight
         return KVCache(self.model.config, 1, self.max_tokens, weight.device, weight.dtype)
 
@@ -114,6 +124,41 @@ class Generator:
         except UnicodeEncodeError as error:
             raise DataError("the prompt is not UTF-8", found=error.reason) from None
         return self.tokenizer.encode(prompt, add_special_tokens=False).ids
+
+
+class _Read:
+    """What a model without a cache has read: all of it is read again for each token."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+class DividedGenerator(Generator):
+    """Continues prompts with a model that is divided over processes, which all draw the same.
+
+    Args:
+        scorer: The model.
+        tokenizer_dir: Of its tokenizer.
+        max_tokens: Longest text that it reads at once.
+    """
+
+    is_divided = True
+
+    def __init__(self, scorer: DividedScorer, tokenizer_dir: Path, max_tokens: int) -> None:
+        self.scorer = scorer
+        self._open(tokenizer_dir, max_tokens, scorer.vocab_size)
+
+    def _next_logits(self, tokens: Sequence[int], cache: Any) -> torch.Tensor:
+        cache.tokens += tokens
+        return self.scorer.next_logits(cache.tokens)[: self.decoder.vocab_size]
+
+    def _new_cache(self) -> Any:
+        return _Read(self.max_tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

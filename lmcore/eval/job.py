@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmcore.config import EvaluationConfig, LaunchConfig, setting
+from lmcore.config import EvaluationConfig, LaunchConfig, ParallelConfig, setting
 from lmcore.data.sources import SourceFile
 from lmcore.run_directory import RunJob
 
@@ -12,6 +12,9 @@ class EvaluationJob(RunJob):
 
     evaluation: EvaluationConfig = setting(..., "How the model is measured")
     launch: LaunchConfig = setting(..., "How its processes are started and stopped")
+    parallel: ParallelConfig | None = setting(
+        None, "How the model is divided over them; none: each holds all of it and scores a share of the text"
+    )
     model: str = setting(..., "Model directory")
     tokens: str = setting(..., "Directory of the tokens artifact")
     tokenizer: str = setting(..., "Directory of the tokenizer that made the tokens")

@@ -5,25 +5,22 @@ fixed-length models" (https://huggingface.co/docs/transformers/perplexity): the 
 ``stride`` tokens, scores those that are new, and the rest of it is context.
 
 A text is a stream that windows slide over (``score_text``), or many short items, each scored alone
-(``score_items``). Both ask ``token_losses``, the one place where the model computes.
+(``score_items``). Both ask a ``Scorer``, the one place where a model computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lmcore.data.loader import documents_by_eos
 from lmcore.errors import ConfigError, DataError
-from lmcore.model.transformer import Transformer
-
-_LOGITS_AT_ONCE = 1 << 24  # 64 MB in fp32
+from lmcore.eval.scorer import Scorer
 
 
 class Tokens(Protocol):
@@ -83,58 +80,74 @@ class SlidingWindows:
         stop = min(self.seq_len + index * self.stride, self.num_tokens)
         return Window(max(0, stop - self.seq_len), scored, stop)
 
-    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[list[Window]]:
-        """Yield this rank's share: the batches are the same at any world size and are dealt out in turn."""
-        for start in range(rank * batch_size, len(self), world_size * batch_size):
-            yield [self[i] for i in range(start, min(start + batch_size, len(self)))]
+    def batches(self, batch_size: int) -> Sequence[list[Window]]:
+        """The windows in batches, each made when it is asked for."""
+        return _Batches(self, batch_size)
+
+
+class _Batches(Sequence[list[Window]]):
+    """Runs of windows; a slice is of the same kind of thing."""
+
+    def __init__(self, windows: SlidingWindows, size: int, numbers: range | None = None) -> None:
+        self._windows, self._size = windows, size
+        self._numbers = range(-(-len(windows) // size)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Batches(self._windows, self._size, self._numbers[index])
+        first = self._numbers[index] * self._size
+        return [self._windows[i] for i in range(first, min(first + self._size, len(self._windows)))]
 
 
 def score_text(
-    model: Transformer,
+    scorer: Scorer,
     stream: Tokens,
     windows: SlidingWindows,
     *,
     batch_size: int,
     document_mask: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
     on_scored: Callable[[int], bool] = lambda num_tokens: False,
 ) -> float:
-    """Return the summed loss in nats of this rank's share of ``windows``, added up in fp64.
+    """Return the summed loss in nats of this process's share of ``windows``, added up in fp64.
 
     Args:
-        model: Ready to evaluate.
+        scorer: Who computes, and which share is ours; the batches are the same at any world size.
         stream: The text; its first token is predicted from EOS, as any document's first token is.
         windows: Over the text.
         batch_size: Windows computed at a time.
         document_mask: Attention sees only its own document, as when the model was trained.
-        rank, world_size: Which share is ours.
         on_scored: Told how many tokens each batch scored; true: stop here.
 
     Raises:
         ConfigError: the windows are longer than the model is made for.
         DataError: a token is not in the model's vocabulary.
     """
-    device = next(model.parameters()).device
     total = 0.0
-    for batch in windows.batches(batch_size, rank, world_size):
-        tokens, scored = read_windows([(stream, window) for window in batch], model.vocab_size)
-        tokens = tokens.to(device)
-        documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else (None, None)
-        total += token_losses(model, tokens, scored.to(device), documents).sum(dtype=torch.float64).item()
-        if on_scored(int(scored.sum())):
+    for batch in scorer.deal(windows.batches(batch_size)):
+        num_scored = 0
+        if batch is None:
+            scorer.keep_up()
+        else:
+            tokens, scored = read_windows([(stream, window) for window in batch], scorer.vocab_size)
+            num_scored = int(scored.sum())
+            tokens = tokens.to(scorer.device)
+            documents = documents_by_eos(tokens[:, :-1], stream.eos_id) if document_mask else (None, None)
+            losses = scorer.losses(tokens, scored.to(scorer.device), documents)
+            total += losses.sum(dtype=torch.float64).item()
+        if scorer.agree(on_scored(num_scored)):
             break
     return total
 
 
 def score_items(
-    model: Transformer,
+    scorer: Scorer,
     items: Sequence[Tokens],
     windows: Sequence[SlidingWindows],
     *,
     batch_tokens: int,
-    rank: int = 0,
-    world_size: int = 1,
     on_scored: Callable[[int], bool] = lambda num_tokens: False,
 ) -> np.ndarray:
     """Return the loss in nats of each of ``items``, summed over its tokens; 0 what others score; fp64 [n].
@@ -143,26 +156,29 @@ def score_items(
     same length are computed together, padded on the right, where causal attention does not look.
 
     Args:
-        model: Ready to evaluate.
+        scorer: Who computes, and which share is ours; the batches are the same at any world size.
         items: Short texts.
         windows: Over each of them.
         batch_tokens: Tokens computed at a time, padding included.
-        rank, world_size: Which share is ours; the batches are the same at any world size.
         on_scored: Told how many tokens each batch scored; true: stop here.
 
     Raises:
         ConfigError: the windows are longer than the model is made for.
         DataError: a token is not in the model's vocabulary.
     """
-    device = next(model.parameters()).device
     losses = np.zeros(len(items))
-    batches = _batches_by_length(windows, batch_tokens)
-    for batch in batches[rank::world_size]:
-        rows = [(items[number], window) for number, window in batch]
-        tokens, scored = read_windows(rows, model.vocab_size)
-        sums = token_losses(model, tokens.to(device), scored.to(device)).sum(dim=1, dtype=torch.float64)
-        np.add.at(losses, [number for number, _ in batch], sums.cpu().numpy())
-        if on_scored(int(scored.sum())):
+    for batch in scorer.deal(_batches_by_length(windows, batch_tokens)):
+        num_scored = 0
+        if batch is None:
+            scorer.keep_up()
+        else:
+            rows = [(items[number], window) for number, window in batch]
+            tokens, scored = read_windows(rows, scorer.vocab_size)
+            num_scored = int(scored.sum())
+            found = scorer.losses(tokens.to(scorer.device), scored.to(scorer.device))
+            sums = found.sum(dim=1, dtype=torch.float64)
+            np.add.at(losses, [number for number, _ in batch], sums.cpu().numpy())
+        if scorer.agree(on_scored(num_scored)):
             break
     return losses
 
@@ -212,29 +228,3 @@ def read_windows(rows: Sequence[tuple[Tokens, Window]], vocab_size: int) -> tupl
             remedy="Tokenize the text with the model's own tokenizer.",
         )
     return torch.from_numpy(tokens), torch.from_numpy(scored)
-
-
-@torch.inference_mode()
-def token_losses(
-    model: Transformer,
-    tokens: Tensor,
-    scored: Tensor,
-    documents: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> Tensor:
-    """Return the loss in nats of each target that is ``scored``, and 0 of the others; fp32 [B, T].
-
-    Args:
-        model: Ready to evaluate.
-        tokens: Int64 [B, T + 1]; target i follows input i.
-        scored: Which targets count, bool [B, T].
-        documents: Positions and document numbers of the inputs, each [B, T], or None.
-    """
-    losses = torch.zeros(scored.shape, device=tokens.device)
-    # The head is the dearest product of a small model: what is only context does not go through it.
-    hidden = model.hidden(tokens[:, :-1], *documents)[scored]  # [N, D]
-    targets = tokens[:, 1:][scored]  # [N]
-    rows = max(1, _LOGITS_AT_ONCE // model.vocab_size)
-    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
-    found = [F.cross_entropy(model.head(part).float(), target, reduction="none") for part, target in parts]
-    losses[scored] = torch.cat(found)
-    return losses

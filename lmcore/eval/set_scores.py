@@ -16,8 +16,8 @@ from lmcore.config import EvaluationSetConfig
 from lmcore.data.encoding import Encoder
 from lmcore.data.sources import SourceFile
 from lmcore.eval.perplexity import SlidingWindows, score_items, score_text
+from lmcore.eval.scorer import Scorer
 from lmcore.eval.sets import Pair, read_pairs, read_texts
-from lmcore.model.transformer import Transformer
 from lmcore.units import bits_per_byte
 
 SAMPLED_PAIRS = 10
@@ -27,22 +27,19 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Scoring:
-    """How sets are scored, and which share of the work is ours.
+    """How sets are scored.
 
     Attributes:
         seq_len: Tokens of a window.
         stride: New tokens of each window but the first.
         batch_size: Windows of ``seq_len`` computed at a time, or as many tokens in shorter ones.
         document_mask: Attention sees only its own document, as when the model was trained.
-        rank, world_size: This process among its peers.
     """
 
     seq_len: int
     stride: int
     batch_size: int
     document_mask: bool = False
-    rank: int = 0
-    world_size: int = 1
 
 
 class ScoredSet(Protocol):
@@ -56,7 +53,7 @@ class ScoredSet(Protocol):
     name: str
     num_tokens: int
 
-    def losses(self, model: Transformer, how: Scoring, on_scored: Callable[[int], bool] = ...) -> list[float]:
+    def losses(self, scorer: Scorer, how: Scoring, on_scored: Callable[[int], bool] = ...) -> list[float]:
         """Return this process's share of the losses in nats, to be added to those of the others."""
         ...
 
@@ -104,17 +101,15 @@ class TextSet:
         self._text = _Encoded(tokens, encoder.eos_id)
 
     def losses(
-        self, model: Transformer, how: Scoring, on_scored: Callable[[int], bool] = lambda num_tokens: False
+        self, scorer: Scorer, how: Scoring, on_scored: Callable[[int], bool] = lambda num_tokens: False
     ) -> list[float]:
         """Return the summed loss."""
         loss_sum = score_text(
-            model,
+            scorer,
             self._text,
             SlidingWindows(self.num_tokens, how.seq_len, how.stride),
             batch_size=how.batch_size,
             document_mask=how.document_mask,
-            rank=how.rank,
-            world_size=how.world_size,
             on_scored=on_scored,
         )
         return [loss_sum]
@@ -152,17 +147,15 @@ class PairSet:
         self._sentences = [_Encoded(part, encoder.eos_id) for part in parts]
 
     def losses(
-        self, model: Transformer, how: Scoring, on_scored: Callable[[int], bool] = lambda num_tokens: False
+        self, scorer: Scorer, how: Scoring, on_scored: Callable[[int], bool] = lambda num_tokens: False
     ) -> list[float]:
         """Return the loss of each sentence, first the good one of each pair, then the bad one."""
         windows = [SlidingWindows(len(s.tokens), how.seq_len, how.stride) for s in self._sentences]
         losses = score_items(
-            model,
+            scorer,
             self._sentences,
             windows,
             batch_tokens=how.batch_size * how.seq_len,
-            rank=how.rank,
-            world_size=how.world_size,
             on_scored=on_scored,
         )
         return losses.tolist()

@@ -92,9 +92,10 @@ def load_model(
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are not those of the config.
     """
-    config, vocab_size, tensors = stream_model(directory)
+    saved = SavedModel(directory)
+    config, vocab_size = saved.config, saved.vocab_size
     with _damage(directory):
-        weights = dict(tensors)
+        weights = dict(saved.tensors())
         # On no device: the weights that are loaded next become the parameters.
         with torch.device("meta"):
             model = Transformer(config, vocab_size)
@@ -111,25 +112,53 @@ def load_model(
     return model.eval()
 
 
-def stream_model(directory: Path) -> tuple[ModelConfig, int, Iterator[tuple[str, Tensor]]]:
-    """Read a model directory: its shape, the rows of its embedding, and its tensors, one at a time.
+class SavedModel:
+    """A model directory, of this version or an earlier one, whose tensors are read one by one.
+
+    Args:
+        directory: Of the model.
+
+    Attributes:
+        config, vocab_size: Its shape.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    directory = Path(directory)
-    with _damage(directory):
-        description = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        config = parse(ModelConfig, description["model"], where=str(directory / CONFIG))
-        vocab_size, version = int(description["vocab_size"]), description.get("format", 1)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        with _damage(directory), safe_open(directory / WEIGHTS, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                tensor = file.get_tensor(name)
-                yield name, _regrouped(name, tensor, config) if version == 1 else tensor
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        with _damage(self.directory):
+            description = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
+            self.config = parse(ModelConfig, description["model"], where=str(self.directory / CONFIG))
+            self.vocab_size = int(description["vocab_size"])
+            self._is_old = description.get("format", 1) == 1
+            self._file = safe_open(self.directory / WEIGHTS, framework="pt")
 
-    return config, vocab_size, tensors()
+    def __call__(self, name: str, shape: torch.Size) -> Tensor:
+        """Return a parameter or buffer on the CPU, in fp32.
+
+        Raises:
+            CheckpointError: there is none of this name and shape.
+        """
+        tensor = self._read(name)
+        with _damage(self.directory):
+            if tensor.shape != shape:
+                raise ValueError(f"{name} is of {list(tensor.shape)}, not {list(shape)}")
+        return tensor.to(torch.float32)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the names and tensors.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        for name in self._file.keys():  # noqa: SIM118 - it is no mapping
+            yield name, self._read(name)
+
+    def _read(self, name: str) -> Tensor:
+        with _damage(self.directory):
+            tensor = self._file.get_tensor(name)
+            return _regrouped(name, tensor, self.config) if self._is_old else tensor
 
 
 @contextlib.contextmanager

@@ -8,6 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.13 warns of the older names.
+_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class SharedSequence:
     """The part of each sequence that this process has (Llama 3, Dubey et al. 2024, section 3.3.2).
@@ -70,12 +74,12 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradients[0].contiguous()  # [size, ...]
         mine = gradient.new_empty(gradient.shape[1:])
-        dist.reduce_scatter_tensor(mine, gradient.flatten(0, 1), group=ctx.group)
+        _reduce_scatter(mine, gradient.flatten(0, 1), group=ctx.group)
         return mine, None, None
 
 
 def _all_gather(mine: Tensor, group: dist.ProcessGroup, size: int) -> Tensor:
     """What each process has, stacked: [size, *mine.shape]."""
     stacked = mine.new_empty(size, *mine.shape)
-    dist.all_gather_into_tensor(stacked.flatten(0, 1), mine.contiguous(), group=group)
+    _gather_single(stacked.flatten(0, 1), mine.contiguous(), group=group)
     return stacked

@@ -59,7 +59,7 @@ class DividedModel:
         num_micro_batches: int = 1,
         checkpointing: bool = False,
     ) -> None:
-        self.config, self.layout = config, layout
+        self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
         parallel = layout.parallel
         self.shared = None
@@ -67,6 +67,7 @@ class DividedModel:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
         self.vocabulary = None
         share = -(-vocab_size // parallel.tp)
+        self._vocab_share = max(0, min(vocab_size - share * layout.tp_rank, share))  # the last may have fewer
         if parallel.tp > 1:
             self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
         layers = layers_of_stages(config.num_layers, parallel.num_stages)
@@ -91,8 +92,7 @@ class DividedModel:
                 DTYPES[precision],  # FSDP2 computes in it throughout
                 (batch_shape[0], batch_shape[1] // parallel.cp),
                 num_micro_batches,
-                # The last process of tp may have fewer.
-                max(0, min(vocab_size - share * layout.tp_rank, share)),
+                self._vocab_share,
             )
 
     def _tie(self) -> TiedHead | None:
@@ -213,13 +213,46 @@ class DividedModel:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
         if self.pipeline is not None:
-            losses = self.pipeline.evaluate(part, self._losses)
+            losses = self.pipeline.forward(
+                part, lambda logits: self._losses(logits, part.targets), part.targets.shape
+            )
         else:
             (wrapped,) = self.wrapped
             with autocast(wrapped, self.precision, self.layout.world.device):
                 logits = wrapped(part.tokens, part.positions, part.document_ids)
             losses = self._losses(logits, part.targets)
         return losses if self.shared is None else self.shared.gather(losses)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: list[int], multiple: int) -> Tensor:
+        """Return the logits [V] of the token after ``tokens``, in fp32 on the CPU, the same on each process.
+
+        Args:
+            tokens: At least one.
+            multiple: Padded on the right to a multiple of this, which the layout asks for.
+        """
+        device = self.layout.world.device
+        row = F.pad(torch.tensor([tokens], device=device), (0, -len(tokens) % multiple))
+        part = self.own_part(Batch(row, row))
+        places = torch.arange(row.shape[1], device=device)
+        if self.shared is not None:
+            places = self.shared.places(row.shape[1], device)
+        ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
+        shape = torch.Size((len(ours), self._vocab_share))
+        if self.pipeline is not None:
+            found = self.pipeline.forward(part, lambda logits: logits[0, ours].float(), shape)
+        else:
+            found = self.wrapped[0](part.tokens)[0, ours].float()
+        whole = torch.zeros(self.vocab_size, device=device)
+        if len(ours):
+            first = self.vocabulary.first if self.vocabulary is not None else 0
+            whole[first : first + self._vocab_share] = found[0]
+        for group in (self.layout.context_group, self.vocabulary.group if self.vocabulary else None):
+            if group is not None:
+                dist.all_reduce(whole, group=group)
+        if self.layout.world.size > 1:
+            dist.broadcast(whole, 0)  # replicas may differ in the last bit
+        return whole.cpu()
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()

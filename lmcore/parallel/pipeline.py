@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -77,36 +78,39 @@ class Pipeline:
         vocab_share: int,
     ) -> None:
         self.wrapped, self.layout, self.places, self.dtype = wrapped, layout, places, dtype
+        self.batch_shape, self.num_micro_batches = batch_shape, num_micro_batches
+        self.vocab_share = vocab_share
         self.num_stages = layout.parallel.num_stages
+        self.width = _stage(wrapped[0]).model.config.hidden_size
         self._losses: Losses = lambda logits, targets: logits.sum()
-        streamed = batch_shape[1] // (layout.parallel.tp if layout.divides_sequence else 1)
-        self.stream_shape = (streamed, _stage(wrapped[0]).model.config.hidden_size)
-        stages = []
-        for module, place in zip(wrapped, places, strict=True):
-            stream = torch.empty(
-                batch_shape[0], *self.stream_shape, dtype=dtype, device="meta", requires_grad=True
-            )
-            tokens = torch.empty(batch_shape, dtype=torch.long, device="meta")
-            logits = torch.empty(*batch_shape, vocab_share, dtype=dtype, device="meta", requires_grad=True)
-            stages.append(
-                PipelineStage(
-                    module,
-                    place,
-                    self.num_stages,
-                    layout.world.device,
-                    # Known beforehand: torch would find them out by a forward and a backward pass.
-                    input_args=tokens if place == 0 else stream,
-                    output_args=logits if place == self.num_stages - 1 else stream,
-                    group=layout.group("pp"),
-                )
-            )
-        kind = _SCHEDULES[layout.parallel.pipeline_schedule]
-        one = layout.parallel.pipeline_schedule in ("1f1b", "gpipe")
-        self.schedule = kind(
+
+    @functools.cached_property
+    def _schedule(self) -> Any:
+        """Torch's schedule of a step; who only evaluates has none."""
+        parallel = self.layout.parallel
+        stages = [self._pipeline_stage(*pair) for pair in zip(self.wrapped, self.places, strict=True)]
+        one = parallel.pipeline_schedule in ("1f1b", "gpipe")
+        return _SCHEDULES[parallel.pipeline_schedule](
             stages[0] if one else stages,
-            num_micro_batches,
+            self.num_micro_batches,
             loss_fn=lambda logits, targets: self._losses(logits, targets),
             scale_grads=False,  # the loss is divided once, by the global number of targets
+        )
+
+    def _pipeline_stage(self, module: nn.Module, place: int) -> PipelineStage:
+        shape = self.batch_shape
+        held = shape[1] // (self.layout.parallel.tp if self.layout.divides_sequence else 1)
+        like = functools.partial(torch.empty, dtype=self.dtype, device="meta", requires_grad=True)
+        stream = like(shape[0], held, self.width)
+        return PipelineStage(
+            module,
+            place,
+            self.num_stages,
+            self.layout.world.device,
+            # Known beforehand: torch would find them out by a forward and a backward pass.
+            input_args=stream if place else torch.empty(shape, dtype=torch.long, device="meta"),
+            output_args=like(*shape, self.vocab_share) if place == self.num_stages - 1 else stream,
+            group=self.layout.group("pp"),
         )
 
     @property
@@ -127,33 +131,38 @@ class Pipeline:
             "document_ids": batch.document_ids,
             "sequences": batch.sequences,
         }
-        self.schedule.step(
+        self._schedule.step(
             *([batch.tokens] if self.has_first else []),
             **({"target": batch.targets} if self.has_last else {}),
             **{name: value for name, value in arguments.items() if value is not None},
             return_outputs=False,
         )
 
-    def evaluate(self, batch: Batch, losses: Losses) -> Tensor:
-        """Return ``losses`` [B, T] of ``batch``, of any size, on every process of the pipeline.
+    def forward(self, batch: Batch, finish: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
+        """Return what ``finish`` makes of the logits of ``batch``, of any size, on all of the pipeline.
 
         Stage by stage: torch's schedules go forward alone in some orders only.
+
+        Args:
+            batch: Our part.
+            finish: Called where the last stage is.
+            shape: Of what it makes, in fp32.
         """
         owners = stage_owners(self.layout.parallel)
         group, device = self.layout.group("pp"), batch.tokens.device
         own = dict(zip(self.places, self.wrapped, strict=True))
-        found = torch.empty(batch.tokens.shape, device=device)
+        found = torch.empty(shape, device=device)
+        held = batch.tokens.shape[1] // (self.layout.parallel.tp if self.layout.divides_sequence else 1)
         x = batch.tokens
         for place, owner in enumerate(owners):
             if place not in own:
                 continue
             if place and owners[place - 1] != owner:
-                shape = (len(batch.tokens), *self.stream_shape)
-                x = torch.empty(shape, dtype=self.dtype, device=device)
+                x = torch.empty(len(batch.tokens), held, self.width, dtype=self.dtype, device=device)
                 dist.recv(x, group=group, group_src=owners[place - 1])
             x = own[place](x, batch.positions, batch.document_ids)
             if place == self.num_stages - 1:
-                found.copy_(losses(x, batch.targets))
+                found.copy_(finish(x))
             elif owners[place + 1] != owner:
                 dist.send(x.to(self.dtype).contiguous(), group=group, group_dst=owners[place + 1])
         dist.broadcast(found, group=group, group_src=owners[-1])

@@ -14,7 +14,7 @@ import yaml
 from lmcore.errors import GristmillError
 from lmcore.model.hf.export import MAX_FILE_BYTES, export
 from lmcore.model.hf.weights import HFWeights
-from lmcore.model.io import TOKENIZER_FILES, stream_model
+from lmcore.model.io import TOKENIZER_FILES, SavedModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "import":
             sys.stdout.write(recipe_sections(options.directory))
         else:
-            config, vocab_size, tensors = stream_model(options.model)
+            saved = SavedModel(options.model)
+            config, vocab_size, tensors = saved.config, saved.vocab_size, saved.tensors()
             export(
                 options.directory,
                 tensors,

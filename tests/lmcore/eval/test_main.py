@@ -16,6 +16,7 @@ from lmcore.eval.evaluation import Evaluation
 from lmcore.eval.generate import Generator
 from lmcore.eval.job import EvaluationJob
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.eval.scorer import WholeScorer
 from lmcore.eval.sets import find_sets
 from lmcore.parallel.mesh import World
 
@@ -118,7 +119,7 @@ def test_the_result_is_that_of_the_text(corpus, alone):
     stream = TokenDataset(corpus.tokens / "validation")
     generator = Generator.load(corpus.model)
     windows = SlidingWindows(stream.num_tokens, 32, 8)
-    loss_sum = score_text(generator.model, stream, windows, batch_size=1)
+    loss_sum = score_text(WholeScorer(generator.model), stream, windows, batch_size=1)
     assert result["status"] == "completed"
     assert result["bits_per_byte"] == pytest.approx(loss_sum / math.log(2) / num_bytes, rel=1e-6)
     assert result["loss"] == pytest.approx(loss_sum / stream.num_tokens, rel=1e-6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
 from lmcore.eval.perplexity import SlidingWindows, read_windows, score_text
+from lmcore.eval.scorer import WholeScorer
 
 
 @given(
@@ -24,7 +25,7 @@ def test_every_token_is_scored_exactly_once(num_tokens, seq_len, stride, batch_s
     windows = SlidingWindows(num_tokens, seq_len, stride)
     counts = np.zeros(num_tokens, int)
     for rank in range(world_size):
-        for batch in windows.batches(batch_size, rank, world_size):
+        for batch in windows.batches(batch_size)[rank::world_size]:
             for window in batch:
                 counts[window.scored : window.stop] += 1
                 assert window.stop - window.start == min(seq_len, num_tokens)
@@ -44,9 +45,10 @@ def stream(corpus):
     return TokenDataset(corpus.tokens / "validation")
 
 
-def score(model, stream, *, seq_len=32, stride=16, batch_size=3, **share):
+def score(model, stream, *, seq_len=32, stride=16, batch_size=3, rank=0, world_size=1, **options):
     windows = SlidingWindows(stream.num_tokens, seq_len, stride)
-    return score_text(model, stream, windows, batch_size=batch_size, **share)
+    scorer = WholeScorer(model, rank, world_size)
+    return score_text(scorer, stream, windows, batch_size=batch_size, **options)
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -87,7 +89,7 @@ def test_batches_and_shares_do_not_change_the_loss(corpus, stream):
 def test_a_long_vocabulary_is_scored_in_parts(corpus, stream, monkeypatch):
     model = corpus.make_model()
     expected = score(model, stream)
-    monkeypatch.setattr("lmcore.eval.perplexity._LOGITS_AT_ONCE", 5 * corpus.vocab_size)
+    monkeypatch.setattr("lmcore.eval.scorer._LOGITS_AT_ONCE", 5 * corpus.vocab_size)
     assert score(model, stream) == pytest.approx(expected, rel=1e-6)
 
 

@@ -12,6 +12,7 @@ from lmcore.data.encoding import Encoder
 from lmcore.data.tokenizer import load_tokenizer
 from lmcore.data.tokens import TokenDataset
 from lmcore.eval.perplexity import SlidingWindows, score_text
+from lmcore.eval.scorer import WholeScorer
 from lmcore.eval.set_scores import PairSet, Scoring, TextSet
 from lmcore.eval.sets import Pair
 
@@ -53,20 +54,22 @@ def test_a_sentence_is_scored_as_if_alone_however_it_is_batched(corpus, encoder,
     pairs = PairSet("mini", PAIRS, encoder)
     assert max(len(encoder.encode([pair.bad])[0]) for pair in PAIRS) > 16, "one slides"
     for batch_size in (1, 3, 100):
-        losses = pairs.losses(model, how(batch_size=batch_size))
+        losses = pairs.losses(WholeScorer(model), how(batch_size=batch_size))
         assert losses == pytest.approx(expected, rel=1e-6)
     for world_size in (2, 5):
-        shares = [pairs.losses(model, how(rank=rank, world_size=world_size)) for rank in range(world_size)]
-        assert np.sum(shares, axis=0) == pytest.approx(pairs.losses(model, how()), rel=1e-13)
+        shares = [pairs.losses(WholeScorer(model, rank, world_size), how()) for rank in range(world_size)]
+        assert np.sum(shares, axis=0) == pytest.approx(pairs.losses(WholeScorer(model), how()), rel=1e-13)
 
 
 def test_every_batch_is_told_and_none_is_larger_than_asked(corpus, encoder):
     pairs, told = PairSet("mini", PAIRS, encoder), []
-    pairs.losses(corpus.make_model(), how(batch_size=1), lambda scored: bool(told.append(scored)))
+    pairs.losses(
+        WholeScorer(corpus.make_model()), how(batch_size=1), lambda scored: bool(told.append(scored))
+    )
     assert sum(told) == pairs.num_tokens
     assert max(told) <= 16
     told.clear()
-    pairs.losses(corpus.make_model(), how(batch_size=1), lambda scored: not told.append(scored))
+    pairs.losses(WholeScorer(corpus.make_model()), how(batch_size=1), lambda scored: not told.append(scored))
     assert len(told) == 1, "asked to stop after the first"
 
 
@@ -99,7 +102,7 @@ def test_accuracy_is_that_of_shares_that_were_written_down(corpus, encoder):
     ]
     pairs = PairSet("mini", listed, encoder)
     assert pairs.num_tokens == sum(len(pair.good + pair.bad) for pair in listed), "a letter is a token"
-    losses = pairs.losses(Letters(shares), how())
+    losses = pairs.losses(WholeScorer(Letters(shares)), how())
     by_hand = [sum(-math.log(letters[c]) for c in text) for pair in listed for text in (pair.good, pair.bad)]
     assert losses == pytest.approx(by_hand, rel=1e-6)
     result = pairs.result(losses)
@@ -120,13 +123,13 @@ def test_a_text_is_scored_as_the_validation_split_is(corpus, encoder, document_m
     texts = corpus.texts["validation"]
     scored = TextSet("texts", texts, encoder)
     options = {"batch_size": 3, "document_mask": document_mask}
-    expected = score_text(model, stream, SlidingWindows(stream.num_tokens, 16, 4), **options)
-    losses = scored.losses(model, how(**options))
+    expected = score_text(WholeScorer(model), stream, SlidingWindows(stream.num_tokens, 16, 4), **options)
+    losses = scored.losses(WholeScorer(model), how(**options))
     assert losses == [expected]
     result = scored.result(losses)
     num_bytes = sum(len(text.encode()) for text in texts)
     assert result["bits_per_byte"] == pytest.approx(expected / math.log(2) / num_bytes)
     counts = (result["num_bytes"], result["num_tokens"], result["num_documents"])
     assert counts == (num_bytes, stream.num_tokens, len(texts))
-    shares = [scored.losses(model, how(**options, rank=rank, world_size=2))[0] for rank in range(2)]
+    shares = [scored.losses(WholeScorer(model, rank, 2), how(**options))[0] for rank in range(2)]
     assert sum(shares) == pytest.approx(expected, rel=1e-13)
