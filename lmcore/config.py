@@ -759,7 +759,9 @@ class ParallelConfig(Config):
 
     @property
     def num_stages(self) -> int:
-        """Pieces of the pipeline, over all processes."""
+        """Pieces of the pipeline, over all processes; without one the model is in one piece."""
+        if self.pp == 1:
+            return 1
         return self.pp * (
             self.stages_per_process or (1 if self.pipeline_schedule in ("1f1b", "gpipe") else 2)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmcore.data.loader import TrainLoader
 from lmcore.data.tokens import TokenDataset
 from lmcore.errors import ConfigError, DataError
-from lmcore.layout import find_misfit
+from lmcore.layout import find_misfit, find_vocabulary_misfit
 from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.model.hf.weights import HFWeights
 from lmcore.parallel.mesh import Layout
@@ -73,6 +73,8 @@ def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
     if weights:
         check_tokenizer(weights.directory, weights.vocab_size, Path(job.tokenizer))
     rows = weights.vocab_size if weights else vocab_size
+    if misfit := find_vocabulary_misfit(rows, job.train.parallel.tp):
+        raise ConfigError("the layout does not fit the vocabulary", found=misfit)
     return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
 
 
