@@ -206,7 +206,9 @@ class DividedModel:
             with reduce_gradients(wrapped, now=index == len(batches) - 1):
                 with autocast(wrapped, self.precision, self.layout.world.device):
                     logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
-                criterion(logits, part.targets, self.vocabulary).backward()
+                loss = criterion(logits, part.targets, self.vocabulary)
+                del logits  # the largest tensor there is: not while the backward pass, or the next one, runs
+                loss.backward()
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:

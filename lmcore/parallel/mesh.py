@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lmcore.config import LaunchConfig, ParallelConfig
 from lmcore.errors import ConfigError, LaunchError
@@ -30,12 +31,14 @@ class World:
         size: Processes in all.
         device: Where this one computes.
         patient: All processes again, for collectives that no stall ends.
+        stall_seconds: What other collectives may take.
     """
 
     rank: int
     size: int
     device: torch.device
     patient: dist.ProcessGroup | None = None
+    stall_seconds: float = 600.0
 
     @property
     def is_main(self) -> bool:
@@ -86,7 +89,7 @@ def join_world(launch: LaunchConfig) -> Iterator[World]:
     )
     patient: Any = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
     try:
-        yield World(rank, size, device, patient)
+        yield World(rank, size, device, patient, launch.stall_seconds)
     finally:
         dist.destroy_process_group()
 
@@ -203,6 +206,12 @@ class Layout:
         """The axes of ``mesh`` over which FSDP shards, and before them those of replicas."""
         return mesh["dp_replicate", "shard"] if self.parallel.dp_replicate > 1 else mesh["shard"]
 
+    def groups(self) -> Iterator[dist.ProcessGroup]:
+        """Every group of processes that we are in, besides all of them."""
+        for mesh in (self.mesh, self.expert_mesh):
+            yield from () if mesh is None else mesh.get_all_groups()
+        yield from (group for group in (self.context_group, self.stage_group) if group is not None)
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The processes along an axis of the mesh."""
         if self.mesh is None:
@@ -251,4 +260,8 @@ def make_layout(parallel: ParallelConfig, world: World) -> Layout:
         size = world.size // pp
         groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
         stage = groups[world.rank // size]
-    return Layout(parallel, world, mesh, experts, context, stage)
+    layout = Layout(parallel, world, mesh, experts, context, stage)
+    for group in layout.groups():
+        # A new group waits as long as torch likes, 10 minutes on nccl and 30 on gloo.
+        _set_pg_timeout(datetime.timedelta(seconds=world.stall_seconds), group)
+    return layout

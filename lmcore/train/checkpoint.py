@@ -110,7 +110,7 @@ class Checkpoints:
             build.rename(target)
             _sync_directory(self.folder)
             self._sweep(target)
-        self.world.barrier()
+        self.world.wait_for_main()  # it reads all that was written once more
         return target
 
     def require_room(self, tensors: dict[str, Tensor]) -> None:
@@ -175,10 +175,13 @@ class Checkpoints:
         return [self.folder / name for name in self._agree(sorted(names, reverse=True))]
 
     def _agree(self, value: Any) -> Any:
-        """Return what the main process found: file systems do not look the same to all at all times."""
+        """Return what the main process found: file systems do not look the same to all at all times.
+
+        It may take longer over it than a stall: to find damage it reads a whole checkpoint.
+        """
         box = [value]
         if not self._alone:
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.world.patient)
         return box[0]
 
     def _set_aside(self, path: Path) -> None:

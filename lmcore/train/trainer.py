@@ -343,7 +343,7 @@ class Trainer:
                 ) from error
             shutil.rmtree(self.run_dir / "model", ignore_errors=True)
             build.rename(self.run_dir / "model")
-        self.world.barrier()
+        self.world.wait_for_main()
 
     @property
     def model_size(self) -> int:

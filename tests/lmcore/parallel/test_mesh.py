@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,3 +40,10 @@ def test_more_processes_than_gpus_compute_on_the_cpu_or_are_refused(monkeypatch,
     assert "warning: 2 processes and 1 GPU" in capsys.readouterr().err
     with pytest.raises(LaunchError, match="a GPU for each process of this machine: 2, found 1"):
         choose_device(LaunchConfig(device="cuda"))
+
+
+def test_no_group_of_a_layout_waits_for_longer_than_a_stall():
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    program = Path(__file__).with_name("layout_stalls.py")
+    done = subprocess.run([*agent, program], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,13 @@ def test_settings_of_another_run_are_refused(tmp_path):
     save(checkpoints, 10)
     with pytest.raises(CheckpointError, match="seed 1"):
         checkpoints.load_newest(dict, {"seed": 1}, print)
+
+
+def test_what_the_main_process_reads_alone_is_no_stall(tmp_path):
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = Path(__file__).with_name("slow_main.py")
+    done = subprocess.run([*agent, program, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+import weakref
+
+import torch
+
+from lmcore.config import ModelConfig, ParallelConfig
+from lmcore.data.loader import Batch
+from lmcore.model.transformer import initial_weight
+from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.mesh import World, make_layout
+from lmcore.train.loss import loss_sums
+
+CONFIG = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, max_seq_len=8, tie_embeddings=False)
+
+
+def divided(vocab_size=11):
+    layout = make_layout(ParallelConfig(dp_replicate=1), World(0, 1, torch.device("cpu")))
+    return DividedModel(
+        CONFIG, vocab_size, layout, "fp32", lambda name, shape: initial_weight(name, shape, CONFIG, 0)
+    )
+
+
+def test_logits_are_gone_before_the_backward_pass_is_done():
+    model, seen, there = divided(), [], []
+
+    def criterion(logits, targets, shard):
+        seen.append(weakref.ref(logits))
+        return loss_sums(logits, targets, shard, z_loss=False)[0]
+
+    (embedding,) = (p for name, p in model.named_parameters() if name == "embedding.weight")
+    embedding.register_hook(lambda gradient: there.append([reference() for reference in seen]))
+    tokens = torch.arange(8)[None]
+    model.forward_backward([Batch(tokens, tokens)] * 2, criterion)
+    assert there == [[None], [None, None]]
