@@ -18,17 +18,22 @@ class Intrinsic:
     """A function that LLVM's builder writes.
 
     Args:
-        takes: Names of numba's types of the arguments behind the array; None: of another array and its place.
+        arrays: How many pairs of an array and a place in it come first.
+        numbers: How many numbers follow.
         returns: Name of numba's type of the result.
-        build: Gets the builder, llvmlite's ``ir``, a pointer to each array's element and the other arguments.
+        build: Gets the builder, llvmlite's ``ir``, a pointer to each array's element and the numbers.
     """
 
     def __init__(self, arrays: int, numbers: int, returns: str, build: Callable[..., Any]) -> None:
         self._arrays, self._numbers, self._returns, self._build = arrays, numbers, returns, build
 
+    def __call__(self, *arguments: Any) -> Any:
+        """Not here: only what is compiled can call it."""
+        raise TypeError("only compiled functions can call this")
+
     @functools.cached_property
     def dispatcher(self) -> Any:
-        """numba's form of it; what it takes is one or two pairs of an array and a place, then numbers."""
+        """numba's form of it."""
         from llvmlite import ir
         from numba import types
         from numba.core import cgutils

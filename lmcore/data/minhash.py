@@ -18,6 +18,7 @@ from lmcore.data.characters import ALPHANUMERIC, DIGIT, character_flags, code_po
 from lmcore.data.compiled import compiled, inlined, kept_table, uint32
 from lmcore.data.lanes import LANES, eight_at, in_ranges, trailing_zeros
 from lmcore.data.lexicon import FNV_PRIME, FNV_START
+from lmcore.data.room import Rooms
 from lmcore.data.words import mix, note_ones
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -73,6 +74,9 @@ def _new_words(size: int) -> Words:
     )
 
 
+_rooms = Rooms(_new_words)
+
+
 def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     """Hash of each band of each document's signature; uint64 [n, num_bands], 0 where a text has no word.
 
@@ -87,7 +91,8 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     longest = int(np.diff(offsets).max(initial=0))
     bands = np.zeros((len(texts), config.num_bands), np.uint64)
     least = np.empty(size, np.uint64)
-    _fill(data, offsets, config.shingle_words, factors, shifts, _new_words(longest), least, bands)
+    with _rooms.take(longest) as words:
+        _fill(data, offsets, config.shingle_words, factors, shifts, words, least, bands)
     return bands
 
 
@@ -106,7 +111,8 @@ def ngram_hashes(texts: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
     # A word and the space behind it are two bytes at least.
     hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)
     counts = np.zeros(len(texts), np.int64)
-    _fill_ngrams(data, offsets, size, _new_words(longest), hashes, counts)
+    with _rooms.take(longest) as words:
+        _fill_ngrams(data, offsets, size, words, hashes, counts)
     total = int(counts.sum())
     return hashes[:total], counts
 

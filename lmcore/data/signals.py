@@ -33,12 +33,14 @@ from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lanes import LANES, begins, copy64, in_ranges, ones
 from lmcore.data.lexicon import STOP_WORDS, english
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
+from lmcore.data.room import Rooms
 from lmcore.data.words import (
     ALPHABETIC_WORDS,
     CHARS,
     ENDERS,
     STOP_WORDS_FOUND,
     WORDS,
+    Page,
     digest_of,
     flags_at,
     hash_bytes,
@@ -109,8 +111,14 @@ class Grams(NamedTuple):
 
 
 def _new_grams(size: int) -> Grams:
-    kinds = (np.uint64, np.int32, np.uint8, np.int32, np.int32)
-    return Grams(*(np.empty(size + 2, kind) for kind in kinds), np.empty(_table_size(size), np.int32))
+    return Grams(
+        np.empty(size + 2, np.uint64),
+        np.empty(size + 2, np.int32),
+        np.empty(size + 2, np.uint8),
+        np.empty(size + 2, np.int32),
+        np.empty(size + 2, np.int32),
+        np.empty(_table_size(size), np.int32),
+    )
 
 
 def _table_size(size: int) -> int:
@@ -682,6 +690,16 @@ def measure(texts: pa.Array, config: QualityConfig) -> Measured:
     return measure_text(texts, config.c4_lines if takes_lines_out(config) else None)
 
 
+def _new_room(size: int) -> tuple[Page, Grams, Counts, Lines]:
+    """Room for documents of up to ``size`` bytes."""
+    lines = Lines(np.empty(size // LANES + 4, np.uint64), np.empty(size // LANES + 4, np.uint64))
+    counts = Counts(np.zeros((_table_size(size), 2), np.uint64), np.full(1, _TICK))
+    return new_page(size), _new_grams(size), counts, lines
+
+
+_rooms = Rooms(_new_room)
+
+
 def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     """Measure prose (``chars`` and ``TEXT_SIGNALS``); with ``rules`` take out the lines that C4 would.
 
@@ -691,10 +709,6 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     """
     data, offsets = text_buffers(texts)
     most = int(np.diff(offsets).max(initial=0))
-    counts = Counts(
-        np.zeros((_table_size(most), 2), np.uint64),
-        np.full(1, _TICK),
-    )
     of_lines = LineRules(0, 0, 0, 0)
     if rules is not None:
         of_lines = LineRules(1, rules.min_line_words, rules.max_word_chars, int(rules.require_end_mark))
@@ -702,11 +716,11 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     # One line end for each document, which a citation alone on its line may leave behind.
     cleaned = np.empty(len(data) + len(texts) + LANES if rules else 0, np.uint8)
     ends = np.zeros(len(texts) + 1, np.int64)
-    lines = Lines(np.empty(most // LANES + 4, np.uint64), np.empty(most // LANES + 4, np.uint64))
-    _measure_texts(
-        data, offsets, english(), of_lines, new_page(most), _new_grams(most), counts, lines, rows,
-        cleaned, ends,
-    )  # fmt: skip
+    with _rooms.take(most) as room:
+        counts = room[2]
+        if counts.clock[0] >> np.uint64(63):  # long before it is at its end
+            counts.slots[:], counts.clock[:] = 0, _TICK
+        _measure_texts(data, offsets, english(), of_lines, *room, rows, cleaned, ends)
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
