@@ -59,7 +59,7 @@ SPLITS_SETTINGS = (
 )
 TOKENIZER_VERSION = 2
 TOKENIZER_SETTINGS = ("data.tokenizer",)
-TOKENS_VERSION = 4
+TOKENS_VERSION = 3
 # Nothing but its inputs decides; the tokenizer's settings are named so that a reader sees which they are of.
 TOKENS_SETTINGS = ("data.tokenizer",)
 

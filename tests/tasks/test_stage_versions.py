@@ -27,7 +27,7 @@ RECORDED = {
     "documents": (4, "a77ef0b984995782"),
     "splits": (3, "6ad307d374c0ef5f"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
-    "tokens": (4, "7ef74acc5dfeb4ee"),
+    "tokens": (3, "7ef74acc5dfeb4ee"),
     "report": (1, "7676abd143f844b5"),
     "train": (2, "de1faeb0b5ec782e"),
     "evaluate": (1, "fcf5f6a264f83206"),
