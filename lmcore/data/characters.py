@@ -5,6 +5,7 @@ Kinds that depend on Unicode are those of the running Python (``unicodedata``).
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Sequence
 
@@ -30,7 +31,10 @@ MARK = 1 << 14  # what a word must hold more of than this to count as one
 PUNCTUATION = 1 << 15  # Unicode's category P
 SENTENCE_END = 1 << 16
 LINE_END = 1 << 17  # str.splitlines
-NOTED = 1 << 18  # begins something that C4 or Gopher look for
+NAMES_HOST = 1 << 18  # may stand in the name of a host
+
+# Kinds of characters beyond ASCII: letters, spaces, of which some end lines, and others.
+OTHER_LETTERS, OTHER_SPACES, OTHER_LINE_ENDS, OTHERS = 0x80, 0xA0, 0xA8, 0xB0
 
 _PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉〈〉⟦⟧"
@@ -59,11 +63,51 @@ def character_flags() -> np.ndarray:
         (_CONTROLS, MARK),
         (_SENTENCE_ENDS, SENTENCE_END),
         ("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", LINE_END),
-        ("jJkKmMvV[{#.…", NOTED),
+        ("0123456789", NAMES_HOST),
     ):
         flags[[ord(character) for character in characters]] |= np.uint32(flag)
     flags[(flags & LOWER) != 0] |= np.uint32(BEFORE_DOT)
+    flags[:0x80][(flags[:0x80] & LETTER) != 0] |= np.uint32(NAMES_HOST)
+    flags[0xA1:0x10000] |= np.uint32(NAMES_HOST)
     return flags
+
+
+@kept_table
+def character_kinds() -> np.ndarray:
+    """One byte for each code point: those of ASCII as they are, others by their flags; uint8 [0x110000].
+
+    A text of kinds is one byte a character, and looked at as fast as if it were ASCII.
+    """
+    return _kinds()[0]
+
+
+@kept_table
+def kind_flags() -> np.ndarray:
+    """Flags of each kind; uint32 [256]."""
+    return _kinds()[1]
+
+
+@functools.cache
+def _kinds() -> tuple[np.ndarray, np.ndarray]:
+    flags = character_flags()
+    kinds, of_kind = np.arange(0x110000).astype(np.uint8), np.zeros(256, np.uint32)
+    of_kind[:0x80] = flags[:0x80]
+    free = {start: start for start in (OTHER_LETTERS, OTHER_SPACES, OTHER_LINE_ENDS, OTHERS)}
+    found, group = np.unique(flags[0x80:], return_inverse=True)
+    numbers = np.zeros(len(found), np.uint8)
+    for number, value in enumerate(found.tolist()):
+        start = next((s for flag, s in _STARTS if value & flag), OTHERS)
+        numbers[number], of_kind[free[start]] = free[start], value
+        free[start] += 1
+    kinds[0x80:] = numbers[group]
+    for kind, character in enumerate(SINGLED_OUT, 0x100 - len(SINGLED_OUT)):
+        kinds[ord(character)], of_kind[kind] = kind, flags[ord(character)]
+    return kinds, of_kind
+
+
+_STARTS = ((LETTER, OTHER_LETTERS), (LINE_END, OTHER_LINE_ENDS), (SPACE, OTHER_SPACES))
+SINGLED_OUT = "…•’—"  # have kinds of their own, the last ones
+ELLIPSIS, BULLET, RIGHT_QUOTE, LONG_DASH = range(0x100 - len(SINGLED_OUT), 0x100)
 
 
 _OF_CATEGORY = {

@@ -14,25 +14,40 @@ import pyarrow as pa
 from lmcore.config import TextConfig
 from lmcore.data.arrow import bytes_array, text_buffers
 from lmcore.data.characters import code_point
-from lmcore.data.compiled import compiled, uint32
-from lmcore.data.text import NO_WIDTH, changed_by_nfc, clean, mojibake_marks
+from lmcore.data.compiled import compiled, inlined, uint32
+from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
+from lmcore.data.text import NO_WIDTH, changed_by_nfc, clean, may_be_mojibake, mojibake_marks
 
 # Marks of a character: that its text is to be looked at; that it is so if one of the next follows, and such a
 # one, each for four kinds of mojibake; and that it may stand between the two.
 _ALWAYS, _FIRST, _NEXT, _BETWEEN = 1, 2, 32, 512
+_LINES = 1_024  # that are noted; a text with more is looked at whole
+
+_to_look_at = in_ranges((0, 8), (11, 31), (0x7F, 0xFF))
 
 
-def clean_texts(texts: Sequence[str], config: TextConfig) -> pa.Array:
-    """``clean`` of each of ``texts``, as ``pa.large_string``."""
-    raw = [text.encode("utf-8", "surrogatepass") for text in texts]
-    array = bytes_array(raw)
+def clean_texts(texts: Sequence[str | bytes], config: TextConfig) -> pa.Array:
+    """``clean`` of each of ``texts`` (bytes are UTF-8), as ``pa.large_string``."""
+    raw = [text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in texts]
+    array = bytes_array(raw, room=2 * LANES)
     data, offsets = text_buffers(array)
-    suspects = np.zeros(len(raw), np.uint8)
-    _glance(data, offsets, _marks(config.repair_mojibake, config.drop_zero_width), suspects)
+    suspects, lines = np.zeros(len(raw), np.uint8), np.zeros((_LINES, 3), np.int64)
+    _glance(data, offsets, _marks(config.repair_mojibake, config.drop_zero_width), suspects, lines)
+    suspects[lines[_mojibake_in(data, lines), 0]] = 1
     found = np.flatnonzero(suspects).tolist()
     for i in found:
-        raw[i] = clean(texts[i], config).encode("utf-8")
+        text = texts[i]
+        raw[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
     return bytes_array(raw) if found else array
+
+
+def _mojibake_in(data: np.ndarray, lines: np.ndarray) -> list[int]:
+    """Which of ``lines`` (text, start, end; none where they end at 0) mojibake may be in."""
+    return [
+        number
+        for number, (_, start, end) in enumerate(lines.tolist())
+        if end and may_be_mojibake(data[start:end].tobytes().decode("utf-8", "surrogatepass"))
+    ]
 
 
 @cache
@@ -52,26 +67,70 @@ def _marks(repair_mojibake: bool, drop_zero_width: bool) -> np.ndarray:
 
 
 @compiled
-def _glance(data, offsets, marks, suspects):
-    """Set ``suspects`` for each of the texts that holds something suspicious."""
+def _glance(data, offsets, marks, suspects, lines):
+    """Set ``suspects`` for each text that holds something suspicious; note ``lines`` that may be mojibake."""
+    noted = 0
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]
-        every, odd = np.uint8(0), False
-        for i in range(start, end):
-            c = data[i]
-            every |= c
-            odd |= (c < 0x20) & (c != 0x09) & (c != 0x0A) | (c == 0x7F)
-        if odd:
-            suspects[d] = 1
-        elif every >= 0x80:
-            before, i = uint32(0), start
-            while i < end:
-                c, size = uint32(data[i]), 1
-                if c >= 0x80:
-                    c, size = code_point(data, i)
-                i += size
+        behind = line_end = start  # what was looked at before, and the end of the last line that was noted
+        for base in range(start, end, LANES):
+            found = _to_look_at(data, base)
+            if end - base < LANES:
+                found &= (np.uint64(1) << np.uint64(end - base)) - np.uint64(1)
+            while found:
+                i = base + np.int64(trailing_zeros(found))
+                found &= found - np.uint64(1)
+                if i < behind:
+                    continue
+                c, size = _character(data, i)
+                behind = i + size
                 mark = uint32(marks[c])
-                if mark & uint32(_ALWAYS) or before & (mark >> uint32(4)) & uint32(15 * _FIRST):
+                if mark & uint32(_ALWAYS):
                     suspects[d] = 1
-                    break
-                before = before if mark & uint32(_BETWEEN) else mark
+                elif (
+                    mark & uint32(15 * _FIRST)
+                    and i >= line_end
+                    and _is_followed(data, behind, end, marks, mark)
+                ):
+                    if noted == len(lines):
+                        suspects[d] = 1
+                    else:
+                        line_end = _note_line(data, start, end, i, lines[noted])
+                        lines[noted, 0] = d
+                        noted += 1
+            if suspects[d]:
+                break
+
+
+@inlined
+def _character(data, i):
+    c = uint32(data[i])
+    if c < 0x80:
+        return c, 1
+    return code_point(data, i)
+
+
+@inlined
+def _is_followed(data, i, end, marks, first):
+    """Whether one of those that make mojibake of ``first`` is at ``i``, or behind what may be between."""
+    while i < end:
+        c, size = _character(data, i)
+        mark = uint32(marks[c])
+        if first & (mark >> uint32(4)) & uint32(15 * _FIRST):
+            return True
+        if not mark & uint32(_BETWEEN):
+            return False
+        i += size
+    return False
+
+
+@inlined
+def _note_line(data, start, end, i, line):
+    """Note where the line that holds ``i`` starts and ends; the latter."""
+    first = last = i
+    while first > start and data[first - 1] != 10:
+        first -= 1
+    while last < end and data[last] != 10:
+        last += 1
+    line[1], line[2] = first, last
+    return last

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from lmcore.data.lanes import Intrinsic
 from lmcore.home import Home
 
 uint32 = np.uint32
@@ -37,7 +38,7 @@ class Compiled:
     """A function of arrays, integers and named tuples of them, compiled for each kind of arguments it gets.
 
     Those that Python calls return nothing: they write into their arrays. They run without the interpreter's
-    lock. Arrays must be contiguous.
+    lock. Arrays must be contiguous, and indices never negative.
     """
 
     def __init__(self, function: Any, inline: bool) -> None:
@@ -67,7 +68,7 @@ class Compiled:
 
         scope = dict(self._function.__globals__)
         for name in self._function.__code__.co_names:
-            if isinstance(scope.get(name), Compiled):
+            if isinstance(scope.get(name), (Compiled, Intrinsic)):
                 scope[name] = scope[name].dispatcher
         function = FunctionType(self._function.__code__, scope, self.name)
         # Nothing compiled here makes an array, and counting references took three quarters of the time.
@@ -80,7 +81,8 @@ class Compiled:
         import numba
 
         signature = tuple(map(numba.typeof, arguments))
-        self.dispatcher.compile(signature)
+        with _indices_from_the_start():
+            self.dispatcher.compile(signature)
         found = self.dispatcher.overloads[signature]
         module = llvm.parse_assembly(self.dispatcher.inspect_llvm(signature))
         return found.fndesc.mangled_name, _target().emit_object(module)
@@ -188,6 +190,23 @@ def _write(path: Path, content: bytes) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
+
+
+@contextlib.contextmanager
+def _indices_from_the_start() -> Iterator[None]:
+    """Have numba take no index for one that counts from the end: asking each took a third of the time."""
+    from numba.core import types
+    from numba.np import arrayobj
+
+    def as_it_is(context: Any, builder: Any, kind: Any, index: Any, size: Any) -> Any:
+        return context.cast(builder, index, kind, types.intp)
+
+    before = arrayobj.fix_integer_index
+    arrayobj.fix_integer_index = as_it_is
+    try:
+        yield
+    finally:
+        arrayobj.fix_integer_index = before
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lmcore.config import DataConfig
 from lmcore.data.arrow import text_array
 from lmcore.data.privacy import masker_of
-from lmcore.data.records import Record, read_records
+from lmcore.data.records import Record, read_records, text_of
 from lmcore.data.sources import SourceFile
 from lmcore.data.text import clean
 from lmcore.errors import DataError
@@ -90,7 +90,7 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
                     remedy="Mend the file.",
                 )
             # As documents are: what was masked there must look the same here.
-            text = clean(record.text, config.text)
+            text = clean(text_of(record), config.text)
             yield masker(text, Counter()) if masker else text
 
 

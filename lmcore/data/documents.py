@@ -94,7 +94,7 @@ _STORED: dict[str, Any] = {
 _THREADS = 2
 _AHEAD = 2
 
-_Row = tuple[str, str, str, int, str]  # doc_id, source, path, record, text
+_Row = tuple[str, str, str, int, str | bytes]  # doc_id, source, path, record, text
 
 
 @dataclass
@@ -331,7 +331,7 @@ def _batches(
         books.documents_in += 1
         books.passed += 1
         rows.append((_doc_id(file, record), file.source, file.name, record.index, record.text))
-        held += len(record.text)
+        held += record.num_chars or len(record.text)
         if held >= ROW_GROUP_TEXT:
             yield rows
             rows, held = [], 0
@@ -342,7 +342,7 @@ def _batches(
 def _records(config: DataConfig, shard: Shard) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
         try:
-            for record in read_records(file, shard.source, config.limits):
+            for record in read_records(file, shard.source, config.limits, as_bytes=True):
                 yield file, record
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise DataError(

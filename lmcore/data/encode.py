@@ -141,8 +141,7 @@ def encode_shard(
                 batch = table.slice(rows.start, rows.stop - rows.start)
                 texts = whole.slice(rows.start, len(batch))
                 num_bytes = int(sizes[rows].sum())
-                encoded, lengths = encoder.encode_bytes(texts.cast(pa.large_binary()).to_pylist())
-                tokens, lengths = end_documents(encoded, lengths, encoder.eos_id)
+                tokens, lengths = encoder.encode_documents(texts)
                 ids, sources = (batch[name].to_pylist() for name in ("doc_id", "source"))
                 writer.add(ids, sources, tokens, lengths, num_bytes)
                 totals["documents"] += len(batch)
@@ -162,18 +161,6 @@ def _encoder(tokenizer_dir: Path, tokenizer_digest: str, engine: str) -> Encoder
         _encoders.clear()
         _encoders[wanted] = Encoder(tokenizer_dir, engine=engine)
     return _encoders[wanted]
-
-
-def end_documents(tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put EOS behind each of the documents that ``tokens`` (int32) holds one after another."""
-    longer = lengths + 1
-    ended = np.empty(len(tokens) + len(lengths), np.int32)
-    is_text = np.ones(len(ended), bool)
-    ends = np.cumsum(longer) - 1
-    is_text[ends] = False
-    ended[ends] = eos_id
-    ended[is_text] = tokens
-    return ended, longer
 
 
 # --- the sample ------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from lmcore.data.arrow import bytes_array, text_buffers
+from lmcore.data.arrow import bytes_array, text_array, text_buffers
 from lmcore.data.characters import texts_with
 from lmcore.data.compiled import compiled, kept_table
 from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes
@@ -94,12 +95,27 @@ class Encoder:
 
     def encode_bytes(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts``, which are UTF-8, as ``encode`` does."""
+        ended, lengths = self.encode_documents(bytes_array(texts))
+        is_text = np.ones(len(ended), bool)
+        is_text[np.cumsum(lengths) - 1] = False
+        return ended[is_text], lengths - 1
+
+    def encode_documents(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``texts`` (``pa.large_string``), each ending with EOS, as ``encode`` does."""
+        raw = texts.cast(pa.large_binary()).to_pylist()
         if self._fast is None:
-            tokens, lengths = self._encode_reference([text.decode() for text in texts])
+            tokens, lengths = self._encode_reference([text.decode() for text in raw])
         else:
-            tokens, lengths = self._encode_fast(texts)
-        self._check_bytes(texts, tokens, lengths)
-        return tokens, lengths
+            tokens, lengths = self._encode_fast(raw, texts)
+        ended = np.empty(len(tokens) + len(lengths), np.int32)
+        found = np.empty(len(lengths), np.int64)
+        starts = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        _end_documents(tokens, starts, self._token_bytes, self.eos_id, ended, found)
+        expected = np.diff(text_buffers(texts)[1])
+        if (found != expected).any():
+            raise self._lost_text(raw, found, expected)
+        return ended, lengths + 1
 
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
@@ -111,7 +127,7 @@ class Encoder:
         with self._or_without(), ThreadPoolExecutor(1) as beside:  # it does not hold the interpreter's lock
             reference = beside.submit(self._encode_reference, texts)
             # In one batch, as documents are encoded. The first one imports for as long as the other encodes.
-            found = self._encode_fast([text.encode() for text in texts])
+            found = self._encode_fast([text.encode() for text in texts], text_array(texts))
             if not all(map(np.array_equal, reference.result(), found)):
                 self._do_without("gigatoken gives other tokens on the sample")
                 return
@@ -148,38 +164,35 @@ class Encoder:
         ids = [np.asarray(one.ids, np.int32) for one in encoded]
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
-    def _encode_fast(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        risky = self._risky(texts)
-        safe = [text for i, text in enumerate(texts) if i not in risky]
+    def _encode_fast(self, raw: Sequence[bytes], texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``texts``, which are ``raw`` too."""
+        risky = self._risky(raw, texts)
+        safe = [text for i, text in enumerate(raw) if i not in risky] if risky else raw
         tokens, lengths = _plain(self._fast.encode_batch(safe))
         if not risky:
             return tokens, lengths
         pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(safe) else ())
         merged = [
             self._encode_reference([text.decode()])[0] if i in risky else next(pieces)
-            for i, text in enumerate(texts)
+            for i, text in enumerate(raw)
         ]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
 
-    def _risky(self, texts: Sequence[bytes]) -> set[int]:
+    def _risky(self, raw: Sequence[bytes], texts: pa.Array) -> set[int]:
         # gigatoken turns the text of a special token into its id. And each engine has the Unicode tables of
         # its own year: what is newer than Python's may be a letter to one and nothing to the other.
-        risky = {i for i, text in enumerate(texts) if any(special in text for special in self._specials)}
-        rare = texts_with(_rare(), *text_buffers(bytes_array(texts)))
-        return risky | {i for i in np.flatnonzero(rare).tolist() if _holds_unassigned(texts[i].decode())}
+        risky = {i for i, text in enumerate(raw) if any(special in text for special in self._specials)}
+        rare = texts_with(_rare(), *text_buffers(texts))
+        return risky | {i for i in np.flatnonzero(rare).tolist() if _holds_unassigned(raw[i].decode())}
 
-    def _check_bytes(self, texts: Sequence[bytes], tokens: np.ndarray, lengths: np.ndarray) -> None:
-        found = np.empty(len(lengths), np.int64)
-        _count_bytes(tokens, np.r_[0, np.cumsum(lengths)], self._token_bytes, found)
-        expected = np.fromiter(map(len, texts), np.int64, len(texts))
-        if (found != expected).any():
-            wrong = int(np.argmax(found != expected))
-            raise DataError(
-                f"{self.engine} lost text",
-                expected=f"tokens that stand for {expected[wrong]} bytes",
-                found=f"{found[wrong]} for {texts[wrong][:60]!r}",
-                remedy="Please report this; data.tokenizer.pattern may be changed meanwhile.",
-            )
+    def _lost_text(self, raw: Sequence[bytes], found: np.ndarray, expected: np.ndarray) -> DataError:
+        wrong = int(np.argmax(found != expected))
+        return DataError(
+            f"{self.engine} lost text",
+            expected=f"tokens that stand for {expected[wrong]} bytes",
+            found=f"{found[wrong]} for {raw[wrong][:60]!r}",
+            remedy="Please report this; data.tokenizer.pattern may be changed meanwhile.",
+        )
 
 
 def _holds_unassigned(text: str) -> bool:
@@ -196,16 +209,21 @@ def _rare() -> np.ndarray:
 
 
 @compiled
-def _count_bytes(tokens, offsets, token_bytes, sums):
-    """Bytes that the tokens of each text stand for; -1 where one is not in the vocabulary."""
-    for d in range(len(offsets) - 1):
-        total = 0
-        for i in range(offsets[d], offsets[d + 1]):
-            if not 0 <= tokens[i] < len(token_bytes):
-                total = -1
-                break
-            total += token_bytes[tokens[i]]
-        sums[d] = total
+def _end_documents(tokens, starts, token_bytes, eos_id, ended, sums):
+    """Copy ``tokens`` to ``ended``, EOS behind each text; and count the bytes that those of each stand for.
+
+    They are -1 where a token is not in the vocabulary.
+    """
+    for d in range(len(starts) - 1):
+        total, known = 0, True
+        for i in range(starts[d], starts[d + 1]):
+            token = tokens[i]
+            ended[i + d] = token
+            inside = 0 <= token < len(token_bytes)
+            known &= inside
+            total += token_bytes[token if inside else 0]
+        ended[starts[d + 1] + d] = eos_id
+        sums[d] = total if known else -1
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:
@@ -213,8 +231,11 @@ def _flat(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _plain(ragged: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Flat int32 tokens and int64 lengths of an awkward array of lists."""
+    """Flat int32 tokens and int64 lengths of an awkward array of lists, without a copy."""
     import awkward as ak
 
-    lengths = ak.to_numpy(ak.num(ragged, axis=1)).astype(np.int64)
-    return ak.to_numpy(ak.flatten(ragged, axis=1)).astype(np.int32), lengths
+    lists = ak.to_layout(ragged).to_ListOffsetArray64(True)
+    offsets = np.asarray(lists.offsets)
+    tokens = ak.to_numpy(lists.content)[: offsets[-1]]
+    is_plain = tokens.dtype.itemsize == np.dtype(np.int32).itemsize
+    return tokens.view(np.int32) if is_plain else tokens.astype(np.int32), np.diff(offsets)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 LONGEST_EXCEPTION = 12
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+WORD_FACTOR, SIZE_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 _UNITS = (
@@ -48,7 +50,8 @@ def english() -> Lexicon:
     for word, place in places.items():
         ends = np.cumsum([len(part) for part in parts[word][:-1]])
         cuts[place, : len(ends)] = ends
-    return Lexicon(exceptions, cuts, _lengths(parts, 0), _lengths(parts, -1), _table(_UNITS.split())[0])
+    lengths = _lengths(parts, 0), _lengths(parts, -1)
+    return Lexicon(exceptions, _bits(parts), cuts, *lengths, _table(_UNITS.split())[0], _places(STOP_WORDS))
 
 
 def _exceptions() -> Iterator[tuple[str, ...]]:
@@ -135,29 +138,58 @@ def _table(words: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
     return keys, places
 
 
+def _bits(words: Iterable[str]) -> np.ndarray:
+    """A bit for the upper 16 of the hash of each word; uint64 [1024]."""
+    bits = np.zeros(1 << 16, np.uint8)
+    bits[[int(word_digest(word)) >> 48 for word in words]] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint64)
+
+
+def _places(words: Iterable[str]) -> np.ndarray:
+    """Hashes of few words, each at its lowest 6 bits; uint64 [64]."""
+    found = np.zeros(64, np.uint64)
+    for word in words:
+        h = word_digest(word)
+        if found[int(h) % 64]:
+            raise ValueError(f"{word} has the place of another word")
+        found[int(h) % 64] = h
+    return found
+
+
 class Lexicon(NamedTuple):
     """Runs of characters that are cut, or kept whole, against the rules: tables that are looked up by hash.
 
     Attributes:
         exceptions: Hashes, 0 where there is none; uint64 [a power of 2].
+        known: A bit for the upper 16 of each; uint64 [1024].
         cuts: Where each is cut, from its start; 0: no further; int32 [the same, 2].
         first: For each first character, the lengths of exceptions, as bits: most runs are none at a glance.
         last: For each last character.
         units: Hashes of units of measure; uint64 [a power of 2].
+        stop_words: Hashes of those that Gopher looks for, each at its lowest 6 bits; uint64 [64].
     """
 
     exceptions: np.ndarray
+    known: np.ndarray
     cuts: np.ndarray
     first: np.ndarray
     last: np.ndarray
     units: np.ndarray
+    stop_words: np.ndarray
 
 
 def word_digest(word: str) -> np.uint64:
-    """Hash of a word, as ``Page.digest`` holds it."""
-    h = int(FNV_START)
-    for character in word:
-        h = (h ^ ord(character)) * int(FNV_PRIME) % 2**64
-    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
-        h = (h ^ (h >> shift)) * factor % 2**64
-    return np.uint64(h ^ (h >> 33))
+    """Hash of a word, as ``Page.digest`` holds it (``words.hash_bytes``)."""
+    raw = word.encode("utf-8")
+    size = len(raw)
+    if size <= 8:
+        return _folded(int.from_bytes(raw, "little") ^ int(WORD_FACTOR), int(SIZE_FACTOR) ^ size)
+    h = int(SIZE_FACTOR) * size % 2**64
+    for i in range(0, size, 8):
+        part = raw[min(i, size - 8) :][:8]
+        h = int(_folded(h ^ int.from_bytes(part, "little"), int(WORD_FACTOR)))
+    return np.uint64(h)
+
+
+def _folded(a: int, b: int) -> np.uint64:
+    return np.uint64((a * b ^ (a * b >> 64)) % 2**64)

@@ -7,18 +7,74 @@ J^r, and at least one of b bands with 1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 ba
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 
 from lmcore.config import NearDedupConfig
 from lmcore.data.arrow import text_buffers
 from lmcore.data.characters import ALPHANUMERIC, DIGIT, character_flags, code_point
-from lmcore.data.compiled import compiled, kept_table, uint32
+from lmcore.data.compiled import compiled, inlined, kept_table, uint32
+from lmcore.data.lanes import LANES, eight_at, in_ranges, trailing_zeros
 from lmcore.data.lexicon import FNV_PRIME, FNV_START
-from lmcore.data.words import mix
+from lmcore.data.room import Rooms
+from lmcore.data.words import mix, note_ones
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
 _ZERO = uint32(ord("0"))
+_LOWER_BITS = np.uint64(0x2020202020202020)
+_KNOWN_WORDS = 1 << 13
+
+_beyond_ascii = in_ranges((0x80, 0xFF))
+_digits = in_ranges((48, 57))
+_alphanumeric = in_ranges((48, 57), (65, 90), (97, 122))
+
+
+class Words(NamedTuple):
+    """The words of one document. Filled again for each.
+
+    Attributes:
+        raw: Its bytes, with room behind them; uint8.
+        inside: Which of them are of a word, as bits; uint64 [n / 64].
+        odd: Which of them are no letters of ASCII.
+        starts: First byte of each word; int32 [num_words].
+        ends: The one behind its last.
+        hashes: Of each word; uint64 [num_words].
+        known: Short words of letters of ASCII, in lower case, each with its hash; uint64 [a power of 2].
+        table: Flags of each code point; uint32 [0x110000].
+        lower: Lower case of each code point; uint32.
+    """
+
+    raw: np.ndarray
+    inside: np.ndarray
+    odd: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    hashes: np.ndarray
+    known: np.ndarray
+    table: np.ndarray
+    lower: np.ndarray
+
+
+def _new_words(size: int) -> Words:
+    """Room for documents of up to ``size`` bytes."""
+    blocks, most = size // LANES + 4, size // 2 + 2 * LANES
+    return Words(
+        np.empty(size + 3 * LANES, np.uint8),
+        np.zeros(blocks, np.uint64),
+        np.zeros(blocks, np.uint64),
+        np.empty(most, np.int32),
+        np.empty(most, np.int32),
+        np.empty(most, np.uint64),
+        np.zeros(2 * _KNOWN_WORDS, np.uint64),
+        character_flags(),
+        _lower_case(),
+    )
+
+
+_rooms = Rooms(_new_words)
 
 
 def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
@@ -34,18 +90,9 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     factors, shifts = draw.integers(0, 2**64, (2, size), np.uint64)
     longest = int(np.diff(offsets).max(initial=0))
     bands = np.zeros((len(texts), config.num_bands), np.uint64)
-    _fill(
-        data,
-        offsets,
-        character_flags(),
-        _lower_case(),
-        config.shingle_words,
-        factors,
-        shifts,
-        np.empty(longest + 1, np.uint64),
-        np.empty(size, np.uint32),
-        bands,
-    )
+    least = np.empty(size, np.uint64)
+    with _rooms.take(longest) as words:
+        _fill(data, offsets, config.shingle_words, factors, shifts, words, least, bands)
     return bands
 
 
@@ -64,8 +111,8 @@ def ngram_hashes(texts: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
     # A word and the space behind it are two bytes at least.
     hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)
     counts = np.zeros(len(texts), np.int64)
-    table, lower = character_flags(), _lower_case()
-    _fill_ngrams(data, offsets, table, lower, size, np.empty(longest + 1, np.uint64), hashes, counts)
+    with _rooms.take(longest) as words:
+        _fill_ngrams(data, offsets, size, words, hashes, counts)
     total = int(counts.sum())
     return hashes[:total], counts
 
@@ -84,80 +131,133 @@ def _lower_case() -> np.ndarray:
 
 
 @compiled
-def _fill(data, offsets, table, lower, shingle_words, factors, shifts, words, least, bands):
+def _fill(data, offsets, shingle_words, factors, shifts, words, least, bands):
     num_bands = bands.shape[1]
     rows = len(factors) // num_bands
     for d in range(len(offsets) - 1):
-        count = _hash_words(data, offsets[d], offsets[d + 1], table, lower, words)
+        count = _hash_words(data, offsets[d], offsets[d + 1], words)
         if not count:
             continue
         for k in range(len(least)):
-            least[k] = uint32(0xFFFFFFFF)
+            least[k] = _ALL
         size = min(shingle_words, count)
         for i in range(count - size + 1):
             h = FNV_START
             for j in range(i, i + size):
-                h = (h ^ words[j]) * _GOLDEN
+                h = (h ^ words.hashes[j]) * _GOLDEN
                 h ^= h >> np.uint64(29)
-            _lower_minima(uint32(mix(h) >> np.uint64(32)), factors, shifts, least)
+            _lower_minima(mix(h) >> np.uint64(32), factors, shifts, least)
         for band in range(num_bands):
-            h = np.uint64(band) + np.uint64(1)
+            h = np.uint64(band) + _ONE
             for k in range(band * rows, (band + 1) * rows):
-                h = mix(h ^ np.uint64(least[k])) + _GOLDEN
-            bands[d, band] = max(h, np.uint64(1))
+                h = mix(h ^ (least[k] >> np.uint64(32))) + _GOLDEN
+            bands[d, band] = max(h, _ONE)
 
 
 @compiled
-def _fill_ngrams(data, offsets, table, lower, size, words, hashes, counts):
+def _fill_ngrams(data, offsets, size, words, hashes, counts):
     total = 0
     for d in range(len(offsets) - 1):
-        count = _hash_words(data, offsets[d], offsets[d + 1], table, lower, words)
+        count = _hash_words(data, offsets[d], offsets[d + 1], words)
         for i in range(count - size + 1):
             h = FNV_START
             for j in range(i, i + size):
-                h = (h ^ words[j]) * _GOLDEN
+                h = (h ^ words.hashes[j]) * _GOLDEN
                 h ^= h >> np.uint64(29)
             hashes[total] = mix(h)
             total += 1
         counts[d] = max(0, count - size + 1)
 
 
-@compiled
+@inlined
 def _lower_minima(x, factors, shifts, least):
-    # Multiply-shift (Dietzfelbinger 1996): the upper half of 64 bits. With 32-bit factors nothing would wrap
-    # around, and the least word would be the same for all.
+    # Multiply-shift (Dietzfelbinger 1996): the upper half of 64 bits, taken of the least of all. With 32-bit
+    # factors nothing would wrap around, and the least word would be the same for all.
     for k in range(len(least)):
-        value = uint32((factors[k] * np.uint64(x) + shifts[k]) >> np.uint64(32))
-        least[k] = min(least[k], value)
+        least[k] = min(least[k], factors[k] * x + shifts[k])
 
 
 @compiled
-def _hash_words(data, start, end, table, lower, words):
+def _hash_words(data, start, end, words):
     """Hashes of the words of the UTF-8 bytes [start, end); how many."""
-    count, h = 0, FNV_START
-    inside = number = False
-    i = start
-    while i < end:
-        c, size = uint32(data[i]), 1
-        if c >= 0x80:
-            c, size = code_point(data, i)
-        i += size
-        flags = table[c]
-        if flags & uint32(ALPHANUMERIC):
-            digit = flags & uint32(DIGIT) != 0
-            if digit and inside and number:
-                continue
-            number, inside = digit, True
-            c = _ZERO if digit else lower[c] if c < len(lower) else c
-            h = (h ^ np.uint64(c)) * FNV_PRIME
-        elif inside:
-            words[count] = mix(h)
-            count += 1
-            inside, h = False, FNV_START
-    if inside:
-        words[count] = mix(h)
-        count += 1
+    count = _find_words(data, start, end, words)
+    for w in range(count):
+        first, behind = np.int64(words.starts[w]), np.int64(words.ends[w])
+        is_odd = (words.odd[behind >> 6] >> np.uint64(behind & 63)) & _ONE != np.uint64(0)
+        if is_odd or behind - first > 8:
+            words.hashes[w] = _hash_of(words, first, behind)
+        else:
+            # Most are short, of letters alone, and come again and again.
+            within = _ALL >> np.uint64(8 * (8 - (behind - first)))
+            key = (eight_at(words.raw, first) | _LOWER_BITS) & within
+            place = np.int64((key * _GOLDEN) >> np.uint64(64 - 13)) << 1
+            if words.known[place] != key:
+                words.known[place], words.known[place + 1] = key, _hash_of(words, first, behind)
+            words.hashes[w] = words.known[place + 1]
     return count
+
+
+@inlined
+def _find_words(data, start, end, words):
+    """Note where words start and end, and, as bits behind them, which are odd; how many there are."""
+    size = end - start
+    for i in range(size):
+        words.raw[i] = data[start + i]
+    for i in range(size, size + 2 * LANES):
+        words.raw[i] = 32
+    blocks = (size >> 6) + 1
+    count = behind = 0
+    before, carry, rest = np.uint64(0), np.uint64(0), np.uint64(0)
+    covered = 0
+    for b in range(blocks):
+        base = b << 6
+        inside, beyond = _alphanumeric(words.raw, base), _beyond_ascii(words.raw, base)
+        odd = _digits(words.raw, base) | beyond
+        inside |= rest
+        odd |= rest
+        rest = np.uint64(0)
+        while beyond:
+            i = base + np.int64(trailing_zeros(beyond))
+            beyond &= beyond - _ONE
+            if i < covered:
+                continue
+            c, length = code_point(words.raw, i)
+            covered = i + length
+            if words.table[c] & uint32(ALPHANUMERIC):
+                every = (_ONE << np.uint64(length)) - _ONE
+                inside |= every << np.uint64(i - base)
+                if covered > base + 64:
+                    rest = every >> np.uint64(base + 64 - i)
+        odd &= inside
+        starts = inside & ~((inside << _ONE) | before)
+        ends = ~inside & ((inside << _ONE) | before)
+        before = inside >> np.uint64(63)
+        # Adding some bits of a word to all of its bits carries one to the byte behind it.
+        some = inside + odd
+        every = some + carry
+        carry = np.uint64(some < inside) | np.uint64(every < some)
+        words.odd[b] = every & ends
+        count = note_ones(starts, base, words.starts, count)
+        behind = note_ones(ends, base, words.ends, behind)
+    return count
+
+
+@inlined
+def _hash_of(words, start, end):
+    """Hash of one word: in lower case, each number in it 0 (FNV-1a, mixed)."""
+    h, number, i = FNV_START, False, start
+    while i < end:
+        c, size = uint32(words.raw[i]), 1
+        if c >= 0x80:
+            c, size = code_point(words.raw, i)
+        i += size
+        digit = words.table[c] & uint32(DIGIT) != 0
+        if digit and number:
+            continue
+        number = digit
+        c = _ZERO if digit else words.lower[c] if c < len(words.lower) else c
+        h = (h ^ np.uint64(c)) * FNV_PRIME
+    return mix(h)
 
 
 @compiled

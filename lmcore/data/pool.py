@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lmcore.config import DataConfig
+from lmcore.data.arrow import keep_memory
 from lmcore.errors import DataError
 from lmcore.store import Artifact, Stage, Store
 
@@ -102,7 +103,8 @@ def local_workers(config: DataConfig, num_bytes: int) -> Workers:
     masks = bool(config.privacy.presidio.entities)
     most = _PRESIDIO_THREADS_UP_TO_BYTES if masks else THREADS_UP_TO_BYTES
     if config.executor == "threads" or count == 1 or num_bytes <= most:
-        return Threads(count)
+        # One more than there are cores works while others wait for the disk.
+        return Threads(count if config.workers or count == 1 else count + 1)
     return Processes(count)
 
 
@@ -170,4 +172,5 @@ class Workshop:
 
 
 def _ensure(root: Path, unit: Unit) -> Artifact:
+    keep_memory()
     return Store(root).ensure(unit.stage, lambda out: unit.build(*unit.arguments, out), why=False)

@@ -18,12 +18,11 @@ import pyarrow as pa
 from lmcore.config import C4LineRules, QualityConfig
 from lmcore.data.arrow import text_buffers
 from lmcore.data.characters import (
-    ALPHABETIC,
     ALPHANUMERIC,
-    LETTER,
-    LINE_END,
-    MARK,
-    NOTED,
+    BULLET,
+    ELLIPSIS,
+    OTHER_LINE_ENDS,
+    OTHERS,
     PUNCTUATION,
     SENTENCE_END,
     SPACE,
@@ -31,21 +30,39 @@ from lmcore.data.characters import (
     code_point,
 )
 from lmcore.data.compiled import compiled, inlined, uint32
-from lmcore.data.lexicon import FNV_PRIME, FNV_START, english, word_digest
+from lmcore.data.lanes import LANES, begins, copy64, in_ranges, ones
+from lmcore.data.lexicon import STOP_WORDS, english
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
+from lmcore.data.room import Rooms
 from lmcore.data.words import (
-    decode,
+    ALPHABETIC_WORDS,
+    CHARS,
+    ENDERS,
+    STOP_WORDS_FOUND,
+    WORDS,
+    Page,
     digest_of,
+    flags_at,
+    hash_bytes,
     mix,
     new_page,
+    next_one,
     split_words,
+    spread,
 )
 
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+__all__ = ["STOP_WORDS", "Measured", "measure", "measure_code", "measure_text"]
+
 SHORT_LINE_CHARS = 30
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TIME, _TICK, _SEEN = np.uint64(0xFFFFFFFF00000000), np.uint64(1 << 32), np.uint64(0xFFFFFFFF)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LINE, _PARAGRAPH, _KEPT = np.uint64(1), np.uint64(2), np.uint64(3)
+
+_line_ends = in_ranges((10, 13), (28, 30), (OTHER_LINE_ENDS, OTHERS - 1))
+_newlines = in_ranges((10, 10))
+# Where something begins that C4 or Gopher look for: the rarest letters of phrases, and some marks.
+_notable = begins(b"...", b"#", b"{", b"[", bytes([ELLIPSIS]), b"ja", b"va", b"ms", b"ki", b"em ")
 
 
 class Counts(NamedTuple):
@@ -59,6 +76,53 @@ class Counts(NamedTuple):
 
     slots: np.ndarray
     clock: np.ndarray
+
+
+class Lines(NamedTuple):
+    """Where lines of a page end and what is notable in them.
+
+    Attributes:
+        ends: Which characters end a line, as bits; that behind the last too; uint64 [n / 64].
+        notable: At which something begins that is looked for; that behind the last too.
+    """
+
+    ends: np.ndarray
+    notable: np.ndarray
+
+
+class Grams(NamedTuple):
+    """Runs of n words of a page, found by their hash.
+
+    Attributes:
+        hashes: Of the run that begins at each word, from 1 on; uint64 [num_words + 1].
+        seen: How often it is there, where it is there first; int32 [num_words + 1].
+        repeated: Whether it is there more than once, for each word; uint8 [num_words + 1].
+        places: Words at which one begins that may be; int32 [num_words].
+        runs: How many repeated runs begin one after another at each word; int32 [num_words].
+        table: Where a run is there first, from 1 on, by its hash; int32 [a power of 2].
+    """
+
+    hashes: np.ndarray
+    seen: np.ndarray
+    repeated: np.ndarray
+    places: np.ndarray
+    runs: np.ndarray
+    table: np.ndarray
+
+
+def _new_grams(size: int) -> Grams:
+    return Grams(
+        np.empty(size + 2, np.uint64),
+        np.empty(size + 2, np.int32),
+        np.empty(size + 2, np.uint8),
+        np.empty(size + 2, np.int32),
+        np.empty(size + 2, np.int32),
+        np.empty(_table_size(size), np.int32),
+    )
+
+
+def _table_size(size: int) -> int:
+    return 1 << (4 * size + 64).bit_length()
 
 
 class LineRules(NamedTuple):
@@ -101,92 +165,119 @@ def _mask_for(size, most):
 # --- words and n-grams -----------------------------------------------------------------------------
 
 
-@compiled
-def _measure_words(page, count, stop_words, sizes, row):
-    """Figures of words; ``sizes`` gets the characters before each, and every digest is filled in."""
-    words = chars = alphabetic = found = size = 0
-    for w in range(count):
-        sizes[w] = size
-        length = page.end[w] - page.start[w]
-        size += length
-        h, kinds, all_marks = page.digest[w], uint32(ALPHABETIC | LETTER), uint32(0)
-        if not h:
-            kinds, all_marks = uint32(0), uint32(MARK)
-            for i in range(page.start[w], page.end[w]):
-                kinds |= page.flags[i]
-                all_marks &= page.flags[i]
-            h = digest_of(page.code, page.start[w], page.end[w])
-            page.digest[w] = h
-        if not all_marks:
-            words += 1
-            chars += length
-        alphabetic += 1 if kinds & uint32(ALPHABETIC) else 0
-        if length <= 4 and kinds & uint32(LETTER):
-            for j in range(len(stop_words)):
-                if stop_words[j] == h:
-                    found |= 1 << j
-    sizes[count] = size
-    different = 0
-    while found:
-        different += found & 1
-        found >>= 1
-    row[13], row[14] = words, chars / max(words, 1)
-    row[19], row[20] = alphabetic / max(count, 1), different
+@inlined
+def _measure_words(page, count, row):
+    """Figures of words."""
+    tally = page.tally
+    row[13], row[14] = tally[WORDS], tally[CHARS] / max(tally[WORDS], 1)
+    row[19], row[20] = tally[ALPHABETIC_WORDS] / max(count, 1), ones(np.uint64(tally[STOP_WORDS_FOUND]))
 
 
 @compiled
-def _measure_grams(page, count, num_chars, sizes, grams, counts, row):
+def _measure_grams(page, count, num_chars, grams, counts, row):
     """Shares of the characters in the most frequent 2- to 4-grams, and in repeated 5- to 10-grams."""
-    mask = _mask_for(2 * count, len(counts.slots) - 1)
-    slots, runs = page.scratch[:count], page.scratch[count : 2 * count]
-    for i in range(count):
-        grams[i] = page.digest[i]
-    for n in range(2, 5):
-        for i in range(count - n + 1):
-            grams[i] = (grams[i] * _GOLDEN) ^ (page.digest[i + n - 1] + (grams[i] >> np.uint64(29)))
-        row[2 + n] = _top_gram(sizes, grams, count - n + 1, n, counts, mask, slots) / num_chars
-    # An n-gram can only be repeated where every 4-gram in it is.
+    for i in range(count - 1):
+        grams.hashes[i + 1] = _longer(page.digest[i], page.digest[i + 1])
+    candidates, mask = count - 1, _mask_for(2 * count, len(grams.table) - 1)
+    _clear(grams, count, mask)
+    for i in range(candidates):
+        grams.places[i] = i
+        _count_gram(grams, i, mask)
+    row[4] = _top_gram(page, grams, count, 2) / num_chars
+    for n in range(3, 5):
+        candidates = _candidates(page, grams, candidates, count, n)
+        mask = _mask_for(2 * candidates, len(grams.table) - 1)
+        _clear(grams, count, mask)
+        for k in range(candidates):
+            _count_gram(grams, np.int64(grams.places[k]), mask)
+        row[2 + n] = _top_gram(page, grams, count, n) / num_chars
+    # A longer one can only be repeated where every 4-gram in it is.
     longest = run = 0
-    for i in range(count - 4, -1, -1):
-        run = run + 1 if counts.slots[slots[i], 1] & _SEEN > np.uint64(1) else 0
-        runs[i] = run
+    for i in range(count - 1, -1, -1):
+        run = run + 1 if grams.repeated[i] else 0
+        grams.runs[i] = run
         longest = max(longest, run)
+    mask = _mask_for(2 * candidates, len(counts.slots) - 1)
     for n in range(5, min(10, longest + 3) + 1):
-        row[2 + n] = _repeated_grams(page, sizes, grams, count, n, counts, mask, runs) / num_chars
+        row[2 + n] = _repeated_grams(page, grams, count, n, counts, mask) / num_chars
 
 
 @inlined
-def _top_gram(sizes, grams, num_grams, n, counts, mask, slots):
+def _longer(h, digest):
+    return (h * _GOLDEN) ^ (digest + (h >> np.uint64(29)))
+
+
+@inlined
+def _candidates(page, grams, before, count, n):
+    """Hash the n-grams both parts of which are repeated: no other can be; how many there are."""
+    found = 0
+    for k in range(before):
+        i = np.int64(grams.places[k])
+        if i + n > count:
+            break
+        grams.places[found] = i
+        found += np.int64(grams.repeated[i] & grams.repeated[i + 1])
+    for k in range(found):
+        i = np.int64(grams.places[k])
+        grams.hashes[i + 1] = _longer(grams.hashes[i + 1], page.digest[i + n - 1])
+    return found
+
+
+@inlined
+def _clear(grams, count, mask):
+    for i in range(np.int64(mask) + 1):
+        grams.table[i] = 0
+    for i in range(count + 1):
+        grams.repeated[i] = 0
+        grams.seen[i] = 0
+
+
+@inlined
+def _count_gram(grams, i, mask):
+    """Count the n-gram at word ``i`` where it was first seen."""
+    h = grams.hashes[i + 1]
+    place = h & mask
+    found = grams.table[place]
+    while found and grams.hashes[found] != h:
+        place = (place + np.uint64(1)) & mask
+        found = grams.table[place]
+    # Whether it was seen before is no branch: it would be guessed wrong too often.
+    first = np.int64(found) if found else i + 1
+    grams.table[place] = first
+    grams.seen[first] += 1
+    grams.repeated[i] = found != 0
+    grams.repeated[first - 1] |= found != 0
+
+
+@inlined
+def _top_gram(page, grams, count, n):
     """Characters in the most frequent n-gram, of several the first, with spaces between its words."""
-    counts.clock[0] += _TICK
-    most = np.uint64(0)
-    for i in range(num_grams):
-        place, found = _place(counts, mask, grams[i])
-        seen = counts.slots[place, 1] & _SEEN if found else np.uint64(0)
-        counts.slots[place, 0], counts.slots[place, 1] = grams[i], counts.clock[0] | (seen + np.uint64(1))
-        slots[i] = place
-        most = max(most, seen + np.uint64(1))
-    for i in range(num_grams):
-        if counts.slots[slots[i], 1] & _SEEN == most:
-            return np.int64(most) * (sizes[i + n] - sizes[i] + n - 1)
-    return 0
+    if count < n:
+        return np.int64(0)
+    most, top = 1, 0
+    for i in range(1, count + 1):
+        most = max(most, np.int64(grams.seen[i]))
+    if most > 1:
+        while grams.seen[top + 1] != most:
+            top += 1
+    return np.int64(most * (page.before[top + n] - page.before[top] + n - 1))
 
 
 @compiled
-def _repeated_grams(page, sizes, grams, count, n, counts, mask, runs):
+def _repeated_grams(page, grams, count, n, counts, mask):
     """Characters in n-grams that came before, none counted twice."""
     counts.clock[0] += _TICK
     chars = i = 0
     while i <= count - n:
-        if runs[i] < n - 3:
+        if grams.runs[i] < n - 3:
             i += 1
             continue
-        h = grams[i]  # of its first four
+        h = grams.hashes[i + 1]  # of its first four
         for j in range(i + 4, i + n):
             h = (h ^ page.digest[j]) * _GOLDEN
             h ^= h >> np.uint64(31)
         if _is_repeated(counts, mask, h):
-            chars += sizes[i + n] - sizes[i]
+            chars += page.before[i + n] - page.before[i]
             i += n
         else:
             i += 1
@@ -196,16 +287,25 @@ def _repeated_grams(page, sizes, grams, count, n, counts, mask, runs):
 # --- lines -----------------------------------------------------------------------------------------
 
 
+@inlined
+def _find_lines(page, n, all_ends, lines):
+    """Fill in ``lines``; without ``all_ends`` only new lines end one."""
+    for b in range((n >> 6) + 1):
+        lines.ends[b] = _line_ends(page.kind, b << 6) if all_ends else _newlines(page.kind, b << 6)
+        lines.notable[b] = _notable(page.kind, b << 6)
+    behind = np.uint64(1) << np.uint64(n & 63)
+    lines.ends[n >> 6] |= behind
+    lines.notable[n >> 6] |= behind
+
+
 @compiled
 def _contains_at(page, i, end, phrase):
     """Whether ``phrase`` (lower case) stands at ``i``, in any case of ASCII."""
     if i + len(phrase) > end:
         return False
     for j in range(len(phrase)):
-        c = page.code[i + j]
-        if 65 <= c <= 90:
-            c |= uint32(32)
-        if c != phrase[j]:
+        c = page.kind[i + j]
+        if c != phrase[j] and not (65 <= c <= 90 and c + 32 == phrase[j]):
             return False
     return True
 
@@ -214,9 +314,9 @@ def _contains_at(page, i, end, phrase):
 def _citation(page, i, end):
     """Length of a mark like [12], [edit] or [citation needed] at ``i``; 0: none."""
     j = i + 1
-    while j < end and 48 <= page.code[j] <= 57:
+    while j < end and 48 <= page.kind[j] <= 57:
         j += 1
-    if j < end and page.code[j] == ord("]"):
+    if j < end and page.kind[j] == ord("]"):
         return j + 1 - i
     if _contains_at(page, i, end, _EDIT):
         return len(_EDIT)
@@ -226,7 +326,7 @@ def _citation(page, i, end):
 @compiled
 def _is_unwanted(page, i, start, end):
     """Whether ``i`` is the rarest letter of a phrase for which C4 takes a line out."""
-    c = page.code[i] | uint32(32)
+    c = page.kind[i] | 32
     if c == ord("j"):
         return _contains_at(page, i, end, _JAVASCRIPT)
     if i - start < 3:
@@ -235,7 +335,7 @@ def _is_unwanted(page, i, start, end):
         return _contains_at(page, i - 3, end, _PRIVACY)
     if c == ord("m"):
         return _contains_at(page, i - 3, end, _TERMS)
-    if not _contains_at(page, i - 3, end, _COOKIE):
+    if c != ord("k") or not _contains_at(page, i - 3, end, _COOKIE):
         return False
     if _contains_at(page, i - 3, end, _COOKIE_POLICY) or (
         i - start >= 7 and _contains_at(page, i - 7, end, _USE)
@@ -245,170 +345,212 @@ def _is_unwanted(page, i, start, end):
     return uses or (i - start >= 10 and _contains_at(page, i - 10, end, _USE_OF))
 
 
+@compiled
+def _dots_from(page, i, end):
+    """Dots one after another from ``i`` on."""
+    j = i
+    while j < end and page.kind[j] == ord("."):
+        j += 1
+    return j - i
+
+
 @inlined
-def _scan_line(page, start, n, by_newline):
-    """Look at each character of the line that starts at ``start``.
+def _look_at_line(page, notable, i, start, end, n):
+    """Look at what is notable in the line [start, end), the first of which is at ``i``.
 
     Returns:
-        Its end, its hash, runs between spaces, the longest of them, hashes, ellipses, and whether it holds a
-        citation, a curly bracket, lorem ipsum, an unwanted phrase.
+        Hashes, ellipses, and whether it holds a citation, a curly bracket, lorem ipsum, an unwanted phrase.
     """
-    code, flags = page.code, page.flags
-    h = FNV_START
-    runs = longest = hashes = ellipses = dots = 0
+    hashes = ellipses = dotted = 0
     cited = curly = lorem = unwanted = False
-    gap, i = start - 1, start
-    while i < n:
-        f, c = flags[i], code[i]
-        if f & uint32(LINE_END | SPACE):
-            if f & uint32(LINE_END) and (c == 10 or not by_newline):
-                break
-            longest = max(longest, i - gap - 1)
-            runs += 1 if i - gap > 1 else 0
-            gap = i
-        h = (h ^ np.uint64(c)) * FNV_PRIME
-        if f & uint32(NOTED):
-            if c == ord("."):
-                dots = dots + 1 if i > start and code[i - 1] == ord(".") else 1
-                if dots == 3:
-                    ellipses, dots = ellipses + 1, 0
-            elif c == ord("#"):
-                hashes += 1
-            elif c == ord("…"):
-                ellipses += 1
-            elif c == ord("{"):
-                curly = True
-            elif c == ord("["):
-                cited |= _citation(page, i, n) > 0
-            else:
-                unwanted |= _is_unwanted(page, i, start, n)
-                lorem |= (
-                    i - start >= 4
-                    and code[i - 4] | uint32(32) == ord("l")
-                    and _contains_at(page, i - 4, n, _LOREM)
-                )
-        i += 1
-    longest = max(longest, i - gap - 1)
-    runs += 1 if i - gap > 1 else 0
-    return i, mix(h ^ np.uint64(i - start)), runs, longest, hashes, ellipses, cited, curly, lorem, unwanted
+    while i < end:
+        c = page.kind[i]
+        if c == ord("."):
+            if i >= dotted:
+                dots = _dots_from(page, i, end)
+                ellipses, dotted = ellipses + dots // 3, i + dots
+        elif c == ord("#"):
+            hashes += 1
+        elif c == ELLIPSIS:
+            ellipses += 1
+        elif c == ord("{"):
+            curly = True
+        elif c == ord("["):
+            cited |= _citation(page, i, n) > 0
+        elif c | 32 == ord("e"):
+            lorem |= i - start >= 3 and _contains_at(page, i - 3, n, _LOREM)
+        else:
+            unwanted |= _is_unwanted(page, i, start, n)
+        i = next_one(notable, i + 1)
+    return hashes, ellipses, cited, curly, lorem, unwanted
 
 
 @inlined
-def _line_digest(page, start, end):
-    """Hash of [start, end), as ``_scan_line`` makes it."""
-    h = FNV_START
+def _runs_in(page, start, end):
+    """Runs between spaces of the line [start, end)."""
+    if start == end:
+        return 0
+    runs, before = 0, np.uint64(1)
+    for b in range(start >> 6, ((end - 1) >> 6) + 1):
+        spaces = page.spaces[b]
+        first, last = max(start - (b << 6), 0), min(end - (b << 6), 64)
+        inside = (_ALL >> np.uint64(64 - (last - first))) << np.uint64(first)
+        begins_run = ~spaces & ((spaces << np.uint64(1)) | (before << np.uint64(first))) & inside
+        runs += np.int64(ones(begins_run))
+        before = spaces >> np.uint64(63)
+    return runs
+
+
+@inlined
+def _longest_in(page, start, end):
+    """Characters of the longest run between spaces of the line [start, end)."""
+    longest, gap = 0, start - 1
     for i in range(start, end):
-        h = (h ^ np.uint64(page.code[i])) * FNV_PRIME
-    return mix(h ^ np.uint64(end - start))
+        if flags_at(page, i) & uint32(SPACE):
+            longest = max(longest, i - gap - 1)
+            gap = i
+    return max(longest, end - gap - 1)
 
 
 @inlined
-def _count_sentences(page, first, last, end, cited):
-    """Sentences and words among the words [first, last) of a line; citations are skipped."""
+def _count_sentences(page, first, last, end, cited, ender):
+    """Sentences and words among the words [first, last) of a line; citations are skipped.
+
+    ``ender`` is the first of ``page.enders`` that is not before ``first``.
+    """
     sentences, words = 1, last - first
+    if not cited:
+        w = first
+        while ender < page.tally[ENDERS] and page.enders[ender] < last:
+            w = page.enders[ender] + 1
+            ender += 1
+            # Until the next one, or the end of the line, some word must be more than marks.
+            until = page.enders[ender] if ender < page.tally[ENDERS] else last
+            while w < min(until, last):
+                if _is_more_than_marks(page, w):
+                    sentences += 1
+                    break
+                w += 1
+        return sentences, words
     after, skip_to = False, 0
     for w in range(first, last):
         start = page.start[w]
-        if cited:
-            size = _citation(page, start, end) if page.code[start] == ord("[") and start >= skip_to else 0
-            skip_to = max(skip_to, start + size)
-            if start < skip_to:
-                words -= 1
-                continue
-        one = page.end[w] - start == 1
-        if one and page.flags[start] & uint32(SENTENCE_END):
+        size = _citation(page, start, end) if page.kind[start] == ord("[") and start >= skip_to else 0
+        skip_to = max(skip_to, start + size)
+        if start < skip_to:
+            words -= 1
+        elif page.end[w] - start == 1 and flags_at(page, start) & uint32(SENTENCE_END):
             after = True
-        elif after:
-            for i in range(start, page.end[w]):
-                if not page.flags[i] & uint32(PUNCTUATION):
-                    sentences, after = sentences + 1, False
-                    break
+        elif after and _is_more_than_marks(page, w):
+            sentences, after = sentences + 1, False
     return sentences, words
 
 
+@inlined
+def _is_more_than_marks(page, w):
+    for i in range(page.start[w], page.end[w]):
+        if not flags_at(page, i) & uint32(PUNCTUATION):
+            return True
+    return False
+
+
+@inlined
+def _append(page, start, end, cleaned, at):
+    """Copy the characters [start, end) to ``cleaned``; where they end there."""
+    first, size = np.int64(page.offset[start]), np.int64(page.offset[end] - page.offset[start])
+    for done in range(0, size, 64):
+        copy64(cleaned, at + done, page.raw, first + done)
+    return at + size
+
+
 @compiled
-def _copy_line(page, start, end, cited, data, cleaned, at):
+def _copy_line(page, start, end, cleaned, at):
     """Copy a line without its citations to ``cleaned``.
 
     Returns:
-        Where it ends there, its hash, its length and the flags of its last character.
+        Where it ends there, its length in characters and the flags of its last one.
     """
-    h = FNV_START
     length, last, i = 0, uint32(0), start
     while i < end:
-        size = _citation(page, i, end) if cited and page.code[i] == ord("[") else 0
+        size = _citation(page, i, end) if page.kind[i] == ord("[") else 0
         if size:
             i += size
             continue
-        h = (h ^ np.uint64(page.code[i])) * FNV_PRIME
-        length, last = length + 1, page.flags[i]
+        length, last = length + 1, flags_at(page, i)
         for byte in range(page.offset[i], page.offset[i + 1]):
-            cleaned[at] = data[byte]
+            cleaned[at] = page.raw[byte]
             at += 1
         i += 1
-    return at, mix(h ^ np.uint64(length)), length, last
+    return at, length, last
 
 
 @inlined
 def _strip(page, start, end):
-    while start < end and page.flags[start] & uint32(SPACE):
+    while start < end and flags_at(page, start) & uint32(SPACE):
         start += 1
-    while end > start and page.flags[end - 1] & uint32(SPACE):
+    while end > start and flags_at(page, end - 1) & uint32(SPACE):
         end -= 1
     return start, end
 
 
 @inlined
 def _ends_in_dots(page, start, end):
-    dot = uint32(46)
-    return end - start >= 3 and page.code[end - 1] == page.code[end - 2] == page.code[end - 3] == dot
+    dots = page.kind[end - 1] == page.kind[end - 2] == page.kind[end - 3] == ord(".")
+    return end - start >= 3 and dots
 
 
 @inlined
 def _ends_in_ellipsis(page, start, end):
-    if page.code[end - 1] == ord("…"):
+    if page.kind[end - 1] == ELLIPSIS:
         return True
     return _ends_in_dots(page, start, end)
 
 
 @inlined
 def _has_end_mark(page, start, end):
-    c = page.code[end - 1]
+    c = page.kind[end - 1]
     ends = c == ord(".") or c == ord("?") or c == ord("!") or c == ord('"') or c == ord("'")
     return ends and not _ends_in_dots(page, start, end)
 
 
 @compiled
-def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
+def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at):
     """Figures of lines and paragraphs; with C4's rules, what they leave goes to ``cleaned`` from ``at``."""
     counts.clock[0] += _TICK
+    active = rules.active != 0
+    _find_lines(page, n, active, lines)
     ends = 0
-    for i in range(n):
-        ends += 1 if page.flags[i] & uint32(LINE_END) else 0
+    for b in range((n >> 6) + 1):
+        ends += np.int64(ones(lines.ends[b]))
     mask = _mask_for(6 * ends + 6, len(counts.slots) - 1)  # a line, a paragraph and what is left of each
-    num_chars, begin, active = max(n, 1), at, rules.active != 0
-    lines = same_lines = same_line_chars = 0
+    num_chars, begin = max(n, 1), at
+    num_lines = same_lines = same_line_chars = 0
     paragraphs = same_paragraphs = same_paragraph_chars = 0
     all_lines = bullets = trailing = hashes = ellipses = 0
     kept = ended = short = repeated = kept_chars = kept_words = sentences = 0
     paragraph, paragraph_start, paragraph_end = np.uint64(0), -1, 0
     low, high = _strip(page, 0, n)
-    i = w = 0
+    i = w = ender = 0
+    noted = next_one(lines.notable, 0)
     while i < n:
         start, first = i, w
-        end, h, runs, longest, marks, dots, cited, curly, lorem, unwanted = _scan_line(
-            page, start, n, not active
-        )
-        i = end + 1
+        end = next_one(lines.ends, i)
+        i, h = end + 1, digest_of(page, start, end)
+        marks = dots = 0
+        cited = curly = lorem = unwanted = False
+        if noted < end:
+            found = _look_at_line(page, lines.notable, noted, start, end, n)
+            marks, dots, cited, curly, lorem, unwanted = found
+            noted = next_one(lines.notable, end)
         hashes, ellipses, all_lines = hashes + marks, ellipses + dots, all_lines + 1
         while w < count and page.start[w] < end:
             w += 1
         a, b = _strip(page, start, end)
         if a < b:
-            bullets += 1 if page.code[a] == ord("•") or page.code[a] == ord("-") else 0
+            bullets += 1 if page.kind[a] == BULLET or page.kind[a] == ord("-") else 0
             trailing += 1 if _ends_in_ellipsis(page, a, b) else 0
         if end > start or start == 0:
-            lines += 1
+            num_lines += 1
             if _is_repeated(counts, mask, h ^ _LINE):
                 same_lines, same_line_chars = same_lines + 1, same_line_chars + end - start
         inner_start, inner_end = max(start, low), min(end, high)
@@ -417,7 +559,7 @@ def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
                 paragraph_start = inner_start
             paragraph_end = inner_end
             whole = inner_start == start and inner_end == end
-            paragraph = (paragraph ^ (h if whole else _line_digest(page, inner_start, inner_end))) * _GOLDEN
+            paragraph = (paragraph ^ (h if whole else digest_of(page, inner_start, inner_end))) * _GOLDEN
         if paragraph_start >= 0 and (end == start or i >= high):
             paragraphs += 1
             length = paragraph_end - paragraph_start
@@ -426,7 +568,9 @@ def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
             paragraph, paragraph_start = np.uint64(0), -1
         line_words, last, length = w - first, uint32(0), end - start
         if active:
-            if longest > rules.max_word_chars or runs < rules.min_line_words or a == b:
+            if a == b or _runs_in(page, start, end) < rules.min_line_words:
+                continue
+            if length > rules.max_word_chars and _longest_in(page, start, end) > rules.max_word_chars:
                 continue
             if rules.require_end_mark and not _has_end_mark(page, a, b):
                 continue
@@ -434,29 +578,33 @@ def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
             if unwanted:
                 continue
             row[22] += curly
-            more, line_words = _count_sentences(page, first, w, b, cited)
+            while ender < page.tally[ENDERS] and page.enders[ender] < first:
+                ender += 1
+            more, line_words = _count_sentences(page, first, w, b, cited, ender)
             sentences += more
             if at > begin:
                 cleaned[at] = 10
                 at += 1
-            if cited or a > start or b < end:
-                at, h, length, last = _copy_line(page, a, b, cited, data, cleaned, at)
+            if cited:
+                copied = at
+                at, length, last = _copy_line(page, a, b, cleaned, at)
+                h = hash_bytes(cleaned, copied, at)
             else:
-                last = page.flags[b - 1]
-                for byte in range(page.offset[a], page.offset[b]):
-                    cleaned[at] = data[byte]
-                    at += 1
+                if a > start or b < end:
+                    h, length = digest_of(page, a, b), b - a
+                last = flags_at(page, b - 1)
+                at = _append(page, a, b, cleaned, at)
         elif a == b:
             continue
         else:
-            last = page.flags[end - 1]
+            last = flags_at(page, end - 1)
         kept, kept_chars, kept_words = kept + 1, kept_chars + length, kept_words + line_words
         repeated += length if _is_repeated(counts, mask, h ^ _KEPT) else 0
         ended += 1 if last & uint32(SENTENCE_END) else 0
         short += 1 if length <= SHORT_LINE_CHARS else 0
-    if n and page.code[n - 1] == 10:  # an empty line more, and again if the text begins with one
-        lines, same_lines = lines + 1, same_lines + (1 if page.code[0] == 10 else 0)
-    row[0], row[1] = same_lines / max(lines, 1), same_paragraphs / max(paragraphs, 1)
+    if n and page.kind[n - 1] == 10:  # an empty line more, and again if the text begins with one
+        num_lines, same_lines = num_lines + 1, same_lines + (1 if page.kind[0] == 10 else 0)
+    row[0], row[1] = same_lines / max(num_lines, 1), same_paragraphs / max(paragraphs, 1)
     row[2], row[3] = same_line_chars / num_chars, same_paragraph_chars / num_chars
     row[15], row[16] = hashes / max(count, 1), ellipses / max(count, 1)
     row[17], row[18] = bullets / max(all_lines, 1), trailing / max(all_lines, 1)
@@ -470,16 +618,14 @@ def _measure_lines(page, n, count, rules, counts, row, data, cleaned, at):
 
 
 @compiled
-def _measure_texts(
-    data, offsets, table, lexicon, stop_words, rules, page, sizes, grams, counts, rows, cleaned, ends
-):
+def _measure_texts(data, offsets, lexicon, rules, page, grams, counts, lines, rows, cleaned, ends):
     at = 0
     for d in range(len(offsets) - 1):
-        n = decode(data, offsets[d], offsets[d + 1], page, table)
+        n = spread(data, offsets[d], offsets[d + 1], page)
         count = split_words(page, n, lexicon)
-        _measure_words(page, count, stop_words, sizes, rows[d])
-        _measure_grams(page, count, max(n, 1), sizes, grams, counts, rows[d])
-        at = _measure_lines(page, n, count, rules, counts, rows[d], data, cleaned, at)
+        _measure_words(page, count, rows[d])
+        _measure_grams(page, count, max(n, 1), grams, counts, rows[d])
+        at = _measure_lines(page, n, count, rules, counts, lines, rows[d], cleaned, at)
         ends[d + 1] = at
 
 
@@ -507,7 +653,7 @@ def _measure_codes(data, offsets, table, rows):
 
 
 def _codes(text: str) -> np.ndarray:
-    return np.array([ord(character) for character in text], np.uint32)
+    return np.frombuffer(text.encode("ascii"), np.uint8)
 
 
 _JAVASCRIPT, _LOREM, _TERMS = _codes("javascript"), _codes("lorem ipsum"), _codes("terms of use")
@@ -544,6 +690,16 @@ def measure(texts: pa.Array, config: QualityConfig) -> Measured:
     return measure_text(texts, config.c4_lines if takes_lines_out(config) else None)
 
 
+def _new_room(size: int) -> tuple[Page, Grams, Counts, Lines]:
+    """Room for documents of up to ``size`` bytes."""
+    lines = Lines(np.empty(size // LANES + 4, np.uint64), np.empty(size // LANES + 4, np.uint64))
+    counts = Counts(np.zeros((_table_size(size), 2), np.uint64), np.full(1, _TICK))
+    return new_page(size), _new_grams(size), counts, lines
+
+
+_rooms = Rooms(_new_room)
+
+
 def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     """Measure prose (``chars`` and ``TEXT_SIGNALS``); with ``rules`` take out the lines that C4 would.
 
@@ -553,23 +709,18 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     """
     data, offsets = text_buffers(texts)
     most = int(np.diff(offsets).max(initial=0))
-    table_size = 1 << (4 * most + 64).bit_length()
-    counts = Counts(
-        np.zeros((table_size, 2), np.uint64),
-        np.full(1, _TICK),
-    )
-    lines = LineRules(0, 0, 0, 0)
+    of_lines = LineRules(0, 0, 0, 0)
     if rules is not None:
-        lines = LineRules(1, rules.min_line_words, rules.max_word_chars, int(rules.require_end_mark))
+        of_lines = LineRules(1, rules.min_line_words, rules.max_word_chars, int(rules.require_end_mark))
     rows = np.zeros((len(texts), len(TEXT_SIGNALS)))
     # One line end for each document, which a citation alone on its line may leave behind.
-    cleaned = np.empty(len(data) + len(texts) if rules else 0, np.uint8)
+    cleaned = np.empty(len(data) + len(texts) + LANES if rules else 0, np.uint8)
     ends = np.zeros(len(texts) + 1, np.int64)
-    stop_words = np.array([word_digest(word) for word in STOP_WORDS], np.uint64)
-    _measure_texts(
-        data, offsets, character_flags(), english(), stop_words, lines, new_page(most + 1),
-        np.empty(most + 2, np.int64), np.empty(most + 1, np.uint64), counts, rows, cleaned, ends,
-    )  # fmt: skip
+    with _rooms.take(most) as room:
+        counts = room[2]
+        if counts.clock[0] >> np.uint64(63):  # long before it is at its end
+            counts.slots[:], counts.clock[:] = 0, _TICK
+        _measure_texts(data, offsets, english(), of_lines, *room, rows, cleaned, ends)
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]

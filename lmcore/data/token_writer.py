@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,9 @@ class TokenWriter:
     def _flush(self) -> None:
         if not self._held:
             return
-        tokens = np.concatenate([held[2] for held in self._held]).astype("<i4", copy=False)
+        parts = [held[2] for held in self._held]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        tokens = np.ascontiguousarray(whole, "<i4")
         lengths = np.concatenate([held[3] for held in self._held])
         table = pa.Table.from_arrays(
             [
@@ -164,9 +167,8 @@ class TokenWriter:
         if self._writer is None:
             self._writer = _open(self._directory / f"{len(self._files):05d}.parquet")
         self._writer.write_table(table, row_group_size=len(table))
-        payload = tokens.tobytes()
-        self._digest.update(payload)
-        self._checksums.append((len(tokens), zlib.crc32(payload)))
+        self._digest.update(tokens.data)
+        self._checksums.append((len(tokens), zlib.crc32(tokens.data)))
         self._totals["num_tokens"] += len(tokens)
         self._totals["num_documents"] += len(table)
         self._held, self._held_tokens = [], 0
@@ -188,10 +190,12 @@ class TokenWriter:
             }
             for i, (count, _) in enumerate(self._checksums)
         ]
-        with path.open("rb") as file:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
             for group, (count, checksum) in zip(groups, self._checksums, strict=True):
-                file.seek(group["payload_offset"])
-                if zlib.crc32(file.read(4 * count)) != checksum:
+                start = group["payload_offset"]
+                with memoryview(written)[start : start + 4 * count] as payload:
+                    as_written = zlib.crc32(payload) == checksum
+                if not as_written:
                     raise DataError(
                         f"{path} was not laid out as expected",
                         expected="the tokens as one contiguous array in each row group",

@@ -12,65 +12,119 @@ from typing import NamedTuple
 import numpy as np
 
 from lmcore.data.characters import (
+    ALPHABETIC,
     BEFORE_DOT,
     CURRENCY,
     DIGIT,
+    ELLIPSIS,
     HYPHEN,
     LETTER,
+    LONG_DASH,
     LOWER,
+    MARK,
+    NAMES_HOST,
+    OTHER_LETTERS,
+    OTHER_SPACES,
+    OTHERS,
     PREFIX,
     QUOTE,
-    SPACE,
+    RIGHT_QUOTE,
+    SENTENCE_END,
     SUFFIX,
     SYMBOL,
     UPPER,
-    character_flags,
+    character_kinds,
+    code_point,
+    kind_flags,
 )
 from lmcore.data.compiled import compiled, inlined, uint32
-from lmcore.data.lexicon import FNV_PRIME, FNV_START, LONGEST_EXCEPTION, english
+from lmcore.data.lanes import LANES, copy64, count64, eight_at, folded, in_ranges, ones, trailing_zeros
+from lmcore.data.lexicon import LONGEST_EXCEPTION, SIZE_FACTOR, WORD_FACTOR, english
 
-_DOT, _DOLLAR, _APOSTROPHE, _RIGHT_QUOTE, _DASH, _LONG_DASH = 46, 36, 39, 0x2019, 45, 0x2014
+_DOT, _DOLLAR, _APOSTROPHE, _DASH = 46, 36, 39, 45
+_NOTHING, _ALL = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
+_SPACE_CHARACTER = np.uint8(32)
+
+_beyond_ascii = in_ranges((0x80, 0xFF))
+_letters = in_ranges((65, 90), (97, 122), (OTHER_LETTERS, OTHER_SPACES - 1))
+_spaces = in_ranges((9, 13), (28, 32), (OTHER_SPACES, OTHERS - 1))
 
 
 class Page(NamedTuple):
     """One document, spread out; and what was found on it. Filled again for each.
 
+    Behind its end it is space, for as far as any look at 64 characters goes.
+
     Attributes:
-        code: Code points; uint32 [n].
-        offset: Where each starts, in bytes of the batch; int64 [n + 1].
-        flags: ``characters`` of each; uint32 [n].
-        start: First code point of each word; int32 [num_words].
+        raw: Its bytes; uint8.
+        kind: Kind of each of its characters (``character_kinds``); uint8.
+        offset: Where each character starts in ``raw``; int32.
+        letters: Which are letters, as bits; uint64 [n / 64].
+        spaces: Which are spaces, those behind its end too.
+        mixed: Which are spaces behind a run that holds more than letters.
+        run_start: First character of each run between spaces; int32 [num_runs].
+        run_end: The one behind its last.
+        start: First character of each word; int32 [num_words].
         end: The one behind its last.
+        before: Characters in the words before each word, and in all; int32 [num_words + 1].
         digest: Hash of each word; uint64 [num_words].
+        enders: Which words are one character that ends a sentence; int32.
         scratch: int32 [2 n].
+        tally: What was counted of the words; int64 [len(Tally)].
         runs: How runs between spaces were cut, found by their hash; uint64 [a power of 2, 2]. The second of a
             row is, from its lowest byte: characters, words, and where all words but the last end.
+        flags: Of each kind (``kind_flags``); uint32 [256].
+        kinds: Of each code point (``character_kinds``); uint8 [0x110000].
     """
 
-    code: np.ndarray
+    raw: np.ndarray
+    kind: np.ndarray
     offset: np.ndarray
-    flags: np.ndarray
+    letters: np.ndarray
+    spaces: np.ndarray
+    mixed: np.ndarray
+    run_start: np.ndarray
+    run_end: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    before: np.ndarray
     digest: np.ndarray
+    enders: np.ndarray
     scratch: np.ndarray
+    tally: np.ndarray
     runs: np.ndarray
+    flags: np.ndarray
+    kinds: np.ndarray
 
 
+# Of a page's words: how many are more than marks, their characters, how many hold a letter, which stop words
+# there are, by their place in the lexicon, as bits, and how many end a sentence.
+WORDS, CHARS, ALPHABETIC_WORDS, STOP_WORDS_FOUND, ENDERS = range(5)
 _KEPT_RUNS, _KEPT_CHARS, _KEPT_WORDS = 4_096, 255, 7
 
 
 def new_page(size: int) -> Page:
     """Room for documents of up to ``size`` bytes."""
+    room, blocks = size + 3 * LANES, size // LANES + 4
     return Page(
-        np.empty(size, np.uint32),
-        np.empty(size + 1, np.int64),
-        np.empty(size, np.uint32),
+        np.empty(room, np.uint8),
+        np.empty(room, np.uint8),
+        np.empty(room, np.int32),
+        np.empty(blocks, np.uint64),
+        np.empty(blocks, np.uint64),
+        np.empty(blocks, np.uint64),
+        np.empty(size // 2 + 2 * LANES, np.int32),
+        np.empty(size // 2 + 2 * LANES, np.int32),
         np.empty(size + 1, np.int32),
         np.empty(size + 1, np.int32),
+        np.empty(size + 2, np.int32),
         np.empty(size + 1, np.uint64),
+        np.empty(size + 1, np.int32),
         np.empty(2 * size + 2, np.int32),
+        np.empty(5, np.int64),
         np.zeros((_KEPT_RUNS, 2), np.uint64),
+        kind_flags(),
+        character_kinds(),
     )
 
 
@@ -88,12 +142,32 @@ def mix(h):
 
 
 @inlined
-def digest_of(code, start, end):
-    """Hash of the code points in [start, end) (FNV-1a, mixed)."""
-    h = FNV_START
-    for i in range(start, end):
-        h = (h ^ np.uint64(code[i])) * FNV_PRIME
-    return mix(h)
+def hash_bytes(raw, start, end):
+    """Hash of the bytes [start, end), eight at a time (as wyhash does); there is room behind."""
+    size = end - start
+    if size <= 8:
+        part = eight_at(raw, start) & (_ALL >> np.uint64(8 * (8 - size))) if size else _NOTHING
+        return folded(part ^ WORD_FACTOR, SIZE_FACTOR ^ np.uint64(size))
+    h = SIZE_FACTOR * np.uint64(size)
+    while start + 8 <= end:
+        h = folded(h ^ eight_at(raw, start), WORD_FACTOR)
+        start += 8
+    if start < end:  # what is left, with bytes before it
+        h = folded(h ^ eight_at(raw, end - 8), WORD_FACTOR)
+    return h
+
+
+@inlined
+def digest_of(page, start, end):
+    """Hash of the characters [start, end)."""
+    return hash_bytes(page.raw, page.offset[start], page.offset[end])
+
+
+@inlined
+def _is_listed(bits, h):
+    """Whether ``h`` may be one of few: a no is certain, and a yes nearly so."""
+    place = h >> np.uint64(48)
+    return (bits[place >> np.uint64(6)] >> (place & np.uint64(63))) & np.uint64(1) != np.uint64(0)
 
 
 @inlined
@@ -107,34 +181,103 @@ def _lookup(keys, h):
     return np.int64(-1)
 
 
-# --- text to code points ---------------------------------------------------------------------------
+# --- text to characters ----------------------------------------------------------------------------
 
 
 @inlined
-def decode(data, start, end, page, table):
-    """Spread the UTF-8 bytes [start, end) of ``data`` over ``page``; the number of code points."""
-    code, offset, flags = page.code, page.offset, page.flags
-    n, i = 0, start
-    while i < end:
-        c = uint32(data[i])
-        offset[n] = i
-        if c < 0x80:
-            i += 1
-        elif c < 0xE0:
-            c = ((c & 0x1F) << 6) | (uint32(data[i + 1]) & 0x3F)
-            i += 2
-        elif c < 0xF0:
-            c = ((c & 0x0F) << 12) | ((uint32(data[i + 1]) & 0x3F) << 6) | (uint32(data[i + 2]) & 0x3F)
-            i += 3
-        else:
-            c = ((c & 0x07) << 18) | ((uint32(data[i + 1]) & 0x3F) << 12)
-            c |= ((uint32(data[i + 2]) & 0x3F) << 6) | (uint32(data[i + 3]) & 0x3F)
-            i += 4
-        code[n] = c
-        flags[n] = table[c]
-        n += 1
-    offset[n] = end
+def spread(data, start, end, page):
+    """Spread the UTF-8 bytes [start, end) of ``data`` over ``page``; the number of characters."""
+    raw, kind, offset = page.raw, page.kind, page.offset
+    size = end - start
+    for i in range(size):
+        raw[i] = data[start + i]
+    for i in range(size, size + 2 * LANES):
+        raw[i] = _SPACE_CHARACTER
+    n = i = 0
+    while i < size:
+        copy64(kind, n, raw, i)
+        count64(offset, n, i)
+        beyond = _beyond_ascii(raw, i)
+        plain = np.int64(trailing_zeros(beyond)) if beyond else LANES
+        n, i = n + plain, i + plain
+        while raw[i] >= 0x80:
+            c, length = code_point(raw, i)
+            kind[n], offset[n] = page.kinds[c], i
+            n, i = n + 1, i + length
+    n -= i - size  # spaces behind the end
+    for i in range(n, n + 2 * LANES):
+        kind[i] = _SPACE_CHARACTER
+    offset[n] = size
+    for b in range((n >> 6) + 1):
+        page.letters[b] = _letters(kind, b << 6)
+        page.spaces[b] = _spaces(kind, b << 6)
     return n
+
+
+@inlined
+def flags_at(page, i):
+    """Flags of the character at ``i``."""
+    return page.flags[page.kind[i]]
+
+
+@inlined
+def next_one(bits, i):
+    """The first of ``bits`` from ``i`` on that is set; there is one."""
+    block = i >> 6
+    word = bits[block] >> np.uint64(i & 63)
+    if word:
+        return i + np.int64(trailing_zeros(word))
+    block += 1
+    while not bits[block]:
+        block += 1
+    return (block << 6) + np.int64(trailing_zeros(bits[block]))
+
+
+@inlined
+def next_zero(bits, i):
+    """The first of ``bits`` from ``i`` on that is not set; there is one."""
+    block = i >> 6
+    word = ~bits[block] >> np.uint64(i & 63)
+    if word:
+        return i + np.int64(trailing_zeros(word))
+    block += 1
+    while bits[block] == _ALL:
+        block += 1
+    return (block << 6) + np.int64(trailing_zeros(~bits[block]))
+
+
+@inlined
+def note_ones(bits, first, places, count):
+    """Add to ``places`` those of the 64 ``bits`` that are set, ``first`` being the place of the lowest."""
+    after = count + np.int64(ones(bits))
+    while bits:
+        # Eight at a time, whether there are as many or not: the end of a loop is guessed wrong.
+        for k in range(count, count + 8):
+            places[k] = first + np.int64(trailing_zeros(bits))
+            bits &= bits - np.uint64(1)
+        count += 8
+    return after
+
+
+@inlined
+def _find_runs(page, n):
+    """Find the runs between spaces; how many there are."""
+    count = behind = 0
+    spaced, carry = np.uint64(1), np.uint64(0)
+    for b in range((n >> 6) + 1):
+        spaces = page.spaces[b]
+        inside = ~spaces
+        starts = inside & ((spaces << np.uint64(1)) | spaced)
+        ends = spaces & ~((spaces << np.uint64(1)) | spaced)
+        # Adding some bits of a run to all of its bits carries one to the space behind it.
+        some = inside + (inside & ~page.letters[b])
+        every = some + carry
+        carry = np.uint64(some < inside) | np.uint64(every < some)
+        page.mixed[b] = every & ends
+        spaced = spaces >> np.uint64(63)
+        count = note_ones(starts, b << 6, page.run_start, count)
+        behind = note_ones(ends, b << 6, page.run_end, behind)
+    return count
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -142,44 +285,85 @@ def decode(data, start, end, page, table):
 
 @compiled
 def split_words(page, n, lexicon):
-    """Find the words among ``n`` code points of ``page``; how many there are.
-
-    ``page.digest`` is set for those of letters alone, and 0 for all others.
-    """
-    code, flags, starts, ends, digests = page.code, page.flags, page.start, page.end, page.digest
-    letter, space = uint32(LETTER), uint32(SPACE)
-    count, i = 0, 0
-    while i < n:
-        if flags[i] & space:
-            i += 1
-            continue
-        start, h = i, FNV_START
-        while i < n and flags[i] & letter:
-            h = (h ^ np.uint64(code[i])) * FNV_PRIME
-            i += 1
-        core, whole, h = i, h, mix(h)
-        while i < n and not flags[i] & space:
-            whole = (whole ^ np.uint64(code[i])) * FNV_PRIME
-            i += 1
+    """Find the words among ``n`` characters of ``page``, and tally them; how many there are."""
+    starts, ends, digests = page.start, page.end, page.digest
+    for k in range(len(page.tally)):
+        page.tally[k] = 0
+    page.before[0] = 0
+    count = chars = plain = 0
+    stops = np.uint64(0)
+    for run in range(_find_runs(page, n)):
+        start, end = np.int64(page.run_start[run]), np.int64(page.run_end[run])
+        is_plain = (page.mixed[end >> 6] >> np.uint64(end & 63)) & np.uint64(1) == np.uint64(0)
+        core = end if is_plain else next_zero(page.letters, start)
+        h = digest_of(page, start, core)
+        known = _is_listed(lexicon.known, h) and _lookup(lexicon.exceptions, h) >= 0
         # Three of four runs are letters alone, and most others are letters and one mark.
-        known = _may_be_exception(page, start, core, lexicon) and _lookup(lexicon.exceptions, h) >= 0
-        if not known and core > start and (core == i or (core == i - 1 and _is_end(page, start, i, lexicon))):
+        if (
+            not known
+            and core > start
+            and (is_plain or (core == end - 1 and _is_end(page, start, end, lexicon)))
+        ):
             starts[count], ends[count], digests[count] = start, core, h
-            count += 1
-            if core < i:
-                starts[count], ends[count], digests[count] = core, i, np.uint64(0)
+            page.before[count + 1] = page.before[count] + (core - start)
+            count, chars, plain = count + 1, chars + core - start, plain + 1
+            place = h & np.uint64(63)
+            stops |= np.uint64(lexicon.stop_words[place] == h) << place
+            if not is_plain:
+                starts[count], ends[count] = core, end
+                _tally(page, count, lexicon)
                 count += 1
-            continue
-        first, place = count, mix(whole) & np.uint64(_KEPT_RUNS - 1)
-        if page.runs[place, 0] == whole and page.runs[place, 1] & np.uint64(255) == np.uint64(i - start):
-            count = _split_as_before(page, start, i, count, page.runs[place, 1])
         else:
-            count = _split_run(page, start, i, count, lexicon)
-            if i - start <= _KEPT_CHARS and count - first <= _KEPT_WORDS:
-                page.runs[place, 0] = whole
-                page.runs[place, 1] = _cuts(page, start, i, first, count)
-        for w in range(first, count):
-            digests[w] = np.uint64(0)
+            first = count
+            count = _split_again(page, start, end, count, lexicon)
+            for w in range(first, count):
+                _tally(page, w, lexicon)
+    page.tally[WORDS] += plain
+    page.tally[CHARS] += chars
+    page.tally[ALPHABETIC_WORDS] += plain
+    page.tally[STOP_WORDS_FOUND] |= np.int64(stops)
+    return count
+
+
+@inlined
+def _tally(page, w, lexicon):
+    """Count word ``w``, which may be anything, and fill in its hash."""
+    start, end, tally = page.start[w], page.end[w], page.tally
+    kinds, marks = uint32(0), uint32(MARK)
+    if end - start == 1:  # most are
+        kinds = flags_at(page, start)
+        marks &= kinds
+    else:
+        for i in range(start, end):
+            flags = flags_at(page, i)
+            kinds |= flags
+            marks &= flags
+    h = digest_of(page, start, end)
+    length = np.int64(end - start)
+    page.digest[w] = h
+    page.before[w + 1] = page.before[w] + length
+    if not marks:
+        tally[WORDS] += 1
+        tally[CHARS] += length
+    tally[ALPHABETIC_WORDS] += 1 if kinds & uint32(ALPHABETIC) else 0
+    if length == 1 and kinds & uint32(SENTENCE_END):
+        page.enders[tally[ENDERS]] = w
+        tally[ENDERS] += 1
+    place = h & np.uint64(63)
+    tally[STOP_WORDS_FOUND] |= np.int64(lexicon.stop_words[place] == h) << np.int64(place)
+
+
+@inlined
+def _split_again(page, start, end, count, lexicon):
+    """Cut a run as one like it was cut before, or find out how."""
+    first, whole = count, digest_of(page, start, end)
+    place = whole & np.uint64(_KEPT_RUNS - 1)
+    if page.runs[place, 0] == whole and page.runs[place, 1] & np.uint64(255) == np.uint64(end - start):
+        return _split_as_before(page, start, end, count, page.runs[place, 1])
+    count = _split_run(page, start, end, count, lexicon)
+    if end - start <= _KEPT_CHARS and count - first <= _KEPT_WORDS:
+        page.runs[place, 0] = whole
+        page.runs[place, 1] = _cuts(page, start, end, first, count)
     return count
 
 
@@ -207,12 +391,12 @@ def _split_as_before(page, start, end, count, cuts):
 @inlined
 def _is_end(page, start, end, lexicon):
     """Whether the last character of a run of letters and that one is a word of its own."""
-    last = page.code[end - 1]
+    last = page.kind[end - 1]
     if last == _APOSTROPHE:
         return False
     if last == _DOT:
-        return page.flags[end - 2] & uint32(BEFORE_DOT) != 0 and _exception(page, start, end, lexicon) < 0
-    return page.flags[end - 1] & uint32(SUFFIX) != 0
+        return flags_at(page, end - 2) & uint32(BEFORE_DOT) != 0 and _exception(page, start, end, lexicon) < 0
+    return flags_at(page, end - 1) & uint32(SUFFIX) != 0
 
 
 @inlined
@@ -220,7 +404,7 @@ def _may_be_exception(page, start, end, lexicon):
     """Whether there is an exception of this length, with this first and this last character."""
     if end <= start or end - start > LONGEST_EXCEPTION:
         return False
-    a, b = page.code[start], page.code[end - 1]
+    a, b = page.kind[start], page.kind[end - 1]
     lengths = lexicon.first[a if a < 128 else 0] & lexicon.last[b if b < 128 else 0]
     return (lengths >> uint32(end - start)) & uint32(1) != 0
 
@@ -229,18 +413,16 @@ def _may_be_exception(page, start, end, lexicon):
 def _exception(page, start, end, lexicon):
     if not _may_be_exception(page, start, end, lexicon):
         return np.int64(-1)
-    return _lookup(lexicon.exceptions, digest_of(page.code, start, end))
+    return _lookup(lexicon.exceptions, digest_of(page, start, end))
 
 
-@compiled
+@inlined
 def _split_run(page, start, end, count, lexicon):
     """Cut one run between spaces: marks off both ends, then the middle."""
-    if _exception(page, start, end, lexicon) >= 0:
-        return _split_middle(page, start, end, count, lexicon)
     starts, ends, behind = page.start, page.end, page.scratch
     top, last = 0, -1
     while start < end and end - start != last:
-        if last >= 0 and _exception(page, start, end, lexicon) >= 0:
+        if _exception(page, start, end, lexicon) >= 0:
             break
         last = end - start
         prefix = _prefix_length(page, start, end)
@@ -272,7 +454,7 @@ def _split_run(page, start, end, count, lexicon):
     return count
 
 
-@compiled
+@inlined
 def _split_middle(page, start, end, count, lexicon):
     """Cut what is left of a run: an exception, an address as a whole, or at marks between letters."""
     starts, ends = page.start, page.end
@@ -287,7 +469,7 @@ def _split_middle(page, start, end, count, lexicon):
     elif not _is_address(page, start, end):
         i = first = start
         while i < end:
-            if page.flags[i] & uint32(LETTER | DIGIT):
+            if flags_at(page, i) & uint32(LETTER | DIGIT):
                 i += 1
                 continue
             size = _infix_length(page, i, first, end)
@@ -315,21 +497,21 @@ def _count_dots(code, i, end):
 
 @inlined
 def _prefix_length(page, start, end):
-    c = page.code[start]
+    c = page.kind[start]
     if c == _DOT:
-        dots = _count_dots(page.code, start, end)
+        dots = _count_dots(page.kind, start, end)
         return dots if dots >= 2 else 0
-    if page.flags[start] & uint32(PREFIX):
+    if flags_at(page, start) & uint32(PREFIX):
         return 1
     if c == ord("+"):
-        return 0 if start + 1 < end and page.flags[start + 1] & uint32(DIGIT) else 1
-    if start + 1 < end and page.code[start + 1] == _DOLLAR and (c == ord("C") or c == ord("A")):
+        return 0 if start + 1 < end and flags_at(page, start + 1) & uint32(DIGIT) else 1
+    if start + 1 < end and page.kind[start + 1] == _DOLLAR and (c == ord("C") or c == ord("A")):
         return 2
     if (
         start + 2 < end
-        and page.code[start + 2] == _DOLLAR
+        and page.kind[start + 2] == _DOLLAR
         and c == ord("U")
-        and page.code[start + 1] == ord("S")
+        and page.kind[start + 1] == ord("S")
     ):
         return 3
     return 0
@@ -339,49 +521,49 @@ def _prefix_length(page, start, end):
 def _suffix_length(page, start, end, lexicon):
     if start >= end:
         return 0
-    code, flags = page.code, page.flags
+    code = page.kind
     c = code[end - 1]
     if c == _DOT:
         return _closing_dots(page, start, end)
-    apostrophe = end - start >= 2 and (code[end - 2] == _APOSTROPHE or code[end - 2] == _RIGHT_QUOTE)
+    apostrophe = end - start >= 2 and (code[end - 2] == _APOSTROPHE or code[end - 2] == RIGHT_QUOTE)
     if apostrophe and (c == ord("s") or c == ord("S")):
         return 2
     # What follows the last digit may be a unit.
     j = end
-    while j > start and end - j <= 4 and not flags[j - 1] & uint32(DIGIT):
+    while j > start and end - j <= 4 and not flags_at(page, j - 1) & uint32(DIGIT):
         j -= 1
-    if start < j < end and flags[j - 1] & uint32(DIGIT):
-        if _lookup(lexicon.units, digest_of(code, j, end)) >= 0:
+    if start < j < end and flags_at(page, j - 1) & uint32(DIGIT):
+        if _lookup(lexicon.units, digest_of(page, j, end)) >= 0:
             return end - j
-        if end - j == 1 and (c == ord("+") or flags[j] & uint32(CURRENCY)):
+        if end - j == 1 and (c == ord("+") or flags_at(page, j) & uint32(CURRENCY)):
             return 1
-    return 1 if flags[end - 1] & uint32(SUFFIX) else 0
+    return 1 if flags_at(page, end - 1) & uint32(SUFFIX) else 0
 
 
 @inlined
 def _closing_dots(page, start, end):
     dots = 1
-    while end - dots - 1 >= start and page.code[end - dots - 1] == _DOT:
+    while end - dots - 1 >= start and page.kind[end - dots - 1] == _DOT:
         dots += 1
     if dots >= 2 or end - start < 2:
         return dots if dots >= 2 else 0
-    before = page.flags[end - 2]
-    initials = before & uint32(UPPER) and end - start >= 3 and page.flags[end - 3] & uint32(UPPER)
+    before = flags_at(page, end - 2)
+    initials = before & uint32(UPPER) and end - start >= 3 and flags_at(page, end - 3) & uint32(UPPER)
     return 1 if before & uint32(BEFORE_DOT) or initials else 0
 
 
 @inlined
 def _infix_length(page, i, start, end):
     """Length of the mark at ``i`` that cuts a word in two; 0: none."""
-    code, flags = page.code, page.flags
+    code = page.kind
     c = code[i]
     if c == _DOT and _count_dots(code, i, end) >= 2:
         return _count_dots(code, i, end)
-    if c == ord("…") or flags[i] & uint32(SYMBOL):
+    if c == ELLIPSIS or flags_at(page, i) & uint32(SYMBOL):
         return 1
     if i == start or i + 1 >= end:
         return 0
-    before, after = flags[i - 1], flags[i + 1]
+    before, after = flags_at(page, i - 1), flags_at(page, i + 1)
     if c == _DOT:
         return 1 if before & uint32(LOWER | QUOTE) and after & uint32(UPPER | QUOTE) else 0
     if c == ord(","):
@@ -391,7 +573,7 @@ def _infix_length(page, i, start, end):
         return 1
     if not before & uint32(LETTER | DIGIT):
         return 0
-    if flags[i] & uint32(HYPHEN):
+    if flags_at(page, i) & uint32(HYPHEN):
         return _hyphen_length(page, i, end)
     cuts = c == ord(":") or c == ord("<") or c == ord(">") or c == ord("=") or c == ord("/")
     return 1 if cuts and after & uint32(LETTER) else 0
@@ -400,12 +582,12 @@ def _infix_length(page, i, start, end):
 @inlined
 def _hyphen_length(page, i, end):
     """One hyphen, two or three dashes, or two long ones, with a letter behind."""
-    code, c = page.code, page.code[i]
-    most = 3 if c == _DASH else 2 if c == _LONG_DASH else 1
+    code, c = page.kind, page.kind[i]
+    most = 3 if c == _DASH else 2 if c == LONG_DASH else 1
     for size in range(1, most + 1):
         if i + size >= end:
             return 0
-        if page.flags[i + size] & uint32(LETTER):
+        if flags_at(page, i + size) & uint32(LETTER):
             return size
         if code[i + size] != c:
             return 0
@@ -418,7 +600,7 @@ def _hyphen_length(page, i, end):
 @inlined
 def _is_address(page, start, end):
     """Whether a run is a URL, a host name or an e-mail address."""
-    code = page.code
+    code = page.kind
     dotted = False
     for i in range(start, end):
         dotted |= code[i] == _DOT
@@ -438,22 +620,21 @@ def _is_address(page, start, end):
 
 
 @inlined
-def _names_a_host(c):
-    digit, letter = 48 <= c <= 57, 65 <= c <= 90 or 97 <= c <= 122
-    return digit or letter or 0xA1 <= c <= 0xFFFF
+def _names_a_host(page, i):
+    return flags_at(page, i) & uint32(NAMES_HOST) != 0
 
 
 @compiled
 def _is_host(page, start, end):
     """Whether [start, end) is a name or four numbers with dots between, perhaps with a port and a path."""
-    code = page.code
+    code = page.kind
     i = label = start
-    while i < end and (_names_a_host(code[i]) or code[i] == _DOT or code[i] == ord("_") or code[i] == _DASH):
+    while i < end and (_names_a_host(page, i) or code[i] == _DOT or code[i] == ord("_") or code[i] == _DASH):
         if code[i] == _DOT:
-            if i == label or i - label > 64 or not _names_a_host(code[i - 1]):
+            if i == label or i - label > 64 or not _names_a_host(page, i - 1):
                 return False
             label = i + 1
-        elif i == label and not _names_a_host(code[i]):
+        elif i == label and not _names_a_host(page, i):
             return False
         i += 1
     if label == start or i == label or not (_is_top_level(page, label, i) or _is_numeric(page, start, i)):
@@ -461,7 +642,7 @@ def _is_host(page, start, end):
     if i < end and code[i] == ord(":"):
         port = i + 1
         i = port
-        while i < end and page.flags[i] & uint32(DIGIT):
+        while i < end and flags_at(page, i) & uint32(DIGIT):
             i += 1
         if not 2 <= i - port <= 5:
             return False
@@ -473,7 +654,7 @@ def _is_top_level(page, start, end):
     if not 2 <= end - start <= 63:
         return False
     for i in range(start, end):
-        if not page.flags[i] & uint32(LOWER):
+        if not flags_at(page, i) & uint32(LOWER):
             return False
     return True
 
@@ -482,10 +663,10 @@ def _is_top_level(page, start, end):
 def _is_numeric(page, start, end):
     number, groups = 0, 1
     for i in range(start, end):
-        if page.code[i] == _DOT:
+        if page.kind[i] == _DOT:
             number, groups = 0, groups + 1
-        elif page.flags[i] & uint32(DIGIT):
-            number = number * 10 + np.int64(page.code[i]) - 48
+        elif flags_at(page, i) & uint32(DIGIT):
+            number = number * 10 + np.int64(page.kind[i]) - 48
         else:
             return False
         if number > 255:
@@ -494,17 +675,15 @@ def _is_numeric(page, start, end):
 
 
 @compiled
-def _find_words(data, page, table, lexicon, count):
-    num_chars = decode(data, 0, len(data), page, table)
+def _find_words(data, page, lexicon, count):
+    num_chars = spread(data, 0, len(data), page)
     count[0] = split_words(page, num_chars, lexicon)
-    for w in range(count[0]):
-        page.digest[w] = digest_of(page.code, page.start[w], page.end[w])
 
 
 def words_of(text: str) -> list[tuple[str, int]]:
     """The words of ``text``, as the rules count them, each with its hash."""
     data, count = np.frombuffer(text.encode(), np.uint8), np.zeros(1, np.int64)
-    page = new_page(len(data) + 1)
-    _find_words(data, page, character_flags(), english(), count)
+    page = new_page(len(data))
+    _find_words(data, page, english(), count)
     starts, ends, digests = (column[: count[0]].tolist() for column in (page.start, page.end, page.digest))
     return [(text[start:end], h) for start, end, h in zip(starts, ends, digests, strict=True)]

@@ -1,3 +1,4 @@
+import gc
 import gzip
 import hashlib
 import io
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.config import LimitsConfig, SourceConfig
-from lmcore.data.records import Quarantined, Record, _lines, read_records
+from lmcore.data.records import Quarantined, Record, _lines, read_records, text_of
 from lmcore.data.sources import SourceFile
 from lmcore.errors import DataError
 
@@ -27,9 +28,21 @@ def read(tmp_path):
         path.write_bytes(raw)
         file = SourceFile("s", str(path), name, len(raw), hashlib.sha256(raw).hexdigest())
         source = SourceConfig(name="s", kind="files", path=str(path), **options)
-        return list(read_records(file, source, LimitsConfig(**(limits or {}))))
+        limits = LimitsConfig(**(limits or {}))
+        found = list(read_records(file, source, limits))
+        gc.collect()  # what the error of a broken stream holds
+        in_bytes = list(read_records(file, source, limits, as_bytes=True))
+        assert [as_text(record) for record in in_bytes] == found
+        return found
 
     return read
+
+
+def as_text(record):
+    if isinstance(record, Record) and isinstance(record.text, bytes):
+        assert record.num_chars == len(text_of(record))
+        return Record(record.index, record.id, text_of(record))
+    return record
 
 
 def lines(texts):
