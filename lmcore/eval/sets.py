@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmcore.config import EvaluationConfig, EvaluationSetConfig, LimitsConfig, SourceConfig
-from lmcore.data.records import Record, read_records
+from lmcore.data.records import Record, read_records, text_of
 from lmcore.data.sources import LINES_SUFFIXES, SourceFile, find_files
 from lmcore.data.text import normalise
 from lmcore.errors import DataError
@@ -32,6 +33,14 @@ class Pair:
     good: str
     bad: str
     group: str = ""
+
+
+class _Item(NamedTuple):
+    """A record, its text normalised."""
+
+    index: int
+    id: str
+    text: str
 
 
 def find_sets(config: EvaluationConfig) -> tuple[SourceFile, ...]:
@@ -120,7 +129,7 @@ def _pairs(file: SourceFile, wanted: EvaluationSetConfig) -> Iterator[Pair]:
         yield Pair(one.text, other.text, one.id)
 
 
-def _records(file: SourceFile, source: SourceConfig) -> Iterator[Record]:
+def _records(file: SourceFile, source: SourceConfig) -> Iterator[_Item]:
     limits = LimitsConfig(max_record_bytes=max(_MAX_RECORD_BYTES, file.num_bytes))
     for record in read_records(file, source, limits):
         if not isinstance(record, Record):
@@ -130,7 +139,7 @@ def _records(file: SourceFile, source: SourceConfig) -> Iterator[Record]:
                 found=f"{file.name} record {record.index}: {record.reason}",
                 remedy="Mend the file, or name its fields in evaluation.sets.",
             )
-        yield Record(record.index, record.id, normalise(record.text))
+        yield _Item(record.index, record.id, normalise(text_of(record)))
 
 
 def _nothing(wanted: EvaluationSetConfig, what: str) -> DataError:
