@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lmcore.config import EvaluationConfig, EvaluationSetConfig, LimitsConfig, SourceConfig
 from lmcore.data.records import Record, read_records, text_of
@@ -35,7 +34,8 @@ class Pair:
     group: str = ""
 
 
-class _Item(NamedTuple):
+@dataclass(frozen=True)
+class _Item:
     """A record, its text normalised."""
 
     index: int
