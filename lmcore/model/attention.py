@@ -106,6 +106,15 @@ def attention_mask(num_new: int, num_cached: int, documents: Tensor | None, devi
     return (mask & same)[:, None]
 
 
+def widened(x: Tensor, group: int) -> Tensor:
+    """Repeat each key head of ``x`` [B, KV, S, head_dim] for the ``group`` query heads that share it.
+
+    On GPUs few fused kernels have both a mask and shared heads: torch would fall back to scores of all pairs
+    in memory, [B, H, T, S], far more than the copies.
+    """
+    return x if group == 1 else x.repeat_interleave(group, dim=1)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023), with a norm of each head's queries and keys if set."""
 
@@ -126,13 +135,15 @@ class Attention(nn.Module):
         q, k, v = self._project(x, context)  # [B, H, T, hd], [B, KV, T, hd] twice
         if context.others is not None:
             k, v = context.others.extend(self.layer, k, v)
+        if context.mask is not None and q.is_cuda:
+            k, v = widened(k, self.heads // self.kv_heads), widened(v, self.heads // self.kv_heads)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=context.mask,
             is_causal=context.causal,
-            enable_gqa=self.heads != self.kv_heads,
+            enable_gqa=q.shape[1] != k.shape[1],
         )  # [B, H, T, hd]
         return self.out(y.transpose(1, 2).flatten(2))
 

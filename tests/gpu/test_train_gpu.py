@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
 from lmcore.errors import ConfigError
-from lmcore.model.attention import KVCache
+from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.float8 import Float8Linear
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
@@ -99,6 +100,17 @@ def test_a_layer_in_fp8_is_near_the_same_in_fp32(rows):
         results.append((y, leaf.grad, layer.weight.grad))
     for expected, found in zip(*results, strict=True):
         assert (found.float() - expected).norm() < 0.12 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_document_mask_and_shared_heads_need_no_scores_of_all_pairs(dtype):
+    config = ModelConfig(num_layers=1, hidden_size=64, num_heads=4, num_kv_heads=2, max_seq_len=64)
+    attention = Attention(config, 0).to("cuda", dtype)
+    documents = torch.arange(64, device="cuda")[None] // 20
+    mask = attention_mask(64, 0, documents, torch.device("cuda"))
+    x = torch.randn(1, 64, 64, device="cuda", dtype=dtype, requires_grad=True)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        attention(x, Context(None, mask, causal=False)).sum().backward()
 
 
 def test_a_gpu_goes_on_from_a_checkpoint(corpus, tmp_path):
