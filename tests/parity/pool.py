@@ -19,6 +19,12 @@ PORT_IS_TAKEN = "EADDRINUSE"
 TRIES = 3
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class PoolError(RuntimeError):
     """A worker is gone or stuck; all of them were ended."""
 
@@ -44,10 +50,13 @@ class Pool:
         folder: For their logs.
         size: How many.
         patience: Seconds that a run may take.
+        stall_seconds: What a process waits for another.
     """
 
-    def __init__(self, folder: Path, size: int = SIZE, patience: float = 120.0) -> None:
-        self.size, self.patience = size, patience
+    def __init__(
+        self, folder: Path, size: int = SIZE, patience: float = 120.0, stall_seconds: float = 20.0
+    ) -> None:
+        self.size, self.patience, self.stall_seconds = size, patience, stall_seconds
         self.logs = [folder / f"worker-{number}.log" for number in range(size)]
         self.workers = []
         for log in self.logs:
@@ -109,14 +118,12 @@ class Pool:
                 worker.stdin.close()
 
     def _start(self, task, free, running, since):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         ranks = [free.pop() for _ in range(task.world_size)]
         task.left, task.tries = set(ranks), task.tries + 1
         for rank, number in enumerate(ranks):
             order = {"rank": rank, "size": task.world_size, "port": port}
-            order |= {"run_dir": str(task.run_dir), "plant": task.plant}
+            order |= {"run_dir": str(task.run_dir), "plant": task.plant, "stall_seconds": self.stall_seconds}
             running[number], since[number] = task, time.monotonic()
             try:
                 self.workers[number].stdin.write(json.dumps(order) + "\n")

@@ -39,7 +39,8 @@ def train(order):
         "MASTER_PORT": str(order["port"]),
     }
     run_dir = Path(order["run_dir"])
-    with join_world(LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=20)) as world:
+    launch = LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=order["stall_seconds"])
+    with join_world(launch) as world:
         result = Trainer(TrainJob.read(run_dir), run_dir, world, lambda: False).run()
         if world.is_main:
             write_result(run_dir, result)
