@@ -1,5 +1,8 @@
 """The classic mistakes of parallel training, planted one at a time: the matrix is to find them."""
 
+import os
+import signal
+
 from lmcore.data.loader import TrainLoader
 from lmcore.parallel import divided, gradients
 from lmcore.parallel.context import SharedSequence
@@ -68,3 +71,19 @@ def wrong_draws():
     divided.DividedModel.own_part = lambda self, batch: dataclasses.replace(
         own_part(self, batch), sequences=torch.arange(len(batch.tokens))
     )
+
+
+def dies():
+    """The process is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kills_its_worker():
+    """Nobody is left to say what became of the run."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    signal.pause()
+
+
+def stalls():
+    """The process stands still."""
+    os.kill(os.getpid(), signal.SIGSTOP)

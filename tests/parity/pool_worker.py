@@ -5,18 +5,23 @@ meshes of an ended world in its caches.
 """
 
 import faulthandler
+import gc
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
 from pathlib import Path
 
+import numpy.ctypeslib
+import numpy.ma  # noqa: F401 - as others here, so that a run does not
 import plants
 import torch
 import torch._dynamo
 import torch.distributed.checkpoint
 import torch.distributed.tensor
+import torch.utils.serialization.config
 
 from lmcore.config import LaunchConfig
 from lmcore.parallel.mesh import join_world
@@ -34,7 +39,8 @@ def train(order):
         "MASTER_PORT": str(order["port"]),
     }
     run_dir = Path(order["run_dir"])
-    with join_world(LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=20)) as world:
+    launch = LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=order["stall_seconds"])
+    with join_world(launch) as world:
         result = Trainer(TrainJob.read(run_dir), run_dir, world, lambda: False).run()
         if world.is_main:
             write_result(run_dir, result)
@@ -56,14 +62,21 @@ def main():
     faulthandler.register(signal.SIGUSR1)
     answers = os.dup(1)
     os.dup2(2, 1)  # what is printed goes to the log
+    gc.freeze()  # a child's collector leaves what was imported alone, and so its pages shared
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os.write(answers, (json.dumps({"error": answer(json.loads(line))}) + "\n").encode())
+            tell(answers, answer(json.loads(line)))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:
-            os.write(answers, (json.dumps({"error": f"ended with status {status}"}) + "\n").encode())
+            tell(answers, f"ended with status {status}")
+
+
+def tell(answers, error):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_seconds = used.ru_utime + used.ru_stime
+    os.write(answers, (json.dumps({"error": error, "cpu_seconds": cpu_seconds}) + "\n").encode())
 
 
 if __name__ == "__main__":
