@@ -60,7 +60,9 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         use_float8(stage.model.blocks)
     for block in stage.blocks if checkpointing else ():
         # Inside of what shards the block: its weights are gathered once for both.
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = functools.partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
     if layout.mesh is None:
         materialize(stage, device, draw)
         return _replicate(stage, device) if layout.world.size > 1 else stage
@@ -107,15 +109,20 @@ def _sum(bucket: GradBucket) -> torch.futures.Future[Tensor]:
 
 
 @contextlib.contextmanager
-def reduce_gradients(wrapped: nn.Module, now: bool) -> Iterator[None]:
+def reduce_gradients(wrapped: nn.Module, *, last: bool, save_memory: bool) -> Iterator[None]:
     """Reduce gradients over processes in the backward pass inside, or only add them up locally.
 
-    All but the last micro-batch of a step wait.
+    Args:
+        wrapped: A stage.
+        last: Whether it is the last micro-batch of a step; the others wait.
+        save_memory: Whether shards give their parts away after each micro-batch all the same: else each
+            process holds the gradient of all weights until the last. Replicas wait for it.
     """
     if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(now)
+        wrapped.set_requires_gradient_sync(last or save_memory)
+        wrapped.set_requires_all_reduce(last)
         yield
-    elif isinstance(wrapped, DistributedDataParallel) and not now:
+    elif isinstance(wrapped, DistributedDataParallel) and not last:
         with wrapped.no_sync():
             yield
     else:

@@ -199,11 +199,17 @@ class DividedModel:
         if self.tied_head:
             self.tied_head.give_gradient()
 
+    @property
+    def _saves_memory(self) -> bool:
+        """Whether memory is dearer than messages: that of GPUs is."""
+        return self.layout.world.device.type == "cuda"
+
     def _in_turn(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
-            with reduce_gradients(wrapped, now=index == len(batches) - 1):
+            last = index == len(batches) - 1
+            with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with autocast(wrapped, self.precision, self.layout.world.device):
                     logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
                 loss = criterion(logits, part.targets, self.vocabulary)

@@ -81,6 +81,20 @@ MODELS = {
 }
 PLAIN = {}
 PACKED = {"packing": "best_fit", "document_mask": True, "activation_checkpointing": "full", "z_loss": 1e-3}
+MUON = {"optimizer": {"name": "muon", "eps": 1e-3, "weight_decay": 0.1}, "ema_decay": 0.9}
+ADAFACTOR = {"optimizer": {"name": "adafactor", "learning_rate": 0.01, "weight_decay": 0.1}}
+SGD = {"optimizer": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}}
+OPTIMIZERS = [  # on the layouts that divide matrices in the most ways
+    (layout, {**LAYOUTS, **EXPERTS, **LARGE}[layout], model, way)
+    for layout, model, way in (
+        ("fsdp x tp x pp", "dense", "muon"),
+        ("pp zbv", "tied", "muon"),
+        ("tp x ep", "moe", "muon"),
+        ("fsdp x ep", "moe", "adafactor"),
+        ("fsdp x tp", "dense", "adafactor"),
+        ("tp x pp", "dense", "sgd"),
+    )
+]
 
 
 def all_cases():

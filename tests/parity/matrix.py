@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from parity.layouts import MODELS, PACKED, PLAIN
+from parity.layouts import ADAFACTOR, MODELS, MUON, PACKED, PLAIN, SGD
 from parity.pool import Pool, Task
 from safetensors.torch import load_file
 
@@ -15,7 +15,8 @@ from lmcore.config import ModelConfig, TrainConfig
 from lmcore.train.job import TrainJob
 
 SEQUENCES, SEQ_LEN, STEPS = 8, 32, 3
-WAYS = {"plain": PLAIN, "packed": PACKED}
+WAYS = {"plain": PLAIN, "packed": PACKED, "muon": MUON, "adafactor": ADAFACTOR, "sgd": SGD}
+ADAMW = {"name": "adamw", "learning_rate": 0.01, "eps": 1e-3, "weight_decay": 0.1}
 # Relative, in fp32: of the loss and the norm of each step, of each tensor of the weights after the last.
 TOLERANCE = 1e-5
 
@@ -60,10 +61,9 @@ def write_job(root: Path, corpus: Path, name: str, parallel: dict, model: str, w
         validation_tokens=500,
         checkpoint_every=0,
         schedule={"warmup_steps": 1},
-        optimizer={"name": "adamw", "learning_rate": 0.01, "eps": 1e-3, "weight_decay": 0.1},
         parallel={"dp_replicate": 1, **parallel},
         launch={"device": "cpu", "threads_per_process": 1},
-        **WAYS[way],
+        **{"optimizer": ADAMW, **WAYS[way]},
     )
     job = TrainJob(
         model=ModelConfig(**MODELS[model]),

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from parity.layouts import LAYOUTS, all_cases
+from parity.layouts import LAYOUTS, OPTIMIZERS, all_cases
 from parity.matrix import HEAD, TOLERANCE, compare
 
 # Which layout and model each mistake shows itself on.
@@ -25,6 +25,16 @@ def test_every_layout_is_one_process(pool, corpus, tmp_path, capsys):
         print(f"\n{HEAD}", *rows, f"{len(rows)} cases in {time.monotonic() - start:.0f} s", sep="\n")
     errors = [f"{row}\n{row.task.error}" for row in rows if row.task.error]
     assert not errors, "\n".join(errors)
+    assert [str(row) for row in rows if row.worst > TOLERANCE] == []
+
+
+def test_optimizers_and_ways_to_save_memory_change_nothing(pool, corpus, tmp_path, capsys):
+    given_away = [(layout, LAYOUTS[layout], "dense", "packed") for layout in ("hsdp", "fsdp x tp")]
+    plants = dict.fromkeys(range(len(given_away)), "gradients_given_away")
+    rows = compare(pool, tmp_path, corpus, [*given_away, *OPTIMIZERS], plants)
+    with capsys.disabled():
+        print(f"\n{HEAD}", *rows, sep="\n")
+    assert [f"{row}\n{row.task.error}" for row in rows if row.task.error] == []
     assert [str(row) for row in rows if row.worst > TOLERANCE] == []
 
 
