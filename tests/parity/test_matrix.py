@@ -22,7 +22,9 @@ def test_every_layout_is_one_process(pool, corpus, tmp_path, capsys):
     start = time.monotonic()
     rows = compare(pool, tmp_path, corpus, all_cases())
     with capsys.disabled():
-        print(f"\n{HEAD}", *rows, f"{len(rows)} cases in {time.monotonic() - start:.0f} s", sep="\n")
+        computed = sum(row.task.cpu_seconds for row in rows)
+        spent = f"{time.monotonic() - start:.0f} s, {computed:.0f} s of processors"
+        print(f"\n{HEAD}", *rows, f"{len(rows)} cases in {spent}", sep="\n")
     errors = [f"{row}\n{row.task.error}" for row in rows if row.task.error]
     assert not errors, "\n".join(errors)
     assert [str(row) for row in rows if row.worst > TOLERANCE] == []
