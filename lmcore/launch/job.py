@@ -25,7 +25,7 @@ def require_cores(num_processes: int) -> None:
             "train.parallel asks for more processes than this machine can run",
             expected=f"at most {PROCESSES_PER_CORE} for each of its {cores} cores",
             found=f"{num_processes}",
-            remedy="Lower train.parallel.dp_replicate or dp_shard.",
+            remedy="Lower the sizes in train.parallel.",
         )
 
 

@@ -123,7 +123,7 @@ def choose_device(launch: LaunchConfig) -> torch.device:
                 "train.launch.device is cuda",
                 expected=f"a GPU for each process of this machine: {processes}",
                 found=f"{gpus} that torch can use",
-                remedy="Set train.parallel.dp_replicate and dp_shard to fit, or train.launch.device=auto, "
+                remedy="Set the sizes in train.parallel to fit, or train.launch.device=auto, "
                 "or install a torch built for this machine's GPU.",
             )
         if gpus and os.environ.get("RANK", "0") == "0":
