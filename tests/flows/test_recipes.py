@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.recipe_files import RECIPES, descriptions, find_recipe
 from lmcore.config import load_recipe
 from lmcore.errors import ConfigError
@@ -107,3 +109,8 @@ def test_an_unknown_recipe_is_refused_with_those_there_are():
         ConfigError, match="continue-from-hf, gpt2-124m, llama-1b, llama-8b, moe-small, quickstart"
     ):
         find_recipe("gpt3")
+
+
+def test_names_stand_apart_from_what_recipes_are():
+    shown = CliRunner().invoke(app, ["recipes"]).stdout.splitlines()
+    assert [line.split("  ")[0] for line in shown] == NAMES
