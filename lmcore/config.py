@@ -87,7 +87,11 @@ class Config(BaseModel):
     """Base of all settings: frozen, strict about names, ordered in forms."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_order_the_form
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # which may be a secret that is refused
+        json_schema_extra=_order_the_form,
     )
 
     @model_validator(mode="before")
