@@ -143,6 +143,11 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
+        if holds_secret(self.path):
+            raise ValueError(
+                f"source {self.name!r}: path holds a password or key; "
+                "leave it out and give it as the file system's own environment variables"
+            )
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
                 f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
@@ -155,11 +160,6 @@ class SourceConfig(Config):
             )
         if self.kind != "huggingface" and (self.subset or self.revision):
             raise ValueError(f"source {self.name!r}: only kind 'huggingface' takes a subset or a revision")
-        if holds_secret(self.path):
-            raise ValueError(
-                f"source {self.name!r}: path holds a password or key; "
-                "leave it out and give it as the file system's own environment variables"
-            )
         return self
 
 
