@@ -161,8 +161,9 @@ def size(
 @app.command(epilog="Example: gristmill recipes")
 def recipes() -> None:
     """Say which recipes there are, and what each is."""
-    for name, description in descriptions().items():
-        typer.echo(f"{name:<14}{description}")
+    found = descriptions()
+    for name, description in found.items():
+        typer.echo(f"{name:<{max(map(len, found)) + 2}}{description}")
 
 
 @app.command(epilog="Example: gristmill explain quickstart --set train.steps=500")

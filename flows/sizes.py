@@ -28,7 +28,8 @@ def write_size(depth: int | None, parameters: str, path: str, processes: int, pr
     if depth is not None:
         name, size = f"depth-{depth}", size_of_depth(depth)
     else:
-        name, size = f"size-{parameters.lower()}", size_of_parameters(parse_count(parameters))
+        name = "size-" + re.sub(r"[\s,_]", "", parameters.lower())
+        size = size_of_parameters(parse_count(parameters))
     recipe = recipe_of(size, name, path, processes, precision)
     train, tokens = recipe.train, recipe.train.steps * recipe.train.global_batch_tokens
     model, text_gb = size.model, tokens * _TEXT_BYTES_PER_TOKEN / 1e9
@@ -47,7 +48,9 @@ def parse_count(text: str) -> int:
     Raises:
         ConfigError: it is none.
     """
-    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmb]?)", text.strip().lower())
+    # Commas stand between thousands: where they mean a point, 1,5B would be ten times what was asked for.
+    number = r"(?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
+    found = re.fullmatch(rf"({number})\s*([kmb]?)", text.strip().lower())
     if not found:
         raise ConfigError(
             f"{text!r} is no number of parameters",

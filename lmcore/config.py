@@ -87,7 +87,11 @@ class Config(BaseModel):
     """Base of all settings: frozen, strict about names, ordered in forms."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_order_the_form
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # which may be a secret that is refused
+        json_schema_extra=_order_the_form,
     )
 
     @model_validator(mode="before")
@@ -139,6 +143,11 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:
+        if holds_secret(self.path):
+            raise ValueError(
+                f"source {self.name!r}: path holds a password or key; "
+                "leave it out and give it as the file system's own environment variables"
+            )
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
                 f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
@@ -151,11 +160,6 @@ class SourceConfig(Config):
             )
         if self.kind != "huggingface" and (self.subset or self.revision):
             raise ValueError(f"source {self.name!r}: only kind 'huggingface' takes a subset or a revision")
-        if holds_secret(self.path):
-            raise ValueError(
-                f"source {self.name!r}: path holds a password or key; "
-                "leave it out and give it as the file system's own environment variables"
-            )
         return self
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmcore.config import ModelConfig, TrainConfig
+    from lmcore.config import ModelConfig, ParallelConfig, TrainConfig
 
 
 def find_misfit(model: ModelConfig, train: TrainConfig) -> str:
@@ -28,6 +28,12 @@ def find_vocabulary_misfit(vocab_size: int, tp: int) -> str:
         f"train.parallel.tp {tp} leaves processes without any of the {vocab_size} entries of the vocabulary; "
         f"use at most {most}"
     )
+
+
+def sequence_multiple(parallel: ParallelConfig) -> int:
+    """The least length that ``parallel`` divides, in tokens: of it all other lengths are multiples."""
+    pieces = 2 if parallel.cp > 1 else 1
+    return parallel.cp * math.lcm(pieces, parallel.tp if parallel.sequence_parallel else 1)
 
 
 def _shares(vocab_size: int, tp: int) -> bool:

@@ -23,6 +23,7 @@ from lmcore.config import (
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
+    make_recipe,
     parse,
 )
 from lmcore.errors import ConfigError
@@ -292,7 +293,11 @@ def _memory(size: Size, sequences: int, precision: str) -> tuple[int, str]:
 
 
 def recipe_of(size: Size, name: str, path: str = "", processes: int = 1, precision: str = "bf16") -> Recipe:
-    """A complete recipe for a model of this size, of the files at ``path`` or else the quickstart's."""
+    """A complete recipe for a model of this size, of the files at ``path`` or else the quickstart's.
+
+    Raises:
+        ConfigError: the path, the precision or the name is none.
+    """
     tokenizer = TokenizerConfig(
         vocab_size=size.vocab_size, sample_bytes=max(10_000_000, 2_500 * size.vocab_size)
     )
@@ -301,11 +306,11 @@ def recipe_of(size: Size, name: str, path: str = "", processes: int = 1, precisi
     if not path:
         data = DataConfig(tokenizer=tokenizer)
     else:
-        source = SourceConfig(name="text", kind="files", path=path)
+        source = parse(SourceConfig, {"name": "text", "kind": "files", "path": path}, where="the path")
         data = DataConfig(sources=(source,), quality=QualityConfig(profile="prose"), tokenizer=tokenizer)
         evaluation = evaluation.model_copy(update={"prompts": ("The ", "In the beginning ")})
     train = training_of(size, processes, precision)
-    return Recipe(name=name, data=data, model=size.model, train=train, evaluation=evaluation)
+    return make_recipe(name=name, data=data, model=size.model, train=train, evaluation=evaluation)
 
 
 def _significant(value: float) -> float:

@@ -13,6 +13,7 @@ from prefect import task
 
 from lmcore.config import DataConfig, EvaluationConfig, Identity, Json, ParallelConfig, Recipe, identify
 from lmcore.data import prepare
+from lmcore.data.documents import libraries_of
 from lmcore.data.sources import SourceFile, digest_of
 from lmcore.errors import StorageError
 from lmcore.eval.gate import Measured
@@ -20,7 +21,7 @@ from lmcore.eval.job import EvaluationJob
 from lmcore.eval.sets import check_sets, files_of, find_sets
 from lmcore.home import Home
 from lmcore.progress import Progress
-from lmcore.store import UNICODE, Artifact, Stage, hash_files, sha256_json
+from lmcore.store import Artifact, Stage, hash_files, sha256_json
 from tasks import runs
 from tasks.prepare import Prepared, tokens_stage
 from tasks.stages import STAGE_OPTIONS, ensure
@@ -83,7 +84,7 @@ def evaluate_stage(
     deciding: tuple[str, ...] = ("torch",)
     if sets:
         inputs["evaluation sets"] = digest_of(sets)
-        deciding = ("torch", "tokenizers", "pyarrow", UNICODE)
+        deciding = ("torch", "tokenizers", *libraries_of(DataConfig(), sets))
     return Stage(
         "evaluate",
         EVALUATE_VERSION,

@@ -19,6 +19,7 @@ from lmcore.errors import GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.launch.job import require_cores
 from lmcore.model.hf.config import check_settings
+from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
@@ -57,10 +58,10 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     # Before any work, not after the data's.
     require_cores(recipe.train.parallel.num_processes)
     if recipe.train.initial_weights:
-        model = check_settings(recipe.train.initial_weights, recipe.model)
-        check_tokenizer(
-            Path(recipe.train.initial_weights).expanduser(), model.vocab_size, recipe.data.tokenizer.path
-        )
+        weights = Path(recipe.train.initial_weights).expanduser()
+        model = check_settings(weights, recipe.model)
+        check_tokenizer(weights, model.vocab_size, recipe.data.tokenizer.path)
+        weight_files(weights)
     home = Home.here()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"

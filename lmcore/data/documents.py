@@ -164,7 +164,7 @@ def build_documents(
     digests: list[str] = []
     made = 0
     with _workshop(workshop, config, inventory, out) as shop:
-        artifacts = shop.make(_unit(config, shard, inventory.evaluation_digest, out) for shard in shards)
+        artifacts = shop.make(_unit(config, shard, inventory, out) for shard in shards)
         for number, (shard, artifact) in enumerate(zip(shards, artifacts, strict=True)):
             result = ShardResult.from_json(artifact.summary)
             result.books.check_intake(f"shard {number} ({shard.source.name})")
@@ -233,14 +233,15 @@ def _workshop(
 
 def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
     """Distributions that decide the bytes of the documents, those alone that are used."""
-    return libraries_of(config, inventory.files)
+    return libraries_of(config, (*inventory.files, *inventory.evaluation))
 
 
 def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, ...]:
-    """Distributions that decide the bytes of the documents of ``files``."""
+    """Distributions that decide the bytes of what is read from ``files``."""
     suffixes = {file.suffix for file in files}
     archives = bool(suffixes & {*ARCHIVE_SUFFIXES})
-    in_html = any(source.text_format == "html" for source in config.sources)
+    sources = (*config.sources, *config.decontamination.sources)
+    in_html = any(source.text_format == "html" for source in sources)
     used = {
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
@@ -269,14 +270,15 @@ def _read_evaluation_sets(config: DataConfig, inventory: Inventory, out: Path) -
     }
 
 
-def _unit(config: DataConfig, shard: Shard, evaluation_digest: str, out: Path) -> Unit:
+def _unit(config: DataConfig, shard: Shard, inventory: Inventory, out: Path) -> Unit:
     identity = identify(*SHARD_SETTINGS, data=config)
     of_source = identify(source=shard.source)
     identity = Identity(identity.values | of_source.values, identity.chosen | of_source.chosen)
     inputs = {"files": shard.digest}
     if config.decontamination.sources:
-        inputs["evaluation"] = evaluation_digest
-    stage = Stage("documents-shard", SHARD_VERSION, identity, inputs, libraries_of(config, shard.files))
+        inputs["evaluation"] = inventory.evaluation_digest
+    deciding = libraries_of(config, (*shard.files, *inventory.evaluation))
+    stage = Stage("documents-shard", SHARD_VERSION, identity, inputs, deciding)
     return Unit(stage, build_shard, (config, shard, out / EVALUATION_NGRAMS))
 
 

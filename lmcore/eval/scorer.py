@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmcore.data.loader import Batch
+from lmcore.layout import sequence_multiple
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.divided import DividedModel
 
@@ -160,6 +161,4 @@ class DividedScorer:
     @property
     def _multiple(self) -> int:
         """What the length of a sequence must be a multiple of."""
-        parallel = self.model.layout.parallel
-        cut = 2 * parallel.cp if parallel.cp > 1 else 1
-        return cut * (parallel.tp if self.model.layout.divides_sequence else 1)
+        return sequence_multiple(self.model.layout.parallel)

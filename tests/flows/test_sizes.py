@@ -60,16 +60,28 @@ def test_any_text_survives_being_written_out(prompts):
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("124M", 124_000_000), ("1.5b", 1_500_000_000), ("300k", 300_000), ("1_000,000", 10**6)],
+    [("124 M", 124_000_000), ("1.5b", 1_500_000_000), ("300k", 300_000), ("1_000,000", 10**6)],
 )
 def test_counts_are_read_as_people_write_them(text, count):
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "M", "12x", "-3", "1.2.3"])
+@pytest.mark.parametrize("text", ["", "M", "12x", "-3", "1.2.3", "1,5B", "12,4M"])
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(ConfigError, match="number of parameters"):
         parse_count(text)
+
+
+@pytest.mark.parametrize("parameters", ["124 M", "124,000,000", "124_000_000"])
+def test_a_count_in_any_form_names_a_recipe(parameters):
+    assert yaml.safe_load(write_size(None, parameters, "", 1, "bf16"))["name"].startswith("size-124")
+
+
+def test_a_path_with_a_password_is_refused_without_showing_it():
+    shown = CliRunner().invoke(app, ["size", "--depth", "4", "--path", "s3://me:hunter2@bucket/*.txt"])
+    assert shown.exit_code == 2
+    assert "password" in shown.output
+    assert "hunter2" not in shown.output
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(None, ""), (3, "1M")])

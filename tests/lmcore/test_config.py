@@ -278,3 +278,10 @@ def test_batch_arithmetic_closes():
         }
         train = parse(TrainConfig, values, where="test")
         assert train.grad_accum_steps * micro * ranks * train.seq_len == train.global_batch_tokens
+
+
+def test_a_password_in_a_path_that_is_not_wanted_is_not_shown():
+    source = {"name": "code", "kind": "python_stdlib", "path": "s3://me:hunter2@bucket/*.txt"}
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        parse(DataConfig, {"sources": [source]}, where="test")
+    assert "hunter2" not in str(caught.value)

@@ -14,7 +14,7 @@ from torch.distributed.pipelining import schedules
 
 from lmcore.config import ModelConfig, ParallelConfig, Recipe, TrainConfig, load_recipe, parse
 from lmcore.errors import ConfigError
-from lmcore.layout import find_misfit, find_vocabulary_misfit
+from lmcore.layout import find_misfit, find_vocabulary_misfit, sequence_multiple
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.parallel.pipeline import _SCHEDULES, layers_of_stages, own_stages, stage_owners
 
@@ -74,6 +74,11 @@ def changed(values, name, number):
     return {**values, section: train}
 
 
+@pytest.mark.parametrize(("cp", "tp", "multiple"), [(1, 1, 1), (1, 3, 3), (2, 1, 4), (2, 2, 4), (2, 3, 12)])
+def test_the_least_sequence_that_a_layout_divides(cp, tp, multiple):
+    assert sequence_multiple(ParallelConfig(cp=cp, tp=tp)) == multiple
+
+
 @given(values=settings_of_a_run())
 @settings(max_examples=400)
 def test_what_is_let_through_divides_wholly(values):
@@ -86,6 +91,8 @@ def test_what_is_let_through_divides_wholly(values):
         assert model.mlp_size % (tp * model.mlp_block) == 0
     assert parallel.cp == 1 or train.seq_len % (2 * parallel.cp) == 0
     assert not parallel.sequence_parallel or train.seq_len % (parallel.cp * tp) == 0
+    # Or an evaluation would pad what is as long as the model is made for.
+    assert train.seq_len % sequence_multiple(parallel) == 0
     layers = layers_of_stages(model.num_layers, parallel.num_stages)
     assert [layer for stage in layers for layer in stage] == list(range(model.num_layers))
     assert all(layers)

@@ -2,12 +2,13 @@
 
 import pytest
 
-from lmcore.config import EvaluationConfig, EvaluationSetConfig, Recipe
+from lmcore.config import DataConfig, EvaluationConfig, EvaluationSetConfig, Recipe, SourceConfig
+from lmcore.data.prepare import take_inventory
 from lmcore.errors import StorageError
 from lmcore.eval.sets import find_sets
 from lmcore.store import Artifact
 from tasks.evaluate import Subject, evaluate_champion, evaluate_stage, evaluation_metrics
-from tasks.prepare import Prepared
+from tasks.prepare import Prepared, documents_stage
 from tasks.report import Summary, markdown, set_summaries
 from tasks.tracking import ModelVersion
 
@@ -48,6 +49,25 @@ def test_files_of_sets_decide_where_there_are_sets(tmp_path):
     other = evaluate_stage(with_set, subject, tokens, find_sets(with_set.evaluation))
     assert len({before.key, one.key, other.key}) == 3
     assert other.differences(one.record()) == ["input evaluation sets changed"]
+
+
+@pytest.mark.parametrize(("suffix", "is_page"), [("html", True), ("txt", False)])
+def test_what_reads_pages_decides_figures_and_documents(tmp_path, suffix, is_page):
+    (tmp_path / f"a.{suffix}").write_text("<p>the mill turns and turns and turns</p>")
+    (tmp_path / "b.txt").write_text("the mill stands")
+    sets = (EvaluationSetConfig(name="a", path=f"{tmp_path}/a.{suffix}"),)
+    recipe = Recipe(
+        data=DataConfig(sources=(SourceConfig(name="b", kind="files", path=f"{tmp_path}/b.txt"),)),
+        evaluation=EvaluationConfig(sets=sets),
+    )
+    tokens = Artifact("tokens", "0" * 64, tmp_path, "built", "", 0.0, digest="t")
+    subject = Subject("mill", tmp_path, "m", 64, document_mask=False)
+    data = recipe.preparation
+    for stage in (
+        evaluate_stage(recipe, subject, tokens, find_sets(recipe.evaluation)),
+        documents_stage(data, take_inventory(data)),
+    ):
+        assert ("resiliparse" in stage.deciding) == is_page
 
 
 def test_figures_of_sets_are_metrics_and_a_table():

@@ -2,9 +2,14 @@
 
 import json
 
-from lmcore.config import Recipe, identify, parse
+import pytest
+
+from lmcore.config import ModelConfig, Recipe, identify, parse
+from lmcore.errors import CheckpointError
+from lmcore.model.hf.config import to_config
 from lmcore.store import Artifact
 from tasks.prepare import Prepared
+from tasks.tracked import tracked
 from tasks.train import MAX_URGENT_LINES, figures_of_steps, rate_limited, train_stage
 
 
@@ -91,3 +96,22 @@ def test_a_flood_of_errors_does_not_flood_the_log():
         pass_on(f"ERROR {number}")
     assert told[:2] == ["line 0", "ERROR 0"]
     assert len(told) == MAX_URGENT_LINES + 1
+
+
+def test_a_pickle_to_go_on_from_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRISTMILL_HOME", str(tmp_path / "home"))
+    model = {"activation": "swiglu", "qk_norm": False}
+    described = to_config(ModelConfig(**model), 300, "float32", None)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    here = str(tmp_path)
+    changes = {
+        "model": model,
+        "train": {"initial_weights": here, "parallel": {"dp_replicate": 1}},
+        "data": {"tokenizer": {"path": here}},
+    }
+    recipe = parse(Recipe, changes, where="test")
+    with pytest.raises(CheckpointError, match="pickle"), tracked(recipe, "train-flow"):
+        pass
+    assert not (tmp_path / "home").exists()

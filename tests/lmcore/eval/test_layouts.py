@@ -23,7 +23,8 @@ LAYOUTS = {  # of four processes, and windows at a time
     "tp x pp zbv": ({"tp": 2, "pp": 2, "pipeline_schedule": "zbv"}, 3),
     "cp x ep": ({"cp": 2, "dp_shard": 2, "ep": 2}, 64),
 }
-DENSE = {"num_layers": 4, "num_heads": 4, "tie_embeddings": True}
+SEQ_LEN = 36  # divided by tp x cp, which needs multiples of 4
+DENSE = {"num_layers": 4, "num_heads": 4, "tie_embeddings": True, "max_seq_len": SEQ_LEN}
 MIXED = {**DENSE, "moe": {"num_experts": 4, "num_experts_per_token": 2, "intermediate_size": 32}}
 PAIRS = [
     ("def self", "self def"),
@@ -60,7 +61,7 @@ def make_job(corpus, tmp_path):
             tokens=str(corpus.tokens),
             tokenizer=str(corpus.tokenizer),
             document_mask=name != "fsdp",
-            seq_len=32,
+            seq_len=SEQ_LEN,
             set_files=find_sets(config),
         ).write(tmp_path / name)
         return tmp_path / name
