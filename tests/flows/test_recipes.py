@@ -20,7 +20,7 @@ PARAMETERS = {
     "llama-8b": (8_030_261_248, 8_030_261_248),
     "moe-small": (2.0e9, 0.3e9),
 }
-PROCESSES = 8  # the GPUs of one node: processes of several are not started by the mill
+PROCESSES = {"gpt2-124m": 8, "llama-1b": 8, "llama-8b": 64, "moe-small": 8}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LARGE = [name for name in NAMES if name not in ("quickstart", "continue-from-hf")]
 
@@ -64,7 +64,7 @@ def test_a_model_to_go_on_from_is_gpt2():
 def test_the_batch_divides_over_the_layout(name):
     train = load(name).train
     parallel = train.parallel
-    assert parallel.num_processes == PROCESSES
+    assert parallel.num_processes == PROCESSES[name]
     assert (
         train.micro_batch_size * train.grad_accum_steps * parallel.dp * train.seq_len
         == train.global_batch_tokens
