@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,4 +66,10 @@ def _lines(values: dict[str, Any], reasons: Mapping[str, str], above: str) -> It
             for line in _lines(value, reasons, f"{path}."):
                 yield f"  {line}" if line else ""
         else:
-            yield from yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True).splitlines()
+            yield from _dump({name: value}).splitlines()
+
+
+def _dump(values: dict[str, Any]) -> str:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # What YAML and Python take for more ends of lines is escaped, as all that is not ASCII then is.
+    return yaml.safe_dump(values, sort_keys=False) if re.search(r"[\x85\u2028\u2029]", text) else text
