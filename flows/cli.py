@@ -116,7 +116,11 @@ def generate(
 @app.command(epilog="Example: gristmill export my-llama.yaml my-llama --dtype bf16")
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="RECIPE_OR_MODEL", help="A recipe's newest model; or a model directory.")
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_MODEL",
+            help="A recipe, with the --set it was trained with; or a model directory.",
+        ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face directory to be written.")],
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Type of the weights.")] = "fp32",
@@ -149,7 +153,10 @@ def size(
         str, typer.Option(help="Glob of the files to learn from; else the standard library of Python.")
     ] = "",
     processes: Annotated[int, typer.Option(help="Processes: one for each GPU.", min=1)] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or fp8.")] = "bf16",
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32, bf16, fp16 or fp8; if not set bf16, or fp32 where there is no NVIDIA GPU."),
+    ] = "",
 ) -> None:
     """Write a complete recipe for a model of some size, with the rule behind each setting."""
     with _errors():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from flows.recipe_files import write_out
 from lmcore.errors import ConfigError
@@ -30,7 +31,7 @@ def write_size(depth: int | None, parameters: str, path: str, processes: int, pr
     else:
         name = "size-" + re.sub(r"[\s,_]", "", parameters.lower())
         size = size_of_parameters(parse_count(parameters))
-    recipe = recipe_of(size, name, path, processes, precision)
+    recipe = recipe_of(size, name, path, processes, precision or _fast_precision())
     train, tokens = recipe.train, recipe.train.steps * recipe.train.global_batch_tokens
     model, text_gb = size.model, tokens * _TEXT_BYTES_PER_TOKEN / 1e9
     head = (
@@ -40,6 +41,11 @@ def write_size(depth: int | None, parameters: str, path: str, processes: int, pr
         "Written by `gristmill size`; the rules are in lmcore/sizing.py, their sources above each setting."
     )
     return write_out(recipe, head, RULES)
+
+
+def _fast_precision() -> str:
+    """bf16 where the driver of an NVIDIA GPU is; CPUs are several times slower in it than in fp32."""
+    return "bf16" if Path("/dev/nvidiactl").exists() else "fp32"
 
 
 def parse_count(text: str) -> int:

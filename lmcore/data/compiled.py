@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -151,6 +152,8 @@ def _load(function: Compiled, kind: str, arguments: tuple[Any, ...]) -> Callable
     path = _cache_folder() / f"{function.name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
     kept = _read(path)
     if kept is None:
+        if not _cache_folder().exists():
+            sys.stderr.write("compiling what reads texts, once for this version: up to a minute\n")
         kept = function.object_code(arguments)
         name, code = kept
         about = json.dumps({"name": name, "sha256": hashlib.sha256(code).hexdigest()})
