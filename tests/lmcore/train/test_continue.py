@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from parity.corpus import VOCAB
 
 from lmcore.config import ModelConfig
 from lmcore.errors import CheckpointError, ConfigError
@@ -12,9 +13,9 @@ from lmcore.model.hf.export import export
 from lmcore.model.hf.weights import HFWeights
 from lmcore.model.io import load_model
 from lmcore.model.transformer import Transformer
-from lmcore.parallel.mesh import World
+from lmcore.parallel.mesh import World, make_layout
 from lmcore.train.inputs import open_inputs
-from tests.lmcore.train.conftest import MODEL, VOCAB
+from tests.lmcore.train.conftest import MODEL
 
 LLAMA = {"activation": "swiglu", "qk_norm": False, "num_kv_heads": 1, "tie_embeddings": False}
 PADDED = VOCAB + 20
@@ -44,7 +45,8 @@ def test_the_first_loss_is_that_of_the_model(make_run, train_here, run_together,
     seen = []
     train_here(alone)
     run_together([together])
-    for batch in open_inputs(alone.job, World(0, 1, torch.device("cpu"))).loader.micro_batches(0):
+    layout = make_layout(alone.job.train.parallel, World(0, 1, torch.device("cpu")))
+    for batch in open_inputs(alone.job, layout).loader.micro_batches(0):
         with torch.no_grad():
             logits = theirs(pretrained)(batch.tokens).logits
         seen.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).item())
