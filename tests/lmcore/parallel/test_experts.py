@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.layouts
+
 
 def test_divided_experts_are_the_whole_ones():
     """Outputs, gradients and a step, whoever gets the tokens; over two and over four real processes."""
