@@ -78,7 +78,7 @@ class Evaluation:
             layout = make_layout(parallel, self.world)
             divided = DividedModel(saved.config, saved.vocab_size, layout, "fp32", saved)
             divided.train(False)
-            self.scorer = scorer = DividedScorer(divided, saved.vocab_size)
+            self.scorer = scorer = DividedScorer(divided)
             self.sharing = scorer.sharing
             self.generator = DividedGenerator(scorer, tokenizer, self.job.seq_len)
             longest = saved.config.max_seq_len

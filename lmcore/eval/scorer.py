@@ -105,11 +105,10 @@ class DividedScorer:
 
     Args:
         model: In evaluation.
-        vocab_size: Rows of its embedding.
     """
 
-    def __init__(self, model: DividedModel, vocab_size: int) -> None:
-        self.model, self.vocab_size = model, vocab_size
+    def __init__(self, model: DividedModel) -> None:
+        self.model, self.vocab_size = model, model.vocab_size
         self.device = model.layout.world.device
         self.rank, self.world_size = model.layout.dp_rank, model.layout.parallel.dp
 
@@ -124,7 +123,9 @@ class DividedScorer:
         """Return the losses of what is scored (``Scorer``); all who share the batch call it together."""
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         width = inputs.shape[1]
-        padding = -width % self._multiple  # on the right, where causal attention does not look
+        padding = -width % sequence_multiple(
+            self.model.layout.parallel
+        )  # on the right, where causal attention does not look
         batch = Batch(
             F.pad(inputs, (0, padding)),
             F.pad(targets, (0, padding)),
@@ -135,7 +136,7 @@ class DividedScorer:
 
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
         """Return the logits [V] of the token after ``tokens``, in fp32 on the CPU; all processes call it."""
-        return self.model.next_logits(list(tokens), self._multiple)
+        return self.model.next_logits(list(tokens))
 
     def deal(self, batches: Sequence[_T]) -> Iterator[_T | None]:
         """Yield every ``world_size``-th of ``batches``, and as many times as the process with most."""
@@ -157,8 +158,3 @@ class DividedScorer:
         asked = torch.tensor(int(stop), device=self.device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked.item())
-
-    @property
-    def _multiple(self) -> int:
-        """What the length of a sequence must be a multiple of."""
-        return sequence_multiple(self.model.layout.parallel)

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
+from lmcore.layout import sequence_multiple
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
@@ -232,15 +233,16 @@ class DividedModel:
         return losses if self.shared is None else self.shared.gather(losses)
 
     @torch.no_grad()
-    def next_logits(self, tokens: list[int], multiple: int) -> Tensor:
+    def next_logits(self, tokens: list[int]) -> Tensor:
         """Return the logits [V] of the token after ``tokens``, in fp32 on the CPU, the same on each process.
 
         Args:
             tokens: At least one.
-            multiple: Padded on the right to a multiple of this, which the layout asks for.
         """
         device = self.layout.world.device
-        row = F.pad(torch.tensor([tokens], device=device), (0, -len(tokens) % multiple))
+        row = F.pad(
+            torch.tensor([tokens], device=device), (0, -len(tokens) % sequence_multiple(self.layout.parallel))
+        )
         part = self.own_part(Batch(row, row))
         places = torch.arange(row.shape[1], device=device)
         if self.shared is not None:
