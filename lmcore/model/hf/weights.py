@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmcore.config import ModelConfig
 from lmcore.errors import CheckpointError
@@ -84,12 +84,6 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.parameters)
-
-    @torch.no_grad()
-    def copy_into(self, model: nn.Module) -> None:
-        """Set the parameters of a whole ``model``, one after another."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self(name, parameter.shape))
 
     def _read(self, tensor: str) -> Tensor:
         handle, stored = self._places[tensor]
