@@ -56,6 +56,7 @@ from lmcore.eval.evaluation import Evaluation
 from lmcore.eval.job import EvaluationJob
 from lmcore.parallel.mesh import join_world
 from lmcore.run_directory import write_result
+from lmcore.run_process import leave
 
 class Slow(Evaluation):
     def _baselines(self):
@@ -72,6 +73,7 @@ with join_world(job.launch) as world:
     result = Slow(job, run_dir, world, lambda: False).run()
     if world.is_main:
         write_result(run_dir, result)
+leave(0)
 """
 
 

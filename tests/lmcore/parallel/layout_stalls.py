@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from lmcore.config import LaunchConfig, ParallelConfig
 from lmcore.parallel.mesh import join_world, make_layout
+from lmcore.run_process import leave
 
 STALL_SECONDS = 2
 
@@ -16,3 +17,4 @@ with join_world(LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=
             with pytest.raises(RuntimeError, match="Timed out"):
                 dist.all_reduce(torch.ones(1), group=group)
     world.wait_for_main()
+leave(0)

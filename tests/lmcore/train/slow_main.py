@@ -8,6 +8,7 @@ import torch
 
 from lmcore.config import LaunchConfig
 from lmcore.parallel.mesh import join_world
+from lmcore.run_process import leave
 from lmcore.store import hash_files
 from lmcore.train import checkpoint
 from lmcore.train.checkpoint import Checkpoints, TrainingState
@@ -28,3 +29,4 @@ with join_world(LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=
     state = checkpoints.load_newest(lambda: tensors, {}, print)
     assert state is not None
     assert state.step == 1
+leave(0)
