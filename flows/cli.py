@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ RecipeName = Annotated[str, typer.Argument(help="Name of a recipe, or path of a 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
 ]
+Decision = Literal["train", "validation", "test", "dropped", "contaminated", "duplicate", "near_duplicate"]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log too.")]
 
@@ -93,7 +95,9 @@ def evaluate(
 
 @app.command(epilog='Example: gristmill generate quickstart --prompt "def main():" --max-new-tokens 60')
 def generate(
-    recipe: RecipeName = "quickstart",
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE_OR_MODEL", help="A recipe, or a model directory.")
+    ] = "quickstart",
     prompt: Annotated[str, typer.Option(help="Beginning of the text.")] = "import ",
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.", min=1)] = 100,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.", min=0)] = 0.8,
@@ -105,7 +109,7 @@ def generate(
 ) -> None:
     """Continue a prompt with a trained model."""
     with _errors():
-        directory = model or _newest_model(_load(recipe, overrides))
+        directory = model or _find_model(recipe, overrides)
         options = [
             *("--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)),
             *("--top-k", str(top_k), "--top-p", str(top_p), "--seed", str(seed)),
@@ -131,7 +135,7 @@ def export(
 ) -> None:
     """Write a trained model as a Hugging Face directory: config, safetensors, tokenizer."""
     with _errors():
-        source = Path(model) if Path(model).is_dir() else _newest_model(_load(model, overrides))
+        source = _find_model(model, overrides)
         options = ("--dtype", dtype, "--max-file-bytes", str(max_file_bytes))
         _run_module("lmcore.model.hf", "export", str(source), str(directory), *options)
 
@@ -197,8 +201,8 @@ def explain(
 def inspect(
     recipe: RecipeName = "quickstart",
     decision: Annotated[
-        str, typer.Option(help="train, validation, test, dropped, contaminated, duplicate or near_duplicate.")
-    ] = "",
+        Decision | None, typer.Option(help="What became of them; what could not be read: --quarantined.")
+    ] = None,
     rule: Annotated[str, typer.Option(help="Documents that this rule, or one that begins so, dropped.")] = "",
     source: Annotated[str, typer.Option(help="Documents of this source.")] = "",
     doc_id: Annotated[str, typer.Option("--id", help="Documents whose name holds this.")] = "",
@@ -222,7 +226,7 @@ def inspect(
         elif quarantined:
             show_set_aside(settings, limit)
         else:
-            show_documents(settings, Wanted(decision, rule, source, doc_id), limit, tokens=tokens)
+            show_documents(settings, Wanted(decision or "", rule, source, doc_id), limit, tokens=tokens)
 
 
 @app.command(epilog="Example: gristmill sync")
@@ -290,12 +294,15 @@ def _run_flow(
     with _errors():
         settings = _load(recipe, overrides)
         _check_writable(json_file)
-        server = embedded.start(_set_up(quiet=not verbose))
-        from flows import catalog, display
+        home = _set_up(quiet=not verbose)
+        server = embedded.start(home)
+        from flows import catalog, display, services
         from tasks.progress import listen
 
         if server:
             server.wait_until_ready()
+        else:
+            services.wait_until_ready(home)
         console = Console()
         with display.Display(console) as shown, listen(shown):
             summary = catalog.run(kind, settings)
@@ -323,7 +330,11 @@ def _run_module(module: str, *arguments: str) -> None:
     sys.exit(subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode)
 
 
-def _newest_model(recipe: Recipe) -> Path:
+def _find_model(recipe_or_model: str, overrides: list[str] | None) -> Path:
+    """A model directory, or the newest model of a recipe."""
+    if Path(recipe_or_model).is_dir():
+        return Path(recipe_or_model)
+    recipe = _load(recipe_or_model, overrides)
     from flows.explain import trained_model
 
     set_environment(Home.here(), quiet=True)
@@ -372,6 +383,7 @@ def _errors() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop like Ctrl-C, with a word about it
     app()
 
 

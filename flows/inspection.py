@@ -49,18 +49,22 @@ def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens:
             "no document is like that",
             expected=f"one of {', '.join(sorted(found['splits'].summary['sources']))} that fits all options",
             found="none",
-            remedy="Leave an option out; a rule is given by its beginning, a name by any part.",
+            remedy="Leave an option out; a rule is given by its beginning, a name by any part. "
+            "What could not be read is shown by --quarantined.",
         )
+    _say_how_many(shown, browse.count(found["documents"].path, found["splits"].path, wanted), "documents")
 
 
 def show_set_aside(recipe: Recipe, limit: int) -> None:
     """Print the first ``limit`` records that could not be read, with file, place and reason."""
     console = Console()
-    records = browse.set_aside(built(recipe, "documents")["documents"].path)
-    for row in itertools.islice(records, limit):
+    documents = built(recipe, "documents")["documents"].path
+    for row in itertools.islice(browse.set_aside(documents), limit):
         place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']:,}"
         title = f"{row['source']}:{row['path']} record {row['record']}{place}"
         _print(console, title, row["reason"], row["raw"].decode("utf-8", "backslashreplace"))
+    there = browse.count_set_aside(documents)
+    _say_how_many(min(limit, there), there, "records that could not be read")
 
 
 def show_report(recipe: Recipe) -> None:
@@ -86,6 +90,11 @@ def _decoded(split: Path, tokenizer: Path, doc_id: str) -> str:
         decoder.decode(one).decode("utf-8", "backslashreplace") for one in dataset.document(number)[:, None]
     )
     return f"{len(dataset.document(number)):,} tokens: " + "|".join(pieces)
+
+
+def _say_how_many(shown: int, there: int, what: str) -> None:
+    more = "; --limit shows more" if shown < there else ""
+    Console(stderr=True).print(f"{shown:,} of {there:,} {what}{more}", highlight=False)
 
 
 def _print(console: Console, title: str, why: str, text: str) -> None:

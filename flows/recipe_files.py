@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,11 @@ def find_recipe(name: str) -> Path:
         return path
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
+        known = descriptions()
+        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"there is no recipe {name!r}",
-            expected=f"one of {', '.join(descriptions())}, or the path of a .yaml file",
+            f"there is no recipe {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            expected=f"one of {', '.join(known)}, or the path of a .yaml file",
             remedy="Copy one from flows/recipes and change it, or let `gristmill size` write one.",
         )
     return path

@@ -28,6 +28,7 @@ from lmcore.home import VARIABLE, Home
 from lmcore.store import write_atomically
 
 HOST = "127.0.0.1"
+HEALTH = {"prefect": "/api/health", "mlflow": "/health"}  # where a server says that it is ready
 START_SECONDS = 120.0
 STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than the default grace
 SPARE_SECONDS = 15.0  # beyond the grace of a run that has a longer one
@@ -81,6 +82,18 @@ def client_environment(home: Home) -> dict[str, str]:
     return found
 
 
+def wait_until_ready(home: Home) -> None:
+    """Wait until the servers of ``home`` answer that are still starting; nothing to do where none is up.
+
+    Raises:
+        ServiceError: one does not start.
+    """
+    services = running(home)
+    for name, path in HEALTH.items():
+        if name in services:
+            _wait(services[name], path)
+
+
 def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], object]) -> dict[str, Service]:
     """Start what is not running yet, deploy every flow, and return the services. Safe to call twice.
 
@@ -106,8 +119,8 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
         if "mlflow" not in found:
             say(f"starting MLflow on port {mlflow_port}")
             found["mlflow"] = started["mlflow"] = _start_mlflow(home, mlflow_port)
-        _wait(found["prefect"], "/api/health")
-        _wait(found["mlflow"], "/health")
+        for name, path in HEALTH.items():
+            _wait(found[name], path)
         environment = {**_environment(home), **client_environment(home)}
         say("deploying the flows")
         deploy(found["prefect"].url, environment)

@@ -463,6 +463,12 @@ class DataConfig(Config):
     )
 
     @model_validator(mode="after")
+    def _address_is_no_secret(self) -> DataConfig:
+        if userinfo(self.ray_address) or holds_secret(self.ray_address):
+            raise ValueError("ray_address holds a user name, password or token; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):

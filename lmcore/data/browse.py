@@ -99,6 +99,15 @@ def documents(documents_dir: Path, splits_dir: Path, wanted: Wanted) -> Iterator
                 start = end
 
 
+def count(documents_dir: Path, splits_dir: Path, wanted: Wanted) -> int:
+    """How many documents are ``wanted``; no text is read."""
+    number = 0
+    for path in sorted((splits_dir / "decisions").glob("*.parquet")):
+        sources = pq.read_table(documents_dir / "documents" / path.name, columns=["source"])["source"]
+        number += wanted.among(pq.read_table(path).append_column("source", sources)).true_count
+    return number
+
+
 def _seen(table: pa.Table, content: pa.Table, names: list[str], row: int, place: int) -> Seen:
     decided = table.slice(row, 1).to_pylist()[0]
     return Seen(
@@ -117,6 +126,11 @@ def set_aside(documents_dir: Path) -> Iterator[dict[str, Any]]:
     for path in sorted((documents_dir / "quarantine").glob("*.parquet")):
         with pq.ParquetFile(path) as file:
             yield from file.read().to_pylist()
+
+
+def count_set_aside(documents_dir: Path) -> int:
+    """How many records could not be read."""
+    return sum(pq.read_metadata(path).num_rows for path in (documents_dir / "quarantine").glob("*.parquet"))
 
 
 def _call(name: str, *values: Any, options: Any = None) -> Any:

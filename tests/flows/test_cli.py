@@ -22,7 +22,10 @@ def refused(mill, *arguments, status, **environment):
     ("arguments", "hint"),
     [
         (("run", "nowhere"), "quickstart, or the path"),
+        (("run", "quickstrat"), "did you mean 'quickstart'?"),
         (("run", "missing.yaml"), "missing.yaml"),
+        (("inspect", "--decision", "quarantined"), "near_duplicate"),
+        (("run", "quickstart", "--set", "data.ray_address=ray://me:secret@host:1"), "leave it out"),
         (("run", "quickstart", "--set", "model.num_layer=3"), "did you mean num_layers?"),
         (("run", "quickstart", "--set", "train.global_batch_tokens=1000"), "whole number of sequences"),
         (("run", "quickstart", "--json", "no/such/folder/x.json"), "existing folder"),

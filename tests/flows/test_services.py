@@ -1,14 +1,17 @@
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 import psutil
 
-from flows.services import Service, _stop
+from flows.services import Service, _stop, wait_until_ready
+from lmcore.home import Home
 
 
 def test_a_server_that_does_not_answer_is_stopped_all_the_same(tmp_path):
@@ -36,6 +39,34 @@ print(down(home, print))
         assert "Prefect does not answer" in done.stdout
         assert done.stdout.splitlines()[-1] == "['prefect']"
         assert deaf.wait(10) is not None
+
+
+ANSWERS_LATE = """
+import http.server, pathlib, sys, time
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        pathlib.Path(sys.argv[2], "asked").touch()
+time.sleep(2)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+
+
+def test_a_command_waits_for_servers_that_still_start(tmp_path):
+    home = Home(tmp_path)
+    wait_until_ready(home)  # none is up
+    home.services.mkdir(parents=True)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with subprocess.Popen([sys.executable, "-c", ANSWERS_LATE, str(port), str(tmp_path)]) as server:
+        created = psutil.Process(server.pid).create_time()
+        service = Service("prefect", server.pid, created, port, str(tmp_path / "log"))
+        (home.services / "prefect.json").write_text(json.dumps(asdict(service)))
+        wait_until_ready(home)
+        assert (tmp_path / "asked").exists()
+        server.kill()
 
 
 SAVES_FOR_3_SECONDS = """

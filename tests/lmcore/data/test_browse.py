@@ -4,7 +4,7 @@ import pytest
 
 from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig
 from lmcore.data import documents as documents_stage
-from lmcore.data.browse import Wanted, documents, set_aside
+from lmcore.data.browse import Wanted, count, count_set_aside, documents, set_aside
 from lmcore.data.quality import rules_of
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
@@ -60,6 +60,7 @@ def test_what_is_wanted_is_what_comes(built):
         expected = [document for document in everything if fits(document)]
         assert expected, wanted
         assert found(built, **wanted) == expected
+        assert count(*built[:2], Wanted(**wanted)) == len(expected)
 
 
 def test_why_is_told_with_figure_and_limit(built):
@@ -76,6 +77,7 @@ def test_why_is_told_with_figure_and_limit(built):
 
 def test_records_that_were_set_aside_are_shown_as_they_are(built):
     rows = list(set_aside(built[0]))
+    assert count_set_aside(built[0]) == len(rows)
     assert [(row["source"], row["record"], row["raw"]) for row in rows] == [
         ("a", 21, b"{broken"),
         ("b", 24, b"{broken"),
