@@ -824,9 +824,10 @@ class TrainConfig(Config):
         "Type of the computation; weights and reductions stay fp32. fp8: of products inside blocks, the rest "
         "is bf16; for GPUs of compute capability 8.9 and newer",
     )
-    activation_checkpointing: Literal["none", "full"] = setting(
+    activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
-        "full: blocks keep their inputs alone, and compute the rest again when going back",
+        "full: blocks keep their inputs alone, and compute the rest again when going back; selective: they "
+        "keep matrix products and attention too, and compute again what is cheap",
         identity=False,
     )
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)

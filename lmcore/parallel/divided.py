@@ -17,6 +17,7 @@ from lmcore.layout import sequence_multiple
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
+from lmcore.parallel.checkpointing import Checkpointing
 from lmcore.parallel.context import SharedSequence
 from lmcore.parallel.gradients import TiedHead, add_up, num_copies, partial_over_tp
 from lmcore.parallel.materialize import Draw
@@ -45,7 +46,7 @@ class DividedModel:
         draw: Makes the whole of a parameter by name.
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
-        checkpointing: Whether blocks are computed again in the backward pass.
+        checkpointing: What blocks compute again in the backward pass.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class DividedModel:
         *,
         batch_shape: tuple[int, int] = (1, 1),
         num_micro_batches: int = 1,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision

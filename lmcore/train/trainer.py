@@ -89,7 +89,7 @@ class Trainer:
             self._first_value,
             batch_shape=(self.config.micro_batch_size, self.config.seq_len),
             num_micro_batches=self.config.grad_accum_steps,
-            checkpointing=self.config.activation_checkpointing == "full",
+            checkpointing=self.config.activation_checkpointing,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
