@@ -856,6 +856,13 @@ class TrainConfig(Config):
         ge=0,
         lt=1,
     )
+    prefetch_steps: int = setting(
+        2,
+        "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(
