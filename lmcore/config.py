@@ -830,6 +830,14 @@ class TrainConfig(Config):
         "keep matrix products and attention too, and compute again what is cheap",
         identity=False,
     )
+    loss_chunk_tokens: int | None = setting(
+        None,
+        "Most tokens of a micro-batch whose logits are in memory at a time; 0: all; empty: by the vocabulary's "
+        "size",
+        unit="tokens",
+        ge=0,
+        identity=False,
+    )
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
     document_mask: bool = setting(
         False, "Attention sees only its own document, and positions restart at its start"

@@ -96,7 +96,7 @@ def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
     replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
-    replicated.zero_grad()
+    replicated.zero_grad(set_to_none=False)  # so that they stay views of the buckets
     for router in routers(stage):
         router.counts.zero_()  # those two tokens' visits
     return replicated

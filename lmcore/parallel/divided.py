@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -9,7 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
@@ -20,15 +22,16 @@ from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients,
 from lmcore.parallel.checkpointing import Checkpointing
 from lmcore.parallel.context import SharedSequence
 from lmcore.parallel.gradients import TiedHead, add_up, num_copies, partial_over_tp
+from lmcore.parallel.head import chunk_size, each_loss, summed_loss
 from lmcore.parallel.materialize import Draw
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.pipeline import Pipeline, layers_of_stages, own_stages, stage_owners
-from lmcore.parallel.stage import Stage
+from lmcore.parallel.stage import Finish, Stage
 from lmcore.parallel.vocabulary import VocabularyShard, token_losses
 
 
 class Criterion(Protocol):
-    """The losses of a micro-batch."""
+    """The losses of a micro-batch, or of a chunk of its tokens."""
 
     def __call__(self, logits: Tensor, targets: Tensor, shard: VocabularyShard | None, /) -> Tensor:
         """Take note of them, and return what is to go backward."""
@@ -47,6 +50,7 @@ class DividedModel:
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: What blocks compute again in the backward pass.
+        loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
     """
 
     def __init__(
@@ -60,9 +64,11 @@ class DividedModel:
         batch_shape: tuple[int, int] = (1, 1),
         num_micro_batches: int = 1,
         checkpointing: Checkpointing = "none",
+        loss_chunk_tokens: int | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
+        self.loss_chunk_tokens = loss_chunk_tokens
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -94,7 +100,6 @@ class DividedModel:
                 DTYPES[precision],  # FSDP2 computes in it throughout
                 (batch_shape[0], batch_shape[1] // parallel.cp),
                 num_micro_batches,
-                self._vocab_share,
             )
 
     def _tie(self) -> TiedHead | None:
@@ -194,48 +199,87 @@ class DividedModel:
 
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
+        self._finish_with(functools.partial(self._summed_loss, criterion))
         if self.pipeline is not None:
-            self.pipeline.step(
-                _joined([self.own_part(batch) for batch in batches]),
-                lambda logits, targets: criterion(logits, targets, self.vocabulary),
-            )
+            self.pipeline.step(_joined([self.own_part(batch) for batch in batches]))
         else:
-            self._in_turn(batches, criterion)
+            self._in_turn(batches)
         if self._partial:
             add_up(self._partial, self.layout.group("tp"))
         if self.tied_head:
             self.tied_head.give_gradient()
 
     @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients have a place that they are not to lose: views of DDP's buckets.
+
+        Else micro-batches but the last would be added up in tensors of their own, a second gradient.
+        """
+        return isinstance(self.wrapped[0], DistributedDataParallel)
+
+    @property
     def _saves_memory(self) -> bool:
         """Whether memory is dearer than messages: that of GPUs is."""
         return self.layout.world.device.type == "cuda"
 
-    def _in_turn(self, batches: Sequence[Batch], criterion: Criterion) -> None:
+    def _in_turn(self, batches: Sequence[Batch]) -> None:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with autocast(wrapped, self.precision, self.layout.world.device):
-                    logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
-                loss = criterion(logits, part.targets, self.vocabulary)
-                del logits  # the largest tensor there is: not while the backward pass, or the next one, runs
+                    loss = wrapped(
+                        part.tokens, part.positions, part.document_ids, part.sequences, part.targets
+                    )
                 loss.backward()
+
+    def _finish_with(self, finish: Finish) -> None:
+        for stage in self.stages:
+            stage.finish = finish
+
+    def _summed_loss(
+        self, criterion: Criterion, head: nn.Linear, hidden: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        if targets is None:
+            raise ValueError("a loss needs targets")
+        # Schedules without bubbles go back through the last stage for its input, and again for its weights.
+        parallel = self.layout.parallel
+        once = parallel.pp == 1 or parallel.pipeline_schedule in ("gpipe", "1f1b", "interleaved_1f1b")
+        return summed_loss(
+            head,
+            hidden,
+            targets,
+            lambda logits, wanted: criterion(logits, wanted, self.vocabulary),
+            self._chunk_size(targets),
+            stream=self._stream,
+            once=once,
+        )
+
+    def _each_loss(self, head: nn.Linear, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            raise ValueError("a loss needs targets")
+        size = self._chunk_size(targets)
+        return each_loss(head, hidden, targets, self._losses, size, stream=self._stream)
+
+    @property
+    def _stream(self) -> Placement:
+        return Shard(1) if self.layout.divides_sequence else Replicate()
+
+    def _chunk_size(self, targets: Tensor) -> int:
+        return chunk_size(targets.numel(), self._vocab_share, self.loss_chunk_tokens, targets.device)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
+        self._finish_with(self._each_loss)
         if self.pipeline is not None:
-            losses = self.pipeline.forward(
-                part, lambda logits: self._losses(logits, part.targets), part.targets.shape
-            )
+            losses = self.pipeline.forward(part, part.targets.shape)
         else:
             (wrapped,) = self.wrapped
             with autocast(wrapped, self.precision, self.layout.world.device):
-                logits = wrapped(part.tokens, part.positions, part.document_ids)
-            losses = self._losses(logits, part.targets)
+                losses = wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
         return losses if self.shared is None else self.shared.gather(losses)
 
     @torch.no_grad()
@@ -255,10 +299,8 @@ class DividedModel:
             places = self.shared.places(row.shape[1], device)
         ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
         shape = torch.Size((len(ours), self._vocab_share))
-        if self.pipeline is not None:
-            found = self.pipeline.forward(part, lambda logits: logits[0, ours].float(), shape)
-        else:
-            found = self.wrapped[0](part.tokens)[0, ours].float()
+        self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
+        found = self.wrapped[0](part.tokens) if self.pipeline is None else self.pipeline.forward(part, shape)
         whole = torch.zeros(self.vocab_size, device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0

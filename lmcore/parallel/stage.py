@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from lmcore.model.dropout import DropoutKey
 from lmcore.model.transformer import Block, Transformer
 from lmcore.parallel.context import SharedSequence
 
+# The head, what it reads [B, t / stream, D] and targets [B, t] or None -> what the last stage returns.
+Finish = Callable[[nn.Linear, Tensor, Tensor | None], Tensor]
+
 
 class Stage(nn.Module):
     """A run of blocks, with the embedding before the first and the head behind the last.
@@ -22,6 +25,10 @@ class Stage(nn.Module):
         layers: Blocks of this stage.
         shared: How sequences are divided over processes; None: they are whole.
         stream: Over how many processes the residual stream is divided along the sequence, and our rank.
+
+    Attributes:
+        finish: What the last stage does with the head, while its weight is gathered; set before each pass.
+            Where it makes the losses, logits need not be whole, nor go through a pipeline's schedule.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class Stage(nn.Module):
         self.shared, self.stream = shared, stream
         self.is_first = layers.start == 0
         self.is_last = layers.stop == len(model.blocks)
+        self.finish: Finish = lambda head, hidden, targets: head(hidden)
         _keep_only(model, layers, first=self.is_first, last=self.is_last)
 
     @property
@@ -49,8 +57,9 @@ class Stage(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         sequences: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Map our tokens, or what the stage before made of them, to logits or to what the next one reads.
+        """Map our tokens, or what the stage before made of them, to what the next one reads, or ``finish``.
 
         Args:
             x: Token ids [B, t] of a first stage, else the residual stream [B, t / stream, D]; of the T tokens
@@ -58,6 +67,7 @@ class Stage(nn.Module):
             positions: [B, t], from the start of the document; None: from the start of the sequence.
             document_ids: [B, T], of whole sequences.
             sequences: A number for each of them in the run, int64 [B]: its dropout; None: nothing drops.
+            targets: [B, t], for ``finish``.
         """
         size, rank = self.stream
         held = x.shape[1] * (1 if self.is_first else size)
@@ -70,7 +80,7 @@ class Stage(nn.Module):
             x = self.model.embed(x, positions[..., mine], context)  # [B, t / stream, D]
         for block in self.blocks:
             x = block(x, context)
-        return self.model.head(self.model.norm(x)) if self.is_last else x
+        return self.finish(self.model.head, self.model.norm(x), targets) if self.is_last else x
 
     def _places(self, held: int, device: torch.device) -> Tensor:
         """Places in their sequence of the ``held`` tokens."""

@@ -99,10 +99,10 @@ class Optimizers:
                 group["lr"] = group["peak"] * factor
             optimizer.step()
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    def zero_grad(self, *, keep: bool = False) -> None:
+        """Forget the gradients; with ``keep`` they are set to zero where they are."""
         for optimizer in self._all:
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not keep)
 
     def sum_of_squares(self, device: torch.device) -> Tensor:
         """Sum of squares of the gradient, fp64 on ``device``: over all processes each number counts once."""

@@ -67,7 +67,7 @@ class TrainingStep:
             self._update(grad_norm, step)
         else:
             self.loss_scale.skip(step + 1)
-        self.optimizers.zero_grad()
+        self.optimizers.zero_grad(keep=self.model.keeps_gradients)
         # After a step that was skipped too: what was counted belongs to it.
         imbalance = self.model.balance_experts()
         numbers = [found[:2] / max(1, data.num_targets), grad_norm, found[3:]]

@@ -93,6 +93,7 @@ class Trainer:
             batch_shape=(self.config.micro_batch_size, self.config.seq_len),
             num_micro_batches=self.config.grad_accum_steps,
             checkpointing=self.config.activation_checkpointing,
+            loss_chunk_tokens=self.config.loss_chunk_tokens,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
