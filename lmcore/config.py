@@ -832,8 +832,7 @@ class TrainConfig(Config):
     )
     loss_chunk_tokens: int | None = setting(
         None,
-        "Most tokens of a micro-batch whose logits are in memory at a time; 0: all; empty: by the vocabulary's "
-        "size",
+        "Most tokens of a micro-batch whose logits there are at a time; 0: all; empty: by the vocabulary's size",
         unit="tokens",
         ge=0,
         identity=False,
