@@ -667,6 +667,11 @@ class OptimizerConfig(Config):
         ("matrix", "embedding", "head"), "Parameters that decay; the others never do"
     )
     max_grad_norm: float = setting(1.0, "Clip the global gradient norm; 0: off", ge=0)
+    offload: bool = setting(
+        False,
+        "Keep the moments in the host's memory; each visits the GPU for its part of a step",
+        identity=False,
+    )
 
     @model_validator(mode="after")
     def _roles_differ(self) -> OptimizerConfig:
@@ -832,7 +837,7 @@ class TrainConfig(Config):
     )
     loss_chunk_tokens: int | None = setting(
         None,
-        "Most tokens of a micro-batch whose logits there are at a time; 0: all; empty: by the vocabulary's size",
+        "Most tokens of a micro-batch whose logits there are at a time; 0: all; empty: by their size",
         unit="tokens",
         ge=0,
         identity=False,

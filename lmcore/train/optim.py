@@ -17,6 +17,7 @@ from lmcore.model.transformer import parameter_role
 from lmcore.parallel.parts import local, part_of
 from lmcore.train import adafactor
 from lmcore.train.adafactor import Adafactor
+from lmcore.train.offload import HostState
 
 CHUNK_ELEMENTS = 1 << 26
 
@@ -90,6 +91,8 @@ class Optimizers:
                     "weight_decay": group.weight_decay,
                 }
             )
+        device = next((local(p).device for p in self.names), torch.device("cpu"))
+        self._host = HostState(device, _empty_state) if config.offload else None
         self._all = [_make(name, settings[name], config, matrix_dtype, sharing) for name in sorted(settings)]
 
     def step(self, factor: float) -> None:
@@ -97,7 +100,10 @@ class Optimizers:
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            optimizer.step()
+            if self._host is None:
+                optimizer.step()
+            else:
+                self._host.step(optimizer)
 
     def zero_grad(self, *, keep: bool = False) -> None:
         """Forget the gradients; with ``keep`` they are set to zero where they are."""
@@ -132,12 +138,15 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """All state by parameter and name, created where there is none yet; loading into it sets it."""
         state = {}
+        create = _empty_state if self._host is None else self._host.create
+        if self._host is not None:
+            self._host.settle()
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     slots = optimizer.state[parameter]
                     if not slots:
-                        slots.update(_empty_state(optimizer, parameter))
+                        slots.update(create(optimizer, parameter))
                     state |= {f"{self.names[parameter]}.{slot}": value for slot, value in slots.items()}
         return state
 
