@@ -28,6 +28,7 @@ from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.garbage import collected_every
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
 from lmcore.train.metrics import ProgressLine, Speed
@@ -141,8 +142,9 @@ class Trainer:
             self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
-        with contextlib.closing(self.batches):
-            outcome = self._train()
+        every = self.config.collect_garbage_every
+        with contextlib.closing(self.batches), collected_every(every) as collect_garbage:
+            outcome = self._train(collect_garbage)
         if outcome == "completed":
             self._validate()
             with self._averaged():
@@ -151,9 +153,10 @@ class Trainer:
         self.events.close()
         return self._result(outcome, started)
 
-    def _train(self) -> Outcome:
+    def _train(self, collect_garbage: Callable[[int], None]) -> Outcome:
         while self.step < self.config.steps:
             stop = self._train_step()
+            collect_garbage(self.step)
             last = self.step == self.config.steps
             validating = not last and _is_due(self.step, self.config.validate_every)
             saving = last or _is_due(self.step, self.config.checkpoint_every)
