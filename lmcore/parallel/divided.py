@@ -39,13 +39,14 @@ class DividedModel:
 
     Args:
         config: The whole model's shape.
-        vocab_size: Rows of its embedding.
+        vocab_size: Entries of its vocabulary.
         layout: Of the processes; all of them make theirs together.
         precision: Type of the computation.
         draw: Makes the whole of a parameter by name.
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: Whether blocks are computed again in the backward pass.
+        compiled: Whether blocks are compiled.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DividedModel:
         batch_shape: tuple[int, int] = (1, 1),
         num_micro_batches: int = 1,
         checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
@@ -67,10 +69,12 @@ class DividedModel:
         if layout.context_group is not None:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
         self.vocabulary = None
-        share = -(-vocab_size // parallel.tp)
-        self._vocab_share = max(0, min(vocab_size - share * layout.tp_rank, share))  # the last may have fewer
+        rows = config.vocab_rows(vocab_size)
+        share = -(-rows // parallel.tp)
+        first = share * layout.tp_rank
+        self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
         if parallel.tp > 1:
-            self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
+            self.vocabulary = VocabularyShard(layout.group("tp"), first)
         layers = layers_of_stages(config.num_layers, parallel.num_stages)
         self.places = own_stages(parallel, layout.pp_rank)
         stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
@@ -78,9 +82,11 @@ class DividedModel:
         for place in self.places:
             with torch.device("meta"):
                 model = Transformer(config, vocab_size)
-            self.stages.append(Stage(model, layers[place], self.shared, stream))
+            num_entries = max(0, min(vocab_size - first, share))
+            self.stages.append(Stage(model, layers[place], self.shared, stream, num_entries))
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing) for stage in self.stages
+            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            for stage in self.stages
         ]
         self.tied_head = self._tie()
         self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
@@ -258,7 +264,7 @@ class DividedModel:
             found = self.pipeline.forward(part, lambda logits: logits[0, ours].float(), shape)
         else:
             found = self.wrapped[0](part.tokens)[0, ours].float()
-        whole = torch.zeros(self.vocab_size, device=device)
+        whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
             whole[first : first + self._vocab_share] = found[0]
@@ -267,7 +273,7 @@ class DividedModel:
                 dist.all_reduce(whole, group=group)
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
-        return whole.cpu()
+        return whole[: self.vocab_size].cpu()
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 import time
@@ -23,7 +24,8 @@ from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
-from lmcore.model.transformer import Transformer, initial_weight
+from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
+from lmcore.parallel.compile import choose_compile
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
@@ -83,6 +85,7 @@ class Trainer:
         config = self.job.model
         if self.config.precision == "fp8":
             check_fp8(config, self.config.parallel, self.world.device)
+        self.compiled, self.compile_reason = choose_compile(config, self.config, self.world.device)
         with torch.device("meta"):  # to ask it for its size
             self.whole = Transformer(config, self.inputs.vocab_size)
         self.model = DividedModel(
@@ -94,6 +97,7 @@ class Trainer:
             batch_shape=(self.config.micro_batch_size, self.config.seq_len),
             num_micro_batches=self.config.grad_accum_steps,
             checkpointing=self.config.activation_checkpointing == "full",
+            compiled=self.compiled,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
@@ -118,9 +122,9 @@ class Trainer:
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:
         """The whole of a parameter or buffer: of the model to go on from, or drawn."""
         weights = self.inputs.weights
-        if weights is not None and name in weights:
-            return weights(name, shape)
-        return initial_weight(name, shape, self.job.model, self.config.seed)
+        draw = functools.partial(initial_weight, config=self.job.model, seed=self.config.seed)
+        given = weights is not None and name in weights
+        return first_weight(name, shape, self.inputs.vocab_size, weights if given and weights else draw)
 
     # --- the run ---
 
@@ -138,6 +142,8 @@ class Trainer:
             f"{self.model_size:,} parameters, {self.world.size} process(es) on {self.world.device.type}, "
             f"{self.config.steps - self.step} steps of {self.config.global_batch_tokens} tokens"
         )
+        if self.world.device.type == "cuda" or self.config.compile == "blocks":
+            self.progress.say(f"blocks are {'' if self.compiled else 'not '}compiled: {self.compile_reason}")
         if self.config.precision == "fp8":
             self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
@@ -302,14 +308,19 @@ class Trainer:
         self.progress.say(f"going on from step {self.step}")
 
     def _save_model(self) -> None:
-        state = {name: tensor for name, tensor in self.model.whole_tensors() if tensor is not None}
+        entries = self.inputs.vocab_size
+        state = {
+            name: without_added(name, tensor, entries)
+            for name, tensor in self.model.whole_tensors()
+            if tensor is not None
+        }
         if self.world.is_main:
             build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
             try:
                 save_model(
                     build,
                     state,
-                    self.job.model,
+                    self.job.model.unpadded,
                     self.inputs.vocab_size,
                     Path(self.job.tokenizer),
                     self.config.seq_len,
