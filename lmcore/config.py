@@ -877,6 +877,12 @@ class TrainConfig(Config):
         "tp and runs of 200 steps or more",
         identity=False,
     )
+    attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
+        "auto",
+        "What computes attention; auto: the fastest that is there. sdpa: torch's own choice; flash3: "
+        "FlashAttention 3, if it is installed; flex: documents by blocks (GPUs)",
+        identity=False,
+    )
     prefetch_steps: int = setting(
         2,
         "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",

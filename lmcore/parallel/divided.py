@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
+from lmcore.model.backends import Backend
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
@@ -47,6 +48,7 @@ class DividedModel:
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: Whether blocks are computed again in the backward pass.
         compiled: Whether blocks are compiled.
+        attention: How it is computed; None: as torch likes.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class DividedModel:
         num_micro_batches: int = 1,
         checkpointing: bool = False,
         compiled: bool = False,
+        attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
+        self.attention = attention or Backend()
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -83,7 +87,7 @@ class DividedModel:
             with torch.device("meta"):
                 model = Transformer(config, vocab_size)
             num_entries = max(0, min(vocab_size - first, share))
-            self.stages.append(Stage(model, layers[place], self.shared, stream, num_entries))
+            self.stages.append(Stage(model, layers[place], self.shared, stream, num_entries, self.attention))
         self.wrapped = [
             wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
             for stage in self.stages
@@ -199,13 +203,14 @@ class DividedModel:
 
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
-        if self.pipeline is not None:
-            self.pipeline.step(
-                _joined([self.own_part(batch) for batch in batches]),
-                lambda logits, targets: criterion(logits, targets, self.vocabulary),
-            )
-        else:
-            self._in_turn(batches, criterion)
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                self.pipeline.step(
+                    _joined([self.own_part(batch) for batch in batches]),
+                    lambda logits, targets: criterion(logits, targets, self.vocabulary),
+                )
+            else:
+                self._in_turn(batches, criterion)
         if self._partial:
             add_up(self._partial, self.layout.group("tp"))
         if self.tied_head:

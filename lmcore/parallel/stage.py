@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Context, attention_mask
+from lmcore.model.backends import Backend, document_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.transformer import Block, Transformer, hide_added
 from lmcore.parallel.context import SharedSequence
@@ -23,6 +24,7 @@ class Stage(nn.Module):
         shared: How sequences are divided over processes; None: they are whole.
         stream: Over how many processes the residual stream is divided along the sequence, and our rank.
         num_entries: Logits of ours that are entries of the vocabulary; None: as many as it has.
+        attention: How it is computed.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Stage(nn.Module):
         shared: SharedSequence | None = None,
         stream: tuple[int, int] = (1, 0),
         num_entries: int | None = None,
+        attention: Backend | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.shared, self.stream = shared, stream
         self.num_entries = model.vocab_size if num_entries is None else num_entries
+        self.attention = attention or Backend()
         self.is_first = layers.start == 0
         self.is_last = layers.stop == len(model.blocks)
         _keep_only(model, layers, first=self.is_first, last=self.is_last)
@@ -97,6 +101,9 @@ class Stage(nn.Module):
         if self.shared is not None:
             mask = self.shared.mask(length, document_ids, device)
             return Context(rotary, mask, causal=False, others=self.shared, dropout=key)
+        if self.attention.flex and document_ids is not None:
+            blocks = document_blocks(document_ids)
+            return Context(rotary, None, causal=False, dropout=key, blocks=blocks)
         mask = None if document_ids is None else attention_mask(held, 0, document_ids, device)
         return Context(rotary, mask, causal=mask is None, dropout=key)
 

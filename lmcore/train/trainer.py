@@ -21,10 +21,12 @@ from torch import Tensor
 from lmcore.config import Identity, identify
 from lmcore.data.prefetch import Prefetcher
 from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.model.backends import Task, choose_backend
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
+from lmcore.parallel.apply import DTYPES
 from lmcore.parallel.compile import choose_compile
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
@@ -88,6 +90,7 @@ class Trainer:
         self.compiled, self.compile_reason = choose_compile(config, self.config, self.world.device)
         with torch.device("meta"):  # to ask it for its size
             self.whole = Transformer(config, self.inputs.vocab_size)
+        attention = choose_backend(self.config.attention, self._attention_task())
         self.model = DividedModel(
             config,
             self.inputs.vocab_size,
@@ -98,6 +101,7 @@ class Trainer:
             num_micro_batches=self.config.grad_accum_steps,
             checkpointing=self.config.activation_checkpointing == "full",
             compiled=self.compiled,
+            attention=attention,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
         matrix_dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
@@ -118,6 +122,18 @@ class Trainer:
     def loss_scale(self) -> LossScale:
         """The factor that fp16 needs."""
         return self.steps.loss_scale
+
+    def _attention_task(self) -> Task:
+        model, config = self.job.model, self.config
+        return Task(
+            self.world.device,
+            DTYPES[config.precision],
+            model.num_heads,
+            model.kv_heads,
+            model.head_size,
+            documents=config.document_mask,
+            in_parts=config.parallel.cp > 1,
+        )
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:
         """The whole of a parameter or buffer: of the model to go on from, or drawn."""
@@ -144,6 +160,7 @@ class Trainer:
         )
         if self.world.device.type == "cuda" or self.config.compile == "blocks":
             self.progress.say(f"blocks are {'' if self.compiled else 'not '}compiled: {self.compile_reason}")
+            self.progress.say(f"attention: {self.model.attention.name}")
         if self.config.precision == "fp8":
             self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
