@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
+from lmcore.model.backends import Backend
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
-from lmcore.model.transformer import Transformer
+from lmcore.model.transformer import Transformer, hide_added
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
 from lmcore.parallel.checkpointing import Checkpointing
 from lmcore.parallel.context import SharedSequence
@@ -43,7 +44,7 @@ class DividedModel:
 
     Args:
         config: The whole model's shape.
-        vocab_size: Rows of its embedding.
+        vocab_size: Entries of its vocabulary.
         layout: Of the processes; all of them make theirs together.
         precision: Type of the computation.
         draw: Makes the whole of a parameter by name.
@@ -51,6 +52,8 @@ class DividedModel:
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: What blocks compute again in the backward pass.
         loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
+        compiled: Whether blocks are compiled.
+        attention: How it is computed; None: as torch likes.
     """
 
     def __init__(
@@ -65,19 +68,25 @@ class DividedModel:
         num_micro_batches: int = 1,
         checkpointing: Checkpointing = "none",
         loss_chunk_tokens: int | None = None,
+        compiled: bool = False,
+        attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
         self.loss_chunk_tokens = loss_chunk_tokens
+        self.attention = attention or Backend()
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
         self.vocabulary = None
-        share = -(-vocab_size // parallel.tp)
-        self._vocab_share = max(0, min(vocab_size - share * layout.tp_rank, share))  # the last may have fewer
+        rows = config.vocab_rows(vocab_size)
+        share = -(-rows // parallel.tp)
+        first = share * layout.tp_rank
+        self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
+        self._num_entries = max(0, min(vocab_size - first, share))  # the others were added
         if parallel.tp > 1:
-            self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
+            self.vocabulary = VocabularyShard(layout.group("tp"), first)
         layers = layers_of_stages(config.num_layers, parallel.num_stages)
         self.places = own_stages(parallel, layout.pp_rank)
         stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
@@ -85,9 +94,12 @@ class DividedModel:
         for place in self.places:
             with torch.device("meta"):
                 model = Transformer(config, vocab_size)
-            self.stages.append(Stage(model, layers[place], self.shared, stream))
+            self.stages.append(
+                Stage(model, layers[place], self.shared, stream, self._num_entries, self.attention)
+            )
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing) for stage in self.stages
+            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            for stage in self.stages
         ]
         self.tied_head = self._tie()
         self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
@@ -200,10 +212,11 @@ class DividedModel:
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
         self._finish_with(functools.partial(self._summed_loss, criterion))
-        if self.pipeline is not None:
-            self.pipeline.step(_joined([self.own_part(batch) for batch in batches]))
-        else:
-            self._in_turn(batches)
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                self.pipeline.step(_joined([self.own_part(batch) for batch in batches]))
+            else:
+                self._in_turn(batches)
         if self._partial:
             add_up(self._partial, self.layout.group("tp"))
         if self.tied_head:
@@ -250,7 +263,7 @@ class DividedModel:
             head,
             hidden,
             targets,
-            lambda logits, wanted: criterion(logits, wanted, self.vocabulary),
+            lambda logits, wanted: criterion(hide_added(logits, self._num_entries), wanted, self.vocabulary),
             self._chunk_size(targets),
             stream=self._stream,
             once=once,
@@ -301,7 +314,7 @@ class DividedModel:
         shape = torch.Size((len(ours), self._vocab_share))
         self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
         found = self.wrapped[0](part.tokens) if self.pipeline is None else self.pipeline.forward(part, shape)
-        whole = torch.zeros(self.vocab_size, device=device)
+        whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
             whole[first : first + self._vocab_share] = found[0]
@@ -310,10 +323,11 @@ class DividedModel:
                 dist.all_reduce(whole, group=group)
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
-        return whole.cpu()
+        return whole[: self.vocab_size].cpu()
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()
+        flat = hide_added(logits, self._num_entries).flatten(0, 1)
+        index = targets.clamp(min=0).flatten()
         if self.vocabulary is not None:
             return token_losses(flat, index, self.vocabulary)[0].view_as(targets)
         return F.cross_entropy(flat.float(), index, reduction="none").view_as(targets)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Context, attention_mask
+from lmcore.model.backends import Backend, document_blocks
 from lmcore.model.dropout import DropoutKey
-from lmcore.model.transformer import Block, Transformer
+from lmcore.model.transformer import Block, Transformer, hide_added
 from lmcore.parallel.context import SharedSequence
 
 # The head, what it reads [B, t / stream, D] and targets [B, t] or None -> what the last stage returns.
@@ -25,6 +26,8 @@ class Stage(nn.Module):
         layers: Blocks of this stage.
         shared: How sequences are divided over processes; None: they are whole.
         stream: Over how many processes the residual stream is divided along the sequence, and our rank.
+        num_entries: Logits of ours that are entries of the vocabulary; None: as many as it has.
+        attention: How it is computed.
 
     Attributes:
         finish: What the last stage does with the head, while its weight is gathered; set before each pass.
@@ -37,13 +40,17 @@ class Stage(nn.Module):
         layers: range,
         shared: SharedSequence | None = None,
         stream: tuple[int, int] = (1, 0),
+        num_entries: int | None = None,
+        attention: Backend | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.shared, self.stream = shared, stream
+        self.num_entries = model.vocab_size if num_entries is None else num_entries
+        self.attention = attention or Backend()
         self.is_first = layers.start == 0
         self.is_last = layers.stop == len(model.blocks)
-        self.finish: Finish = lambda head, hidden, targets: head(hidden)
+        self.finish: Finish = lambda head, hidden, targets: hide_added(head(hidden), self.num_entries)
         _keep_only(model, layers, first=self.is_first, last=self.is_last)
 
     @property
@@ -104,6 +111,9 @@ class Stage(nn.Module):
         if self.shared is not None:
             mask = self.shared.mask(length, document_ids, device)
             return Context(rotary, mask, causal=False, others=self.shared, dropout=key)
+        if self.attention.flex and document_ids is not None:
+            blocks = document_blocks(document_ids)
+            return Context(rotary, None, causal=False, dropout=key, blocks=blocks)
         mask = None if document_ids is None else attention_mask(held, 0, document_ids, device)
         return Context(rotary, mask, causal=mask is None, dropout=key)
 
