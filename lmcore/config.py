@@ -587,6 +587,13 @@ class ModelConfig(Config):
     zero_init_projections: bool = setting(
         True, "Start the last projection of each block, and the head unless tied, at zero"
     )
+    vocab_multiple: int = setting(
+        1,
+        "Train with rows of the vocabulary up to a multiple of this, which GPUs multiply faster; those added "
+        "are never predicted and no part of the finished model",
+        unit="rows",
+        ge=1,
+    )
     moe: MoEConfig = setting(MoEConfig(), "A mixture of experts in place of MLPs")
 
     @model_validator(mode="after")
@@ -624,6 +631,15 @@ class ModelConfig(Config):
     def kv_heads(self) -> int:
         """Number of key and value heads."""
         return self.num_kv_heads or self.num_heads
+
+    def vocab_rows(self, vocab_size: int) -> int:
+        """Rows of the embedding and the head, those included that are added to reach a multiple."""
+        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def unpadded(self) -> ModelConfig:
+        """The same model without added rows."""
+        return self.model_copy(update={"vocab_multiple": 1})
 
     @property
     def mlp_size(self) -> int:
@@ -673,6 +689,11 @@ class OptimizerConfig(Config):
         ("matrix", "embedding", "head"), "Parameters that decay; the others never do"
     )
     max_grad_norm: float = setting(1.0, "Clip the global gradient norm; 0: off", ge=0)
+    offload: bool = setting(
+        False,
+        "Keep the moments in the host's memory; each visits the GPU for its part of a step",
+        identity=False,
+    )
 
     @model_validator(mode="after")
     def _roles_differ(self) -> OptimizerConfig:
@@ -830,9 +851,17 @@ class TrainConfig(Config):
         "Type of the computation; weights and reductions stay fp32. fp8: of products inside blocks, the rest "
         "is bf16; for GPUs of compute capability 8.9 and newer",
     )
-    activation_checkpointing: Literal["none", "full"] = setting(
+    activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
-        "full: blocks keep their inputs alone, and compute the rest again when going back",
+        "full: blocks keep their inputs alone, and compute the rest again when going back; selective: they "
+        "keep matrix products and attention too, and compute again what is cheap",
+        identity=False,
+    )
+    loss_chunk_tokens: int | None = setting(
+        None,
+        "Most tokens of a micro-batch whose logits there are at a time; 0: all; empty: by their size",
+        unit="tokens",
+        ge=0,
         identity=False,
     )
     initial_loss_scale: float = setting(65_536.0, "First loss scale (fp16)", ge=1)
@@ -860,6 +889,32 @@ class TrainConfig(Config):
         "Decay of a moving average of the weights, which is then what is validated and kept; 0: off",
         ge=0,
         lt=1,
+    )
+    compile: Literal["auto", "blocks", "off"] = setting(
+        "auto",
+        "Have torch compile each block, for the shapes of the run; auto: on GPUs, for dense models without "
+        "tp and runs of 200 steps or more",
+        identity=False,
+    )
+    attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
+        "auto",
+        "What computes attention; auto: the fastest that is there. sdpa: torch's own choice; flash3: "
+        "FlashAttention 3, if it is installed; flex: documents by blocks (GPUs)",
+        identity=False,
+    )
+    prefetch_steps: int = setting(
+        2,
+        "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
+    collect_garbage_every: int = setting(
+        50,
+        "Steps between collections of Python's garbage, the same in all processes; 0: when Python likes",
+        unit="steps",
+        ge=0,
+        identity=False,
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")

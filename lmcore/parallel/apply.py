@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from lmcore.model.float8 import use_float8
 from lmcore.model.moe import routers
+from lmcore.parallel.checkpointing import Checkpointing, checkpoint_blocks
+from lmcore.parallel.compile import compile_block
 from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
 from lmcore.parallel.mesh import Layout
@@ -35,7 +36,15 @@ _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "br
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
-def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, checkpointing: bool) -> nn.Module:
+def wrap(
+    stage: Stage,
+    layout: Layout,
+    precision: Precision,
+    draw: Draw,
+    *,
+    checkpointing: Checkpointing,
+    compiled: bool = False,
+) -> nn.Module:
     """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
     The weights that the optimizer sees stay fp32, as do reductions. No process ever holds more whole weights
@@ -46,7 +55,8 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         layout: Of the processes; all of them at this place of the pipeline call it together.
         precision: Type of the computation.
         draw: Makes the whole of a parameter, of which each process keeps its part.
-        checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
+        checkpointing: What blocks compute again in the backward pass.
+        compiled: Whether blocks are compiled.
     """
     parallel, device = layout.parallel, layout.world.device
     # FSDP2 fears that somebody changes its output in place; nobody does.
@@ -58,11 +68,10 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
     sum_counts_over(stage.model, layout.sequence_groups)
     if precision == "fp8":
         use_float8(stage.model.blocks)
-    for block in stage.blocks if checkpointing else ():
-        # Inside of what shards the block: its weights are gathered once for both.
-        block.forward = functools.partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+    # Inside of what shards the blocks: their weights are gathered once for both.
+    checkpoint_blocks(stage, checkpointing)
+    for block in stage.blocks if compiled else ():
+        block.forward = compile_block(block.forward)
     if layout.mesh is None:
         materialize(stage, device, draw)
         return _replicate(stage, device) if layout.world.size > 1 else stage
@@ -96,8 +105,9 @@ def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
-    replicated.zero_grad()
+    with torch.compiler.set_stance("force_eager"):  # else compiled for two tokens too
+        replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
+    replicated.zero_grad(set_to_none=False)  # so that they stay views of the buckets
     for router in routers(stage):
         router.counts.zero_()  # those two tokens' visits
     return replicated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -9,25 +10,29 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
+from lmcore.model.backends import Backend
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
-from lmcore.model.transformer import Transformer
+from lmcore.model.transformer import Transformer, hide_added
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
+from lmcore.parallel.checkpointing import Checkpointing
 from lmcore.parallel.context import SharedSequence
 from lmcore.parallel.gradients import TiedHead, add_up, num_copies, partial_over_tp
+from lmcore.parallel.head import chunk_size, each_loss, summed_loss
 from lmcore.parallel.materialize import Draw
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.pipeline import Pipeline, layers_of_stages, own_stages, stage_owners
-from lmcore.parallel.stage import Stage
+from lmcore.parallel.stage import Finish, Stage
 from lmcore.parallel.vocabulary import VocabularyShard, token_losses
 
 
 class Criterion(Protocol):
-    """The losses of a micro-batch."""
+    """The losses of a micro-batch, or of a chunk of its tokens."""
 
     def __call__(self, logits: Tensor, targets: Tensor, shard: VocabularyShard | None, /) -> Tensor:
         """Take note of them, and return what is to go backward."""
@@ -39,13 +44,16 @@ class DividedModel:
 
     Args:
         config: The whole model's shape.
-        vocab_size: Rows of its embedding.
+        vocab_size: Entries of its vocabulary.
         layout: Of the processes; all of them make theirs together.
         precision: Type of the computation.
         draw: Makes the whole of a parameter by name.
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
-        checkpointing: Whether blocks are computed again in the backward pass.
+        checkpointing: What blocks compute again in the backward pass.
+        loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
+        compiled: Whether blocks are compiled.
+        attention: How it is computed; None: as torch likes.
     """
 
     def __init__(
@@ -58,19 +66,27 @@ class DividedModel:
         *,
         batch_shape: tuple[int, int] = (1, 1),
         num_micro_batches: int = 1,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
+        loss_chunk_tokens: int | None = None,
+        compiled: bool = False,
+        attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
+        self.loss_chunk_tokens = loss_chunk_tokens
+        self.attention = attention or Backend()
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
         self.vocabulary = None
-        share = -(-vocab_size // parallel.tp)
-        self._vocab_share = max(0, min(vocab_size - share * layout.tp_rank, share))  # the last may have fewer
+        rows = config.vocab_rows(vocab_size)
+        share = -(-rows // parallel.tp)
+        first = share * layout.tp_rank
+        self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
+        self._num_entries = max(0, min(vocab_size - first, share))  # the others were added
         if parallel.tp > 1:
-            self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
+            self.vocabulary = VocabularyShard(layout.group("tp"), first)
         layers = layers_of_stages(config.num_layers, parallel.num_stages)
         self.places = own_stages(parallel, layout.pp_rank)
         stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
@@ -78,9 +94,12 @@ class DividedModel:
         for place in self.places:
             with torch.device("meta"):
                 model = Transformer(config, vocab_size)
-            self.stages.append(Stage(model, layers[place], self.shared, stream))
+            self.stages.append(
+                Stage(model, layers[place], self.shared, stream, self._num_entries, self.attention)
+            )
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing) for stage in self.stages
+            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            for stage in self.stages
         ]
         self.tied_head = self._tie()
         self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
@@ -93,7 +112,6 @@ class DividedModel:
                 DTYPES[precision],  # FSDP2 computes in it throughout
                 (batch_shape[0], batch_shape[1] // parallel.cp),
                 num_micro_batches,
-                self._vocab_share,
             )
 
     def _tie(self) -> TiedHead | None:
@@ -133,15 +151,20 @@ class DividedModel:
         for stage in self.stages:
             set_auxiliary_scale(stage, scale)
 
-    def balance_experts(self) -> float | None:
-        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts."""
-        found = [update_expert_bias(stage, self._sum_over_stage) for stage in self.stages]
-        worst = max((value for value in found if value is not None), default=0.0)
-        if self.layout.parallel.pp > 1 and self.config.moe.num_experts:
-            box = torch.tensor(worst, device=self.layout.world.device)
-            dist.all_reduce(box, dist.ReduceOp.MAX, group=self.layout.group("pp"))
-            worst = box.item()
-        return worst or None
+    def balance_experts(self) -> Tensor | None:
+        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts.
+
+        In fp64, on the device.
+        """
+        if not self.config.moe.num_experts:
+            return None
+        worst = torch.zeros((), dtype=torch.float64, device=self.layout.world.device)
+        for stage in self.stages:
+            found = update_expert_bias(stage, self._sum_over_stage)
+            worst = worst if found is None else torch.maximum(worst, found)
+        if self.layout.parallel.pp > 1:
+            dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.layout.group("pp"))
+        return worst
 
     def _sum_over_stage(self, counts: Tensor) -> Tensor:
         # Processes of tp that see the same tokens count them alike: the counts keep their shares.
@@ -188,48 +211,88 @@ class DividedModel:
 
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
-        if self.pipeline is not None:
-            self.pipeline.step(
-                _joined([self.own_part(batch) for batch in batches]),
-                lambda logits, targets: criterion(logits, targets, self.vocabulary),
-            )
-        else:
-            self._in_turn(batches, criterion)
+        self._finish_with(functools.partial(self._summed_loss, criterion))
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                self.pipeline.step(_joined([self.own_part(batch) for batch in batches]))
+            else:
+                self._in_turn(batches)
         if self._partial:
             add_up(self._partial, self.layout.group("tp"))
         if self.tied_head:
             self.tied_head.give_gradient()
 
     @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients have a place that they are not to lose: views of DDP's buckets.
+
+        Else micro-batches but the last would be added up in tensors of their own, a second gradient.
+        """
+        return isinstance(self.wrapped[0], DistributedDataParallel)
+
+    @property
     def _saves_memory(self) -> bool:
         """Whether memory is dearer than messages: that of GPUs is."""
         return self.layout.world.device.type == "cuda"
 
-    def _in_turn(self, batches: Sequence[Batch], criterion: Criterion) -> None:
+    def _in_turn(self, batches: Sequence[Batch]) -> None:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with autocast(wrapped, self.precision, self.layout.world.device):
-                    logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
-                loss = criterion(logits, part.targets, self.vocabulary)
-                del logits  # the largest tensor there is: not while the backward pass, or the next one, runs
+                    loss = wrapped(
+                        part.tokens, part.positions, part.document_ids, part.sequences, part.targets
+                    )
                 loss.backward()
+
+    def _finish_with(self, finish: Finish) -> None:
+        for stage in self.stages:
+            stage.finish = finish
+
+    def _summed_loss(
+        self, criterion: Criterion, head: nn.Linear, hidden: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        if targets is None:
+            raise ValueError("a loss needs targets")
+        # Schedules without bubbles go back through the last stage for its input, and again for its weights.
+        parallel = self.layout.parallel
+        once = parallel.pp == 1 or parallel.pipeline_schedule in ("gpipe", "1f1b", "interleaved_1f1b")
+        return summed_loss(
+            head,
+            hidden,
+            targets,
+            lambda logits, wanted: criterion(hide_added(logits, self._num_entries), wanted, self.vocabulary),
+            self._chunk_size(targets),
+            stream=self._stream,
+            once=once,
+        )
+
+    def _each_loss(self, head: nn.Linear, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            raise ValueError("a loss needs targets")
+        size = self._chunk_size(targets)
+        return each_loss(head, hidden, targets, self._losses, size, stream=self._stream)
+
+    @property
+    def _stream(self) -> Placement:
+        return Shard(1) if self.layout.divides_sequence else Replicate()
+
+    def _chunk_size(self, targets: Tensor) -> int:
+        return chunk_size(targets.numel(), self._vocab_share, self.loss_chunk_tokens, targets.device)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
+        self._finish_with(self._each_loss)
         if self.pipeline is not None:
-            losses = self.pipeline.forward(
-                part, lambda logits: self._losses(logits, part.targets), part.targets.shape
-            )
+            losses = self.pipeline.forward(part, part.targets.shape)
         else:
             (wrapped,) = self.wrapped
             with autocast(wrapped, self.precision, self.layout.world.device):
-                logits = wrapped(part.tokens, part.positions, part.document_ids)
-            losses = self._losses(logits, part.targets)
+                losses = wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
         return losses if self.shared is None else self.shared.gather(losses)
 
     @torch.no_grad()
@@ -249,11 +312,9 @@ class DividedModel:
             places = self.shared.places(row.shape[1], device)
         ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
         shape = torch.Size((len(ours), self._vocab_share))
-        if self.pipeline is not None:
-            found = self.pipeline.forward(part, lambda logits: logits[0, ours].float(), shape)
-        else:
-            found = self.wrapped[0](part.tokens)[0, ours].float()
-        whole = torch.zeros(self.vocab_size, device=device)
+        self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
+        found = self.wrapped[0](part.tokens) if self.pipeline is None else self.pipeline.forward(part, shape)
+        whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
             whole[first : first + self._vocab_share] = found[0]
@@ -262,10 +323,11 @@ class DividedModel:
                 dist.all_reduce(whole, group=group)
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
-        return whole.cpu()
+        return whole[: self.vocab_size].cpu()
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()
+        flat = hide_added(logits, self._num_entries).flatten(0, 1)
+        index = targets.clamp(min=0).flatten()
         if self.vocabulary is not None:
             return token_losses(flat, index, self.vocabulary)[0].view_as(targets)
         return F.cross_entropy(flat.float(), index, reduction="none").view_as(targets)

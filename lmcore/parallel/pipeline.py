@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from lmcore.config import ParallelConfig
 from lmcore.data.loader import Batch
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.stage import Stage
-
-Losses = Callable[[Tensor, Tensor], Tensor]  # logits and targets -> what goes backward, or each token's
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,  # Huang et al. 2019
@@ -64,7 +61,6 @@ class Pipeline:
         dtype: Type of what goes from stage to stage.
         batch_shape: Sequences of a micro-batch, and their tokens that a process has.
         num_micro_batches: Of a step.
-        vocab_share: Logits that the last stage of a process makes.
     """
 
     def __init__(
@@ -75,14 +71,11 @@ class Pipeline:
         dtype: torch.dtype,
         batch_shape: tuple[int, int],
         num_micro_batches: int,
-        vocab_share: int,
     ) -> None:
         self.wrapped, self.layout, self.places, self.dtype = wrapped, layout, places, dtype
         self.batch_shape, self.num_micro_batches = batch_shape, num_micro_batches
-        self.vocab_share = vocab_share
         self.num_stages = layout.parallel.num_stages
         self.width = _stage(wrapped[0]).model.config.hidden_size
-        self._losses: Losses = lambda logits, targets: logits.sum()
 
     @functools.cached_property
     def _schedule(self) -> Any:
@@ -93,7 +86,7 @@ class Pipeline:
         return _SCHEDULES[parallel.pipeline_schedule](
             stages[0] if one else stages,
             self.num_micro_batches,
-            loss_fn=lambda logits, targets: self._losses(logits, targets),
+            loss_fn=lambda loss, targets: loss,  # the last stage makes it: logits would be kept to the end
             scale_grads=False,  # the loss is divided once, by the global number of targets
         )
 
@@ -102,6 +95,7 @@ class Pipeline:
         held = shape[1] // (self.layout.parallel.tp if self.layout.divides_sequence else 1)
         like = functools.partial(torch.empty, dtype=self.dtype, device="meta", requires_grad=True)
         stream = like(shape[0], held, self.width)
+        loss = torch.empty((), device="meta", requires_grad=True)
         return PipelineStage(
             module,
             place,
@@ -109,7 +103,7 @@ class Pipeline:
             self.layout.world.device,
             # Known beforehand: torch would find them out by a forward and a backward pass.
             input_args=stream if place else torch.empty(shape, dtype=torch.long, device="meta"),
-            output_args=like(*shape, self.vocab_share) if place == self.num_stages - 1 else stream,
+            output_args=loss if place == self.num_stages - 1 else stream,
             group=self.layout.group("pp"),
         )
 
@@ -120,16 +114,16 @@ class Pipeline:
 
     @property
     def has_last(self) -> bool:
-        """Whether this process makes the logits."""
+        """Whether this process makes the losses."""
         return self.num_stages - 1 in self.places
 
-    def step(self, batch: Batch, losses: Losses) -> None:
+    def step(self, batch: Batch) -> None:
         """Do the forward and backward passes of the micro-batches of a step, joined in ``batch``."""
-        self._losses = losses
         arguments = {
             "positions": batch.positions,
             "document_ids": batch.document_ids,
             "sequences": batch.sequences,
+            "targets": batch.targets if self.has_last else None,
         }
         self._schedule.step(
             *([batch.tokens] if self.has_first else []),
@@ -138,14 +132,13 @@ class Pipeline:
             return_outputs=False,
         )
 
-    def forward(self, batch: Batch, finish: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
-        """Return what ``finish`` makes of the logits of ``batch``, of any size, on all of the pipeline.
+    def forward(self, batch: Batch, shape: torch.Size) -> Tensor:
+        """Return what the last stage makes of ``batch``, of any size, on all of the pipeline.
 
         Stage by stage: torch's schedules go forward alone in some orders only.
 
         Args:
             batch: Our part.
-            finish: Called where the last stage is.
             shape: Of what it makes, in fp32.
         """
         owners = stage_owners(self.layout.parallel)
@@ -160,9 +153,9 @@ class Pipeline:
             if place and owners[place - 1] != owner:
                 x = torch.empty(len(batch.tokens), held, self.width, dtype=self.dtype, device=device)
                 dist.recv(x, group=group, group_src=owners[place - 1])
-            x = own[place](x, batch.positions, batch.document_ids)
+            x = own[place](x, batch.positions, batch.document_ids, None, batch.targets)
             if place == self.num_stages - 1:
-                found.copy_(finish(x))
+                found.copy_(x)
             elif owners[place + 1] != owner:
                 dist.send(x.to(self.dtype).contiguous(), group=group, group_dst=owners[place + 1])
         dist.broadcast(found, group=group, group_src=owners[-1])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Context, attention_mask
+from lmcore.model.backends import Backend, document_blocks
 from lmcore.model.dropout import DropoutKey
-from lmcore.model.transformer import Block, Transformer
+from lmcore.model.transformer import Block, Transformer, hide_added
 from lmcore.parallel.context import SharedSequence
+
+# The head, what it reads [B, t / stream, D] and targets [B, t] or None -> what the last stage returns.
+Finish = Callable[[nn.Linear, Tensor, Tensor | None], Tensor]
 
 
 class Stage(nn.Module):
@@ -22,6 +26,12 @@ class Stage(nn.Module):
         layers: Blocks of this stage.
         shared: How sequences are divided over processes; None: they are whole.
         stream: Over how many processes the residual stream is divided along the sequence, and our rank.
+        num_entries: Logits of ours that are entries of the vocabulary; None: as many as it has.
+        attention: How it is computed.
+
+    Attributes:
+        finish: What the last stage does with the head, while its weight is gathered; set before each pass.
+            Where it makes the losses, logits need not be whole, nor go through a pipeline's schedule.
     """
 
     def __init__(
@@ -30,12 +40,17 @@ class Stage(nn.Module):
         layers: range,
         shared: SharedSequence | None = None,
         stream: tuple[int, int] = (1, 0),
+        num_entries: int | None = None,
+        attention: Backend | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.shared, self.stream = shared, stream
+        self.num_entries = model.vocab_size if num_entries is None else num_entries
+        self.attention = attention or Backend()
         self.is_first = layers.start == 0
         self.is_last = layers.stop == len(model.blocks)
+        self.finish: Finish = lambda head, hidden, targets: hide_added(head(hidden), self.num_entries)
         _keep_only(model, layers, first=self.is_first, last=self.is_last)
 
     @property
@@ -49,8 +64,9 @@ class Stage(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         sequences: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Map our tokens, or what the stage before made of them, to logits or to what the next one reads.
+        """Map our tokens, or what the stage before made of them, to what the next one reads, or ``finish``.
 
         Args:
             x: Token ids [B, t] of a first stage, else the residual stream [B, t / stream, D]; of the T tokens
@@ -58,6 +74,7 @@ class Stage(nn.Module):
             positions: [B, t], from the start of the document; None: from the start of the sequence.
             document_ids: [B, T], of whole sequences.
             sequences: A number for each of them in the run, int64 [B]: its dropout; None: nothing drops.
+            targets: [B, t], for ``finish``.
         """
         size, rank = self.stream
         held = x.shape[1] * (1 if self.is_first else size)
@@ -70,7 +87,7 @@ class Stage(nn.Module):
             x = self.model.embed(x, positions[..., mine], context)  # [B, t / stream, D]
         for block in self.blocks:
             x = block(x, context)
-        return self.model.head(self.model.norm(x)) if self.is_last else x
+        return self.finish(self.model.head, self.model.norm(x), targets) if self.is_last else x
 
     def _places(self, held: int, device: torch.device) -> Tensor:
         """Places in their sequence of the ``held`` tokens."""
@@ -94,6 +111,9 @@ class Stage(nn.Module):
         if self.shared is not None:
             mask = self.shared.mask(length, document_ids, device)
             return Context(rotary, mask, causal=False, others=self.shared, dropout=key)
+        if self.attention.flex and document_ids is not None:
+            blocks = document_blocks(document_ids)
+            return Context(rotary, None, causal=False, dropout=key, blocks=blocks)
         mask = None if document_ids is None else attention_mask(held, 0, document_ids, device)
         return Context(rotary, mask, causal=mask is None, dropout=key)
 

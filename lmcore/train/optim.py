@@ -17,6 +17,7 @@ from lmcore.model.transformer import parameter_role
 from lmcore.parallel.parts import local, part_of
 from lmcore.train import adafactor
 from lmcore.train.adafactor import Adafactor
+from lmcore.train.offload import HostState
 
 CHUNK_ELEMENTS = 1 << 26
 
@@ -77,6 +78,7 @@ class Optimizers:
     ) -> None:
         groups = parameter_groups(named, config)
         self._num_copies = num_copies
+        self._counted: tuple[list[int], Tensor] = [], torch.empty(0)
         self.names = {p: name for group in groups for name, p in group.parameters.items()}
         settings: dict[str, list[dict[str, Any]]] = {}
         for group in groups:
@@ -89,6 +91,8 @@ class Optimizers:
                     "weight_decay": group.weight_decay,
                 }
             )
+        device = next((local(p).device for p in self.names), torch.device("cpu"))
+        self._host = HostState(device, _empty_state) if config.offload else None
         self._all = [_make(name, settings[name], config, matrix_dtype, sharing) for name in sorted(settings)]
 
     def step(self, factor: float) -> None:
@@ -96,25 +100,33 @@ class Optimizers:
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            optimizer.step()
+            if self._host is None:
+                optimizer.step()
+            else:
+                self._host.step(optimizer)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    def zero_grad(self, *, keep: bool = False) -> None:
+        """Forget the gradients; with ``keep`` they are set to zero where they are."""
         for optimizer in self._all:
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not keep)
 
-    def sum_of_squares(self) -> float:
-        """Sum of squares of the gradient in fp64: added up over all processes, each number counts once."""
+    def sum_of_squares(self, device: torch.device) -> Tensor:
+        """Sum of squares of the gradient, fp64 on ``device``: over all processes each number counts once."""
         if not self.names:
-            return 0.0
+            return torch.zeros((), dtype=torch.float64, device=device)
         norms = torch._foreach_norm(self._gradients())  # pyright: ignore[reportPrivateImportUsage]
-        copies = [self._num_copies(p) for p in self.names if p.grad is not None]
-        squares = torch.stack(norms).double().square()
-        return (squares / torch.tensor(copies, device=squares.device)).sum().item()
+        having = [p for p in self.names if p.grad is not None]
+        which = [id(p) for p in having]
+        if which != self._counted[0]:  # told to the device once: each time it would be waited for
+            self._counted = which, torch.tensor([self._num_copies(p) for p in having], device=device)
+        return (torch.stack(norms).double().square() / self._counted[1]).sum()
 
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply the gradient by ``factor``."""
-        torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply the gradient by ``factor``, a scalar on its device."""
+        gradients = self._gradients()
+        if gradients:
+            factor = factor.to(gradients[0].dtype)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def _gradients(self) -> list[Tensor]:
         return [local(parameter.grad) for parameter in self.names if parameter.grad is not None]
@@ -126,12 +138,15 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """All state by parameter and name, created where there is none yet; loading into it sets it."""
         state = {}
+        create = _empty_state if self._host is None else self._host.create
+        if self._host is not None:
+            self._host.settle()
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     slots = optimizer.state[parameter]
                     if not slots:
-                        slots.update(_empty_state(optimizer, parameter))
+                        slots.update(create(optimizer, parameter))
                     state |= {f"{self.names[parameter]}.{slot}": value for slot, value in slots.items()}
         return state
 

@@ -81,6 +81,12 @@ MODELS = {
 }
 PLAIN = {}
 PACKED = {"packing": "best_fit", "document_mask": True, "activation_checkpointing": "full", "z_loss": 1e-3}
+SAVING = {  # memory, by all means there are
+    **PACKED,
+    "activation_checkpointing": "selective",
+    "loss_chunk_tokens": 7,
+    "optimizer": {"name": "muon", "eps": 1e-3, "weight_decay": 0.1, "offload": True},
+}
 MUON = {"optimizer": {"name": "muon", "eps": 1e-3, "weight_decay": 0.1}, "ema_decay": 0.9}
 ADAFACTOR = {"optimizer": {"name": "adafactor", "learning_rate": 0.01, "weight_decay": 0.1}}
 SGD = {"optimizer": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}}

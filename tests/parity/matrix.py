@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from parity.layouts import ADAFACTOR, MODELS, MUON, PACKED, PLAIN, SGD
+from parity.layouts import ADAFACTOR, MODELS, MUON, PACKED, PLAIN, SAVING, SGD
 from parity.pool import Pool, Task
 from safetensors.torch import load_file
 
@@ -15,7 +15,7 @@ from lmcore.config import ModelConfig, TrainConfig
 from lmcore.train.job import TrainJob
 
 SEQUENCES, SEQ_LEN, STEPS = 8, 32, 3
-WAYS = {"plain": PLAIN, "packed": PACKED, "muon": MUON, "adafactor": ADAFACTOR, "sgd": SGD}
+WAYS = {"plain": PLAIN, "packed": PACKED, "saving": SAVING, "muon": MUON, "adafactor": ADAFACTOR, "sgd": SGD}
 ADAMW = {"name": "adamw", "learning_rate": 0.01, "eps": 1e-3, "weight_decay": 0.1}
 # Relative, in fp32: of the loss and the norm of each step, of each tensor of the weights after the last.
 TOLERANCE = 1e-5
@@ -51,7 +51,7 @@ HEAD = "| layout | model | processes | loss | gradient norm | weights | evaluati
 def write_job(root: Path, corpus: Path, name: str, parallel: dict, model: str, way: str) -> Task:
     dp = parallel.get("dp_shard", 1) * parallel.get("dp_replicate", 1)
     # Whole batches where a layout bears it, else and packed ones in pieces.
-    pieces = SEQUENCES // dp if way == "packed" or parallel.get("pp", 1) > 1 else 1
+    pieces = SEQUENCES // dp if way in ("packed", "saving") or parallel.get("pp", 1) > 1 else 1
     train = TrainConfig(
         steps=STEPS,
         seq_len=SEQ_LEN,

@@ -1,0 +1,106 @@
+"""Activation checkpoints: the same numbers in less memory."""
+
+import gc
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lmcore.config import ModelConfig, ParallelConfig
+from lmcore.data.loader import Batch
+from lmcore.model.transformer import initial_weight
+from lmcore.parallel.divided import DividedModel
+from lmcore.parallel.mesh import World, make_layout
+from lmcore.train.loss import loss_sums
+from lmcore.train.memory import TensorBytes
+
+SHAPE = {
+    "num_layers": 3,
+    "hidden_size": 64,
+    "num_heads": 4,
+    "max_seq_len": 64,
+    "zero_init_projections": False,
+}
+MODELS = {
+    "llama": ModelConfig(**SHAPE, activation="swiglu", num_kv_heads=2),
+    "gpt2": ModelConfig(
+        **SHAPE, position="learned", norm="layernorm", activation="gelu", bias=True, tie_embeddings=True
+    ),
+    "relu2": ModelConfig(**SHAPE, dropout=0.1),
+    "moe": ModelConfig(
+        **SHAPE, activation="swiglu", moe={"num_experts": 4, "intermediate_size": 48, "num_shared_experts": 1}
+    ),
+}
+VOCAB = 50
+
+
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations that are done."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def gradients(config, precision, mode, *, compiled=False):
+    """Gradients of two micro-batches, and the most bytes there were."""
+    layout = make_layout(ParallelConfig(dp_replicate=1), World(0, 1, torch.device("cpu")))
+    model = DividedModel(
+        config,
+        VOCAB,
+        layout,
+        precision,
+        lambda name, shape: initial_weight(name, shape, config, 0),
+        checkpointing=mode,
+    )
+    for block in model.stages[0].blocks if compiled else ():
+        block.compile(backend="aot_eager")
+    tokens = torch.randint(0, VOCAB, (4, 64), generator=torch.Generator().manual_seed(0))
+    documents = torch.arange(64).expand_as(tokens) // 20
+    batch = Batch(tokens, tokens, torch.arange(64).expand_as(tokens) % 20, documents, torch.arange(4))
+    weights = [p for _, p in model.named_parameters()]
+    gc.collect()
+    with TensorBytes(torch.device("cpu"), weights) as tensors:
+        model.forward_backward(
+            [batch, batch], lambda logits, targets, shard: loss_sums(logits, targets, shard, z_loss=False)[0]
+        )
+    return [p.grad for p in weights], tensors.peak
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gradient_is_the_same_bit_by_bit_in_less_and_less_memory(model, precision):
+    found = {mode: gradients(MODELS[model], precision, mode) for mode in ("none", "selective", "full")}
+    expected, none = found.pop("none")
+    for mode, (others, _) in found.items():
+        for one, other in zip(expected, others, strict=True):
+            assert torch.equal(one, other), mode
+    assert none > 1.2 * found["selective"][1]
+    assert found["selective"][1] > 1.1 * found["full"][1]
+
+
+def test_a_selective_checkpoint_multiplies_and_attends_no_second_time():
+    def products(mode):
+        with Counted() as counted:
+            gradients(MODELS["llama"], "fp32", mode)
+        return [counted.calls[torch.ops.aten.mm.default], counted.calls[ATTENTION]]
+
+    none, selective, full = (products(mode) for mode in ("none", "selective", "full"))
+    assert selective == none
+    assert all(more > less for more, less in zip(full, none, strict=True))
+
+
+def test_a_selective_checkpoint_can_be_compiled():
+    expected, _ = gradients(MODELS["relu2"], "fp32", "none")
+    for mode in ("selective", "full"):
+        found, _ = gradients(MODELS["relu2"], "fp32", mode, compiled=True)
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
