@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lmcore.clock import Clock
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
@@ -46,6 +47,9 @@ class DividedModel:
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: Whether blocks are computed again in the backward pass.
+
+    Attributes:
+        clock: Whose parts forward and backward passes are.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class DividedModel:
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
+        self.clock = Clock(layout.world.device)
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -95,6 +100,9 @@ class DividedModel:
                 num_micro_batches,
                 self._vocab_share,
             )
+            for wrapped in self.wrapped:
+                wrapped.register_forward_pre_hook(lambda *_: self.clock.enter("forward"), prepend=True)
+                wrapped.register_forward_hook(lambda *_: self.clock.leave(), always_call=True)
 
     def _tie(self) -> TiedHead | None:
         if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
@@ -189,10 +197,12 @@ class DividedModel:
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
         if self.pipeline is not None:
-            self.pipeline.step(
-                _joined([self.own_part(batch) for batch in batches]),
-                lambda logits, targets: criterion(logits, targets, self.vocabulary),
-            )
+            joined = _joined([self.own_part(batch) for batch in batches])
+            # All that is not forward: backward passes, and waiting for the other stages.
+            with self.clock.part("backward"):
+                self.pipeline.step(
+                    joined, lambda logits, targets: criterion(logits, targets, self.vocabulary)
+                )
         else:
             self._in_turn(batches, criterion)
         if self._partial:
@@ -211,11 +221,13 @@ class DividedModel:
             part = self.own_part(batch)
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
-                with autocast(wrapped, self.precision, self.layout.world.device):
-                    logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
-                loss = criterion(logits, part.targets, self.vocabulary)
+                with self.clock.part("forward"):
+                    with autocast(wrapped, self.precision, self.layout.world.device):
+                        logits = wrapped(part.tokens, part.positions, part.document_ids, part.sequences)
+                    loss = criterion(logits, part.targets, self.vocabulary)
                 del logits  # the largest tensor there is: not while the backward pass, or the next one, runs
-                loss.backward()
+                with self.clock.part("backward"):
+                    loss.backward()
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:

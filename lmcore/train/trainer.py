@@ -28,11 +28,13 @@ from lmcore.parallel.vocabulary import VocabularyShard
 from lmcore.run_directory import EventLog
 from lmcore.train.average import WeightAverage
 from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.costs import Costs
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
 from lmcore.train.loss import loss_sums
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
+from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.schedule import learning_rate_factor
 from lmcore.train.validation import validate
@@ -68,7 +70,12 @@ class Trainer:
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
         tokens, flops = self.config.global_batch_tokens, self.whole.flops_per_token(self.config.seq_len)
-        self.speed = Speed(tokens, flops, world.size, world.device)
+        self.costs = Costs(
+            self.config.costs, self.config.profile, world, run_dir, self.events, tokens, self.progress.say
+        )
+        self.model.clock = self.costs.clock
+        self.peak = find_peak(self.config.costs, world.device, self.config.precision)
+        self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
         self.step = 0
         self.last_values: dict[str, float] = {}
         self.validation: dict[str, float] = {}
@@ -136,13 +143,15 @@ class Trainer:
             self._validate()
             with self._averaged():
                 self._save_model()
+        self.costs.finish()
         self.events.write("end", self.step, status=outcome)
         self.events.close()
         return self._result(outcome, started)
 
     def _train(self) -> Outcome:
         while self.step < self.config.steps:
-            stop = self._train_step()
+            with self.costs.step(self.step + 1):
+                stop = self._train_step()
             last = self.step == self.config.steps
             # Validated before it is saved: a run that is killed between the two does both again.
             if not stop and not last and _is_due(self.step, self.config.validate_every):
@@ -158,16 +167,18 @@ class Trainer:
         start = time.perf_counter()
         num_targets = self.inputs.loader.num_targets(self.step)
         sums = self._forward_backward(num_targets)
-        squares = self.optimizers.sum_of_squares()
+        with self.costs.part("optimizer"):
+            squares = self.optimizers.sum_of_squares()
         *sums, squares, stops = self.world.add_up([*sums, squares, float(self.stop_requested())])
         loss, z_loss = (value / max(1, num_targets) for value in sums)
         grad_norm = math.sqrt(squares) / self.loss_scale.scale
         self._check_finite(loss, grad_norm)
-        if math.isfinite(grad_norm):
-            self._update(grad_norm)
-        else:
-            self.loss_scale.skip(self.step + 1)
-        self.optimizers.zero_grad()
+        with self.costs.part("optimizer"):
+            if math.isfinite(grad_norm):
+                self._update(grad_norm)
+            else:
+                self.loss_scale.skip(self.step + 1)
+            self.optimizers.zero_grad()
         # After a step that was skipped too: what was counted belongs to it.
         imbalance = self.model.balance_experts()
         self.step += 1
@@ -192,7 +203,8 @@ class Trainer:
             return loss * weight
 
         self.model.set_auxiliary_scale(weight)
-        batches = list(self.inputs.loader.micro_batches(self.step))
+        with self.costs.part("data"):
+            batches = list(self.inputs.loader.micro_batches(self.step))
         self.model.forward_backward(batches, criterion)
         return sums.tolist() if self.layout.counts else [0.0, 0.0]
 
@@ -260,7 +272,7 @@ class Trainer:
         return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def _validate(self) -> None:
-        with self._averaged():
+        with self.costs.part("validation"), self._averaged():
             self.validation = validate(self.model, self.inputs.held_out, self.config)
             self.model.release_weights()
         tokens = self.step * self.config.global_batch_tokens
@@ -297,7 +309,8 @@ class Trainer:
             loss_scale=asdict(self.loss_scale),
             belongs_to=self._belongs_to(),
         )
-        path = self.checkpoints.save(self._tensors(), state)
+        with self.costs.part("checkpoint"):
+            path = self.checkpoints.save(self._tensors(), state)
         self.events.write("checkpoint", self.step, path=path.name)
 
     def _resume(self) -> None:
@@ -365,6 +378,10 @@ class Trainer:
             "world_size": self.world.size,
             "device": self.world.device.type,
             "seconds": time.time() - started,
+            "mfu": self.speed.overall_mfu,
+            "peak_tflops": self.peak.flops / 1e12 if self.peak else None,
+            "peak_source": self.peak.source if self.peak else None,
+            "costs": self.costs.result(),
         }
 
 
