@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import torch
 
 OTHER = "other"
-PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "checkpoint", "validation", "measuring", OTHER)
+PARTS: tuple[str, ...] = (
+    "data",
+    "forward",
+    "backward",
+    "optimizer",
+    "checkpoint",
+    "validation",
+    "measuring",
+    OTHER,
+)
 ANNOTATION = "gristmill."  # in a trace the names of parts begin with it
 MAX_UNREAD = 512
 
