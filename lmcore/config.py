@@ -922,6 +922,20 @@ class TrainConfig(Config):
         ge=0,
         lt=1,
     )
+    prefetch_steps: int = setting(
+        2,
+        "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
+    collect_garbage_every: int = setting(
+        50,
+        "Steps between collections of Python's garbage, at the same step in all processes; 0: when Python likes",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(

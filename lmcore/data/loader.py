@@ -9,7 +9,7 @@ number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -60,14 +60,19 @@ class Batch:
     sequences: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Move it to ``device``."""
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
+        """Move it to ``device``; from pinned memory while the host goes on."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """Copy it to memory of the host that a GPU can read by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        rest = (self.positions, self.document_ids, self.sequences)
         return Batch(
-            self.tokens.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            move(self.positions),
-            move(self.document_ids),
-            move(self.sequences),
+            change(self.tokens),
+            change(self.targets),
+            *(None if tensor is None else change(tensor) for tensor in rest),
         )
 
 

@@ -199,7 +199,7 @@ def set_auxiliary_scale(model: nn.Module, scale: float) -> None:
 
 
 @torch.no_grad()
-def update_expert_bias(model: nn.Module, sum_over: Callable[[Tensor], Tensor]) -> float | None:
+def update_expert_bias(model: nn.Module, sum_over: Callable[[Tensor], Tensor]) -> Tensor | None:
     """Move each expert's bias towards an even load (Wang et al. 2024), once a step; count from zero again.
 
     Args:
@@ -207,7 +207,7 @@ def update_expert_bias(model: nn.Module, sum_over: Callable[[Tensor], Tensor]) -
         sum_over: Adds a tensor of whole numbers up over the processes that hold parts of the batch.
 
     Returns:
-        Visits to the busiest expert over the mean, of the worst layer; None: there are no experts.
+        Visits to the busiest expert over the mean, of the worst layer, fp64; None: there are no experts.
     """
     found = list(routers(model))
     if not found:
@@ -218,4 +218,4 @@ def update_expert_bias(model: nn.Module, sum_over: Callable[[Tensor], Tensor]) -
         if router.expert_bias is not None:
             router.expert_bias.add_(direction, alpha=router.moe.bias_update_rate)
         router.counts.zero_()
-    return (counts / mean).nan_to_num().max().item()
+    return (counts / mean).nan_to_num().max()

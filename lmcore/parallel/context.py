@@ -26,6 +26,7 @@ class SharedSequence:
 
     def __init__(self, group: dist.ProcessGroup, size: int, rank: int) -> None:
         self.group, self.size, self.rank = group, size, rank
+        self._orders: dict[tuple[int, torch.device], Tensor] = {}
 
     def places(self, length: int, device: torch.device) -> Tensor:
         """Places of our tokens in a sequence of ``length``, int64 [T / size]."""
@@ -33,9 +34,11 @@ class SharedSequence:
 
     def all_places(self, length: int, device: torch.device) -> Tensor:
         """Places in the order in which keys and values are gathered, int64 [T]."""
-        pieces = torch.arange(length, device=device).view(2 * self.size, -1)
-        order = [piece for rank in range(self.size) for piece in (rank, 2 * self.size - 1 - rank)]
-        return pieces[order].flatten()
+        if (length, device) not in self._orders:  # a GPU is told once: each time it would be waited for
+            order = [piece for rank in range(self.size) for piece in (rank, 2 * self.size - 1 - rank)]
+            self._orders[length, device] = torch.arange(length).view(2 * self.size, -1)[order].flatten()
+            self._orders[length, device] = self._orders[length, device].to(device)
+        return self._orders[length, device]
 
     def mask(self, length: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
         """Who of us may see whom: bool [T / size, T], or with ``document_ids`` [B, T] [B, 1, T / size, T]."""

@@ -141,15 +141,20 @@ class DividedModel:
         for stage in self.stages:
             set_auxiliary_scale(stage, scale)
 
-    def balance_experts(self) -> float | None:
-        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts."""
-        found = [update_expert_bias(stage, self._sum_over_stage) for stage in self.stages]
-        worst = max((value for value in found if value is not None), default=0.0)
-        if self.layout.parallel.pp > 1 and self.config.moe.num_experts:
-            box = torch.tensor(worst, device=self.layout.world.device)
-            dist.all_reduce(box, dist.ReduceOp.MAX, group=self.layout.group("pp"))
-            worst = box.item()
-        return worst or None
+    def balance_experts(self) -> Tensor | None:
+        """Move experts' biases after a step; return the worst imbalance of a layer, None without experts.
+
+        In fp64, on the device.
+        """
+        if not self.config.moe.num_experts:
+            return None
+        worst = torch.zeros((), dtype=torch.float64, device=self.layout.world.device)
+        for stage in self.stages:
+            found = update_expert_bias(stage, self._sum_over_stage)
+            worst = worst if found is None else torch.maximum(worst, found)
+        if self.layout.parallel.pp > 1:
+            dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.layout.group("pp"))
+        return worst
 
     def _sum_over_stage(self, counts: Tensor) -> Tensor:
         # Processes of tp that see the same tokens count them alike: the counts keep their shares.

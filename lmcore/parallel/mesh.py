@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -49,9 +50,13 @@ class World:
         """Return the sum over all processes of each of ``values``, in fp64, the same bits on each."""
         if self.size == 1:
             return values
-        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(summed)
-        return summed.tolist()
+        return self.sum_(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Replace ``values`` on the device by their sums over all processes, the same bits on each."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def barrier(self) -> None:
         """Wait for all processes."""

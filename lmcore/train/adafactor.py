@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
+
+from lmcore.parallel.parts import local
 
 _EPS = torch.finfo(torch.float32).eps
 _LEAST_SCALE = 1e-3  # of a parameter's root mean square, so that zeros can move
@@ -41,26 +42,28 @@ class Adafactor(torch.optim.Optimizer):
         if not state:
             state.update(empty_state(parameter))
         state["step"] += 1
-        step = state["step"].item()
-        scale = max(_LEAST_SCALE, _root_mean_square(parameter))
+        step = state["step"]
+        scale = _root_mean_square(parameter).clamp(min=_LEAST_SCALE)
         gradient = cast("Tensor", parameter.grad)
         variance = _variance(gradient, state, step**_DECAY)
         update = variance.clamp(min=_EPS * _EPS).rsqrt() * gradient
         if weight_decay:
             parameter.mul_(1 - rate * weight_decay)
-        length = scale * min(rate, 1 / math.sqrt(step)) / max(1.0, _root_mean_square(update))
-        parameter.add_(update, alpha=-length)
+        # All on the device, where nobody waits for it.
+        length = scale * step.rsqrt().clamp(max=rate) / _root_mean_square(update).clamp(min=1.0)
+        parameter.sub_(update * length)
 
 
 def empty_state(parameter: Tensor) -> dict[str, Tensor]:
     """What is kept of ``parameter`` before its first step, divided as it is."""
-    step, zeros = torch.zeros((), dtype=torch.float32), torch.zeros_like(parameter)
+    step = torch.zeros((), dtype=torch.float32, device=local(parameter).device)
+    zeros = torch.zeros_like(parameter)
     if parameter.ndim == 1:
         return {"step": step, "variance": zeros}
     return {"step": step, "row_var": _mean(zeros, -1), "col_var": _mean(zeros, -2)}
 
 
-def _variance(gradient: Tensor, state: dict[str, Tensor], share: float) -> Tensor:
+def _variance(gradient: Tensor, state: dict[str, Tensor], share: Tensor) -> Tensor:
     """Take ``share`` of the new squares in; the estimate for each number of ``gradient``."""
     squares = gradient * gradient
     if gradient.ndim == 1:
@@ -80,7 +83,7 @@ def _mean(tensor: Tensor, dim: int) -> Tensor:
     return total / tensor.shape[dim]
 
 
-def _root_mean_square(tensor: Tensor) -> float:
+def _root_mean_square(tensor: Tensor) -> Tensor:
     total = (tensor * tensor).sum()
     total = total.full_tensor() if isinstance(total, DTensor) else total
-    return math.sqrt(total.item() / tensor.numel())
+    return (total / tensor.numel()).sqrt()

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from lmcore.clock import PARTS, Clock, Lap
-from lmcore.config import CostsConfig, ProfileConfig
+from lmcore.config import TrainConfig
 from lmcore.parallel.mesh import World
 from lmcore.run_directory import EventLog
 from lmcore.train.bill import SHARE, Bill, Spent
@@ -29,29 +29,27 @@ class Costs:
     or a checkpoint. It is written when it is known everywhere, without anybody waiting: a little later.
 
     Args:
-        config: What is measured, and the prices.
-        profile: Which steps are traced.
+        train: What is measured and traced, and the prices.
         world: This process among its peers.
+        clock: Whose parts they are.
         run_dir: The run directory.
         events: Where rows go.
-        tokens_per_step: Over all processes.
         say: Tells people.
     """
 
     def __init__(
         self,
-        config: CostsConfig,
-        profile: ProfileConfig,
+        train: TrainConfig,
         world: World,
+        clock: Clock,
         run_dir: Path,
         events: EventLog,
-        tokens_per_step: int,
         say: Callable[[str], object],
     ) -> None:
-        self.config, self.world, self._events = config, world, events
-        self._tokens_per_step = tokens_per_step
-        self.clock = Clock(world.device)
-        self._profile = StepProfile(profile, run_dir, world.rank, self.clock, world.device, say)
+        self.config = config = train.costs
+        self.world, self.clock, self._events = world, clock, events
+        self._tokens_per_step = train.global_batch_tokens
+        self._profile = StepProfile(train.profile, run_dir, world.rank, self.clock, world.device, say)
         self._sample = None
         if world.size > 1 and world.is_main and config.every_steps and config.sample_communication:
             self._sample = CommunicationSample(self.clock, world.device)
@@ -60,11 +58,7 @@ class Costs:
         self._joules = self._read_meters()
         self._steps, self._last = 0, 0
         self._pending: list[_Interval] = []
-        self._bill = Bill(tokens_per_step)
-
-    def part(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Have what happens inside count as the part ``name`` of the step (``lmcore.clock.PARTS``)."""
-        return self.clock.part(name)
+        self._bill = Bill(self._tokens_per_step)
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:

@@ -77,6 +77,7 @@ class Optimizers:
     ) -> None:
         groups = parameter_groups(named, config)
         self._num_copies = num_copies
+        self._counted: tuple[list[int], Tensor] = [], torch.empty(0)
         self.names = {p: name for group in groups for name, p in group.parameters.items()}
         settings: dict[str, list[dict[str, Any]]] = {}
         for group in groups:
@@ -103,18 +104,23 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.zero_grad()
 
-    def sum_of_squares(self) -> float:
-        """Sum of squares of the gradient in fp64: added up over all processes, each number counts once."""
+    def sum_of_squares(self, device: torch.device) -> Tensor:
+        """Sum of squares of the gradient, fp64 on ``device``: over all processes each number counts once."""
         if not self.names:
-            return 0.0
+            return torch.zeros((), dtype=torch.float64, device=device)
         norms = torch._foreach_norm(self._gradients())  # pyright: ignore[reportPrivateImportUsage]
-        copies = [self._num_copies(p) for p in self.names if p.grad is not None]
-        squares = torch.stack(norms).double().square()
-        return (squares / torch.tensor(copies, device=squares.device)).sum().item()
+        having = [p for p in self.names if p.grad is not None]
+        which = [id(p) for p in having]
+        if which != self._counted[0]:  # told to the device once: each time it would be waited for
+            self._counted = which, torch.tensor([self._num_copies(p) for p in having], device=device)
+        return (torch.stack(norms).double().square() / self._counted[1]).sum()
 
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply the gradient by ``factor``."""
-        torch._foreach_mul_(self._gradients(), factor)  # pyright: ignore[reportPrivateImportUsage]
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply the gradient by ``factor``, a scalar on its device."""
+        gradients = self._gradients()
+        if gradients:
+            factor = factor.to(gradients[0].dtype)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def _gradients(self) -> list[Tensor]:
         return [local(parameter.grad) for parameter in self.names if parameter.grad is not None]

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmcore.config import Identity, identify
+from lmcore.data.prefetch import Prefetcher
 from lmcore.errors import StorageError, TrainingDiverged
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
@@ -24,19 +26,18 @@ from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, initial_weight
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
-from lmcore.parallel.vocabulary import VocabularyShard
 from lmcore.run_directory import EventLog
-from lmcore.train.average import WeightAverage
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.costs import Costs
+from lmcore.train.garbage import collected_every
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
-from lmcore.train.loss import loss_sums
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
-from lmcore.train.schedule import learning_rate_factor
+from lmcore.train.reading import Facts, Reading
+from lmcore.train.step import TrainingStep
 from lmcore.train.validation import validate
 
 Outcome = Literal["completed", "preempted"]
@@ -70,13 +71,13 @@ class Trainer:
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
         tokens, flops = self.config.global_batch_tokens, self.whole.flops_per_token(self.config.seq_len)
-        self.costs = Costs(
-            self.config.costs, self.config.profile, world, run_dir, self.events, tokens, self.progress.say
-        )
-        self.model.clock = self.costs.clock
+        self.costs = Costs(self.config, world, self.model.clock, run_dir, self.events, self.progress.say)
         self.peak = find_peak(self.config.costs, world.device, self.config.precision)
         self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
         self.step = 0
+        self.readings: deque[Reading] = deque()
+        # A GPU is told the next step before the last one is read, but where it decides what comes next.
+        self.behind = 1 if world.device.type == "cuda" and not self.loss_scale.dynamic else 0
         self.last_values: dict[str, float] = {}
         self.validation: dict[str, float] = {}
 
@@ -107,9 +108,16 @@ class Trainer:
             self.model.num_copies,
             self.layout.stage_group,
         )
-        self.loss_scale = LossScale.of(self.config.precision, self.config.initial_loss_scale)
-        decay = self.config.ema_decay
-        self.average = WeightAverage(self.model, decay) if decay else None
+        self.batches = Prefetcher(
+            self.inputs.loader, self.config.steps, self.config.prefetch_steps, self.world.device
+        )
+        self.steps = TrainingStep(self.config, self.model, self.optimizers, self.batches, self.stop_requested)
+        self.average = self.steps.average
+
+    @property
+    def loss_scale(self) -> LossScale:
+        """The factor that fp16 needs."""
+        return self.steps.loss_scale
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:
         """The whole of a parameter or buffer: of the model to go on from, or drawn."""
@@ -138,7 +146,9 @@ class Trainer:
             self.progress.say(str(use_float8(self.whole.blocks)))
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
-        outcome = self._train()
+        every = self.config.collect_garbage_every
+        with contextlib.closing(self.batches), collected_every(every) as collect_garbage:
+            outcome = self._train(collect_garbage)
         if outcome == "completed":
             self._validate()
             with self._averaged():
@@ -148,96 +158,60 @@ class Trainer:
         self.events.close()
         return self._result(outcome, started)
 
-    def _train(self) -> Outcome:
+    def _train(self, collect_garbage: Callable[[int], None]) -> Outcome:
         while self.step < self.config.steps:
             with self.costs.step(self.step + 1):
                 stop = self._train_step()
+            collect_garbage(self.step)
             last = self.step == self.config.steps
+            validating = not last and _is_due(self.step, self.config.validate_every)
+            saving = last or _is_due(self.step, self.config.checkpoint_every)
+            if stop or validating or saving:
+                # All steps so far: weights that diverged are neither measured nor saved.
+                stop = self._report_steps() or stop
             # Validated before it is saved: a run that is killed between the two does both again.
-            if not stop and not last and _is_due(self.step, self.config.validate_every):
+            if validating and not stop:
                 self._validate()
-            if stop or last or _is_due(self.step, self.config.checkpoint_every):
+            if saving or stop:
                 self._save_checkpoint()
             if stop and not last:
                 return "preempted"
         return "completed"
 
     def _train_step(self) -> bool:
-        """Do one optimizer step; return whether a process was asked to stop."""
-        start = time.perf_counter()
-        num_targets = self.inputs.loader.num_targets(self.step)
-        sums = self._forward_backward(num_targets)
-        with self.costs.part("optimizer"):
-            squares = self.optimizers.sum_of_squares()
-        *sums, squares, stops = self.world.add_up([*sums, squares, float(self.stop_requested())])
-        loss, z_loss = (value / max(1, num_targets) for value in sums)
-        grad_norm = math.sqrt(squares) / self.loss_scale.scale
-        self._check_finite(loss, grad_norm)
-        with self.costs.part("optimizer"):
-            if math.isfinite(grad_norm):
-                self._update(grad_norm)
-            else:
-                self.loss_scale.skip(self.step + 1)
-            self.optimizers.zero_grad()
-        # After a step that was skipped too: what was counted belongs to it.
-        imbalance = self.model.balance_experts()
-        self.step += 1
-        self.speed.add(time.perf_counter() - start)
-        self._report(loss, z_loss, grad_norm, imbalance)
-        return stops > 0
+        """Do one optimizer step, or have the device do it; return whether a process was asked to stop.
 
-    def _forward_backward(self, num_targets: int) -> list[float]:
-        """Add up the gradient of (summed losses / global targets); return this process's summed losses.
-
-        The cross-entropy and, if it has a weight, the z-loss.
+        What was found out so far is reported, but for the last step on a device that is still at it.
         """
-        sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
-        weight = self.loss_scale.scale / max(1, num_targets)
+        self.readings.append(self.steps.launch(self.step))
+        self.step += 1
+        return self._report_steps(behind=self.behind)
 
-        def criterion(logits: Tensor, targets: Tensor, shard: VocabularyShard | None) -> Tensor:
-            loss, z_loss = loss_sums(logits, targets, shard, z_loss=self.config.z_loss > 0)
-            sums[0] += loss.detach()
-            if z_loss is not None:
-                sums[1] += z_loss.detach()
-                loss = loss + self.config.z_loss * z_loss
-            return loss * weight
+    def _report_steps(self, behind: int = 0) -> bool:
+        """Report the steps that were done but for the last ``behind``; return whether one is to be the last.
 
-        self.model.set_auxiliary_scale(weight)
-        with self.costs.part("data"):
-            batches = list(self.inputs.loader.micro_batches(self.step))
-        self.model.forward_backward(batches, criterion)
-        return sums.tolist() if self.layout.counts else [0.0, 0.0]
+        Raises:
+            TrainingDiverged: the loss or the gradient of one of them is not finite.
+        """
+        stop = False
+        while len(self.readings) > behind:
+            reading = self.readings.popleft()
+            values = reading.values()
+            self._check_finite(reading.facts.step, values["loss"], values["grad_norm"])
+            self.speed.add(reading.seconds)
+            self._report(reading.facts, values)
+            stop = stop or values["stops"] > 0
+        return stop
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
+    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
         if self.loss_scale.dynamic or (math.isfinite(loss) and math.isfinite(grad_norm)):
             return
         raise TrainingDiverged(
-            f"training diverged at step {self.step + 1}",
+            f"training diverged at step {step}",
             expected="a finite loss and gradient",
             found=f"loss {loss}, gradient norm {grad_norm}",
             remedy="Lower the learning rate or lengthen the warmup; the last checkpoint is kept.",
         )
-
-    def _update(self, grad_norm: float) -> None:
-        limit = self.config.optimizer.max_grad_norm
-        factor = 1 / self.loss_scale.scale
-        if limit and grad_norm > limit:
-            factor *= limit / grad_norm
-        if factor != 1.0:
-            self.optimizers.scale_gradients(factor)
-        self.optimizers.step(learning_rate_factor(self.step, self.config.steps, self.config.schedule))
-        self.model.weights_changed()
-        self.loss_scale.keep()
-        if self.average:
-            self.average.update(self.step)
-
-    def _learning_rates(self) -> dict[str, float]:
-        """Those that the settings name: that of all, and Muon's where it has the matrices."""
-        rates = self.optimizers.learning_rates()
-        if self.config.optimizer.name != "muon":
-            return {"train/learning_rate": rates.get("matrix", max(rates.values()))}
-        muon = {"train/muon_learning_rate": rates.pop("matrix")} if "matrix" in rates else {}
-        return {"train/learning_rate": rates.get("norm", max(rates.values(), default=0.0)), **muon}
 
     def _report_plan(self) -> None:
         plan = self.inputs.plan
@@ -245,34 +219,34 @@ class Trainer:
         for source in plan.sources:
             self.progress.say(str(source))
 
-    def _report(self, loss: float, z_loss: float, grad_norm: float, imbalance: float | None) -> None:
-        tokens = self.step * self.config.global_batch_tokens
+    def _report(self, facts: Facts, found: dict[str, float]) -> None:
+        tokens = facts.step * self.config.global_batch_tokens
         values = {
-            "train/loss": loss,
-            "train/grad_norm": grad_norm,
-            **self._learning_rates(),
+            "train/loss": found["loss"],
+            "train/grad_norm": found["grad_norm"],
+            **facts.learning_rates,
             "train/tokens": tokens,
             **self.speed.values(),
         }
         if self.config.z_loss:
-            values["train/z_loss"] = z_loss
-        if imbalance is not None:
-            values["train/expert_imbalance"] = imbalance
+            values["train/z_loss"] = found["z_loss"]
+        if facts.has_experts:
+            values["train/expert_imbalance"] = found["imbalance"]
         if self.loss_scale.dynamic:
-            values["train/loss_scale"] = self.loss_scale.scale
-            values["train/skipped_steps"] = self.loss_scale.skipped_steps
+            values["train/loss_scale"] = facts.loss_scale
+            values["train/skipped_steps"] = facts.skipped_steps
             # JSON has no infinity; a skipped step says so by its count.
             values = {name: value for name, value in values.items() if math.isfinite(value)}
         self.last_values = values
-        self.events.write("step", self.step, tokens=tokens, values=values)
-        self.progress.show(self.step, values)
+        self.events.write("step", facts.step, tokens=tokens, values=values)
+        self.progress.show(facts.step, values)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Compute with the averaged weights inside, if they are averaged."""
         return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def _validate(self) -> None:
-        with self.costs.part("validation"), self._averaged():
+        with self.model.clock.part("validation"), self._averaged():
             self.validation = validate(self.model, self.inputs.held_out, self.config)
             self.model.release_weights()
         tokens = self.step * self.config.global_batch_tokens
@@ -309,7 +283,7 @@ class Trainer:
             loss_scale=asdict(self.loss_scale),
             belongs_to=self._belongs_to(),
         )
-        with self.costs.part("checkpoint"):
+        with self.model.clock.part("checkpoint"):
             path = self.checkpoints.save(self._tensors(), state)
         self.events.write("checkpoint", self.step, path=path.name)
 
@@ -330,7 +304,7 @@ class Trainer:
             return
         self.model.weights_changed()
         self.step = state.step
-        self.loss_scale = LossScale(**state.loss_scale)
+        self.steps.loss_scale = LossScale(**state.loss_scale)
         self.events.write("resume", self.step, passed_over=damaged)
         self.progress.say(f"going on from step {self.step}")
 

@@ -2,17 +2,18 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from lmcore.train.step import TrainingStep
 from lmcore.train.trainer import Trainer
 
 
 def test_the_model_of_a_run_is_the_average_of_what_its_steps_left(make_run, train_here, monkeypatch):
     settings = {"steps": 6, "validate_every": 2}
-    expected, update = {}, Trainer._update
+    expected, update = {}, TrainingStep._update
 
-    def watched(trainer, grad_norm):
-        update(trainer, grad_norm)
-        decay = min(0.4, (1 + trainer.step) / (10 + trainer.step))
-        for name, weights in trainer.model.named_parameters():
+    def watched(steps, grad_norm, step):
+        update(steps, grad_norm, step)
+        decay = min(0.4, (1 + step) / (10 + step))
+        for name, weights in steps.model.named_parameters():
             before = expected.get(name, start[name])
             expected[name] = decay * before + (1 - decay) * weights.detach().double()
 
@@ -25,7 +26,7 @@ def test_the_model_of_a_run_is_the_average_of_what_its_steps_left(make_run, trai
         start.update({name: p.detach().double().clone() for name, p in trainer.model.named_parameters()})
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_update", watched)
+        patched.setattr(TrainingStep, "_update", watched)
         patched.setattr(Trainer, "_build_model", built)
         averaged = make_run("averaged", **settings, ema_decay=0.4)
         found = train_here(averaged)
