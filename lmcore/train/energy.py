@@ -107,7 +107,7 @@ class MachineMeter:
         OSError: there are none, or they cannot be read (which is root's alone on most machines).
     """
 
-    def __init__(self, root: Path = POWERCAP, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._zones = [_open_zone(zone) for zone in sorted(root.glob("intel-rapl:*")) if _counts(zone)]
         if not self._zones:
             raise FileNotFoundError(f"no package among the zones of {root}")
@@ -151,11 +151,11 @@ def _open_zone(zone: Path) -> _Zone:
     return _Zone(file, int((zone / "max_energy_range_uj").read_text()), int(file.read_text()))
 
 
-def open_machine(root: Path = POWERCAP) -> MachineMeter | None:
+def open_machine(root: Path | None = None) -> MachineMeter | None:
     """Return this machine's meter to one of its processes; None to others, and where it cannot be read."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
-        return MachineMeter(root)
+        return MachineMeter(root or POWERCAP)
     except (OSError, ValueError):
         return None

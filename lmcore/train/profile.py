@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import tempfile
 import time
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from lmcore.clock import OTHER, PARTS, Clock
+from lmcore.clock import PARTS, Clock
 from lmcore.config import ProfileConfig
-from lmcore.train.trace import STEP, PartTimes, exposed_communication
+from lmcore.store import write_atomically
+from lmcore.train.trace import STEP, Event, PartTimes, exposed_communication, largest_operators, read_trace
 
 FOLDER = "profile"
 LARGEST_OPERATORS = 25
+MAX_NAME_CHARS = 100
 # Of the time of a run, what samples may take: a costly one is taken the more rarely.
 MAX_SAMPLE_SHARE = 0.005
 _FIRST_SAMPLED_STEP = 3  # the ones before compile, choose kernels and make buffers
@@ -114,42 +117,39 @@ class StepProfile:
         self._profile.start()
 
     def _write(self, done: Any) -> None:
+        if self._done < self._first:
+            return  # the run ended as the profiler warmed up
         self._folder.mkdir(exist_ok=True)
         name = f"rank{self._rank}-steps{self._first}-{self._done}"
-        trace = self._folder / f"{name}.json.gz"
-        build = self._folder / f".{uuid.uuid4().hex[:8]}.json.gz"
+        build = self._folder / f".{uuid.uuid4().hex[:8]}.json"
         try:
             done.export_chrome_trace(str(build))
-            _put(build, trace)
-            build.write_text(self._summary(done, trace), encoding="utf-8")
-            _put(build, self._folder / f"{name}.txt")
+            summary = self._summary(read_trace(build))
+            packed = gzip.compress(build.read_bytes(), compresslevel=4)
+            write_atomically(self._folder / f"{name}.json.gz", packed)
+            write_atomically(self._folder / f"{name}.txt", summary)
         except OSError as error:  # a trace is no reason to lose a run
             self._say(f"warning: the trace of steps {self._first} to {self._done} was not written: {error}")
             return
         finally:
             build.unlink(missing_ok=True)
-        self._say(f"a trace of steps {self._first} to {self._done} is at {trace}")
+        self._say(f"a trace of steps {self._first} to {self._done} is at {self._folder / name}.json.gz")
 
-    def _summary(self, done: Any, trace: Path) -> str:
-        order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
-        table = done.key_averages().table(
-            sort_by=order, row_limit=LARGEST_OPERATORS, max_name_column_width=60
-        )
-        lines = [f"Rank {self._rank}, steps {self._first} to {self._done}", ""]
-        parts = exposed_communication(trace)
+    def _summary(self, events: list[Event]) -> str:
+        # Not by torch's own tables: they take seconds for a thousand operators, while the others wait.
+        parts, operators = exposed_communication(events), largest_operators(events, LARGEST_OPERATORS)
         whole = sum(part.seconds for part in parts.values())
-        for name in (*PARTS[:-1], OTHER):
-            if name in parts:
-                part = parts[name]
-                alone = f", {part.exposed / whole:6.1%} communication alone" if part.exposed else ""
-                lines.append(f"{name:>12} {part.seconds * 1e3:10.1f} ms {part.seconds / whole:6.1%}{alone}")
-        return "\n".join([*lines, "", table, ""])
-
-
-def _put(build: Path, target: Path) -> None:
-    with build.open("rb") as file:
-        os.fsync(file.fileno())
-    build.replace(target)
+        lines = [f"Process {self._rank}, steps {self._first} to {self._done}: {whole:.3f} s", ""]
+        for name in (name for name in PARTS if name in parts):
+            part = parts[name]
+            alone = f", {part.exposed / whole:6.1%} communication alone" if part.exposed else ""
+            lines.append(f"{name:>12} {part.seconds * 1e3:10.1f} ms {part.seconds / whole:6.1%}{alone}")
+        lines += ["", "Largest operators, without those inside of them", ""]
+        lines += [
+            f"{seconds * 1e3:12.1f} ms {seconds / whole:6.1%} {calls:7,} x {name[:MAX_NAME_CHARS]}"
+            for name, seconds, calls in operators
+        ]
+        return "\n".join([*lines, ""])
 
 
 class CommunicationSample:
@@ -202,7 +202,7 @@ class CommunicationSample:
         with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             trace.export_chrome_trace(str(path))
-            self.parts = exposed_communication(path)
+            self.parts = exposed_communication(read_trace(path))
 
     def alone(self, part: str) -> float:
         """Share of a part that was communication alone in the step that was sampled last."""

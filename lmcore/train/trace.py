@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmcore.clock import ANNOTATION, OTHER, PARTS
 
@@ -28,15 +29,22 @@ class PartTimes:
     exposed: float
 
 
-def exposed_communication(trace: Path) -> dict[str, PartTimes]:
+Event = dict[str, Any]  # name, cat (its kind), tid (thread or stream), ts and dur in microseconds
+
+
+def read_trace(trace: Path) -> list[Event]:
+    """Return what has a duration in a trace in Chrome's format, zipped or not."""
+    with gzip.open(trace) if trace.suffix == ".gz" else trace.open("rb") as file:
+        return [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
+
+
+def exposed_communication(events: list[Event]) -> dict[str, PartTimes]:
     """Return the parts of the annotated steps of a trace, empty if there are none.
 
     On CUDA what kernels of NCCL did while no other work of the device ran; on CPU what gloo did while the
     thread that trains was in no operation of ATen.
     """
-    with gzip.open(trace) if trace.suffix == ".gz" else trace.open("rb") as file:
-        events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
-    on_gpu = any(event.get("cat") == "kernel" for event in events)
+    on_gpu = _is_of_gpu(events)
     annotations = [
         event
         for event in events
@@ -63,7 +71,41 @@ def exposed_communication(trace: Path) -> dict[str, PartTimes]:
     }
 
 
-def _span(event: dict[str, float]) -> Span:
+def largest_operators(events: list[Event], number: int) -> list[tuple[str, float, int]]:
+    """Return name, seconds and calls of the operators that took longest.
+
+    Kernels of a GPU, or else operators of the CPU, of all threads, without those inside of them.
+    """
+    if _is_of_gpu(events):
+        timed = [(event["name"], event["dur"]) for event in events if event.get("cat") == "kernel"]
+    else:
+        timed = _own_times([event for event in events if event.get("cat") == "cpu_op"])
+    found: dict[str, tuple[float, int]] = {}
+    for name, duration in timed:
+        seconds, calls = found.get(name, (0.0, 0))
+        found[name] = (seconds + duration / 1e6, calls + 1)
+    return sorted(((name, *told) for name, told in found.items()), key=lambda row: -row[1])[:number]
+
+
+def _own_times(events: list[Event]) -> Iterator[tuple[str, float]]:
+    """Name and duration of each operator, less what those inside of it took."""
+    around: list[list[Any]] = []  # thread, name, stop, own duration: one in another
+    for event in sorted(events, key=lambda event: (event["tid"], event["ts"], -event["dur"])):
+        start, stop = _span(event)
+        while around and (around[-1][0] != event["tid"] or around[-1][2] <= start):
+            _, name, _, own = around.pop()
+            yield name, own
+        if around:
+            around[-1][3] -= event["dur"]
+        around.append([event["tid"], event["name"], stop, event["dur"]])
+    yield from ((name, own) for _, name, _, own in around)
+
+
+def _is_of_gpu(events: list[Event]) -> bool:
+    return any(event.get("cat") == "kernel" for event in events)
+
+
+def _span(event: Event) -> Span:
     return event["ts"], event["ts"] + event["dur"]  # microseconds
 
 
