@@ -92,10 +92,8 @@ def show_summary(console: Console, summary: Summary) -> None:
             f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
             highlight=False,
         )
-    for one in summary.sets:
-        if not one.group:
-            told = f"{one.name}: {one.value:.4f} {one.measure.replace('_', ' ')} over {one.items:,}"
-            console.print(told, highlight=False, markup=False)
+    for told in _figures(summary):
+        console.print(told, highlight=False, markup=False)
     if summary.gate and not summary.model_version:
         console.print(f"not registered: {summary.gate}", highlight=False, markup=False)
     elif summary.gate:
@@ -115,6 +113,30 @@ def show_summary(console: Console, summary: Summary) -> None:
     if summary.quarantine:
         console.print(f"set aside: {summary.quarantine}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{summary.wall_seconds:.1f} s in all, with the start of the servers", highlight=False)
+
+
+def _figures(summary: Summary) -> list[str]:
+    """Those of the sets, and what the training cost as far as it is known."""
+    lines = [
+        f"{one.name}: {one.value:.4f} {one.measure.replace('_', ' ')} over {one.items:,}"
+        for one in summary.sets
+        if not one.group
+    ]
+    return [*lines, _costs(summary)] if summary.tokens_per_second else lines
+
+
+def _costs(summary: Summary) -> str:
+    costs = summary.costs
+    told = [f"trained at {summary.tokens_per_second:,.0f} tokens/s"]
+    if "mfu" in costs:
+        told.append(f"MFU {costs['mfu']:.1%}")
+    if costs.get("tokens_per_joule"):
+        told.append(f"{costs['tokens_per_joule']:,.3g} tokens/J ({costs['energy']})")
+    elif "energy" in costs:
+        told.append(f"energy {costs['energy']}")
+    if isinstance(costs.get("cost"), float):
+        told.append(f"{costs['cost']:,.3g} {costs['currency']}")
+    return ", ".join(told)
 
 
 def _sentence(books: Mapping[str, Any]) -> str:

@@ -821,6 +821,73 @@ class LaunchConfig(Config):
     )
 
 
+class CostsConfig(Config):
+    """What is measured of what a step costs, and what a unit of it is charged at."""
+
+    every_steps: int = setting(
+        10,
+        "Steps over which shares of time, memory and energy are taken, as rows of events; 0: never",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
+    peak_tflops: float | None = setting(
+        None,
+        "Peak of one device, which MFU is a share of; empty: the vendor's for the type of computing",
+        unit="TFLOP/s",
+        gt=0,
+        identity=False,
+    )
+    measure_peak: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "Take the peak from a matrix product before the first step; auto: where no vendor's figure is known",
+        identity=False,
+    )
+    sample_communication: bool = setting(
+        True,
+        "Profile a step now and then, for the share of time in which communication alone is under way",
+        identity=False,
+    )
+    price_per_device_hour: float | None = setting(
+        None,
+        "Price of a device: a GPU, or a process on CPU; empty: not said",
+        unit="per hour",
+        ge=0,
+        identity=False,
+    )
+    price_per_kwh: float | None = setting(
+        None,
+        "Price of electricity, on top of the devices'; empty: not said",
+        unit="per kWh",
+        ge=0,
+        identity=False,
+    )
+    currency: str = setting("USD", "Of the prices", pattern=r"^[A-Z]{3}$", identity=False)
+    grams_co2_per_kwh: float | None = setting(
+        None,
+        "Carbon dioxide of electricity where it is used; empty: not said",
+        unit="g/kWh",
+        ge=0,
+        identity=False,
+    )
+
+
+class ProfileConfig(Config):
+    """A trace of some steps by torch's profiler, in the run's directory and artifacts."""
+
+    start_step: int = setting(
+        0, "First step that is traced, from 1; 0: none", unit="steps", ge=0, identity=False
+    )
+    steps: int = setting(3, "Steps that are traced", unit="steps", ge=1, le=100, identity=False)
+    ranks: tuple[int, ...] = setting((0,), "Processes that write a trace", identity=False)
+
+    @model_validator(mode="after")
+    def _ranks_count_from_zero(self) -> ProfileConfig:
+        if any(rank < 0 for rank in self.ranks):
+            raise ValueError(f"profile: ranks count from 0; found {list(self.ranks)}")
+        return self
+
+
 class MixtureConfig(Config):
     """What one source gives to the training."""
 
@@ -932,6 +999,8 @@ class TrainConfig(Config):
         100, "Steps between checkpoints; 0: only at the end", unit="steps", ge=0, identity=False
     )
     keep_checkpoints: int = setting(2, "Newest checkpoints kept", unit="checkpoints", ge=1, identity=False)
+    costs: CostsConfig = setting(CostsConfig(), "What a step costs", identity=False)
+    profile: ProfileConfig = setting(ProfileConfig(), "A trace of some steps", identity=False)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
-from tasks import runs
+from tasks.costs import cost_metrics, cost_table, cost_tags
 from tasks.data_report import PAGE
 from tasks.evaluate import MEASURES
-from tasks.pictures import losses
+from tasks.figures import draw_costs, draw_energy, draw_funnel, draw_loss
 from tasks.prepare import Prepared
 from tasks.registry import Registered
 from tasks.tracked import FlowRun
@@ -63,6 +63,7 @@ class Summary(BaseModel):
     bigram_bits_per_byte: float | None = None
     sets: list[SetSummary] = []
     tokens_per_second: float | None = None
+    costs: dict[str, Any] = {}
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
     model_name: str | None = None
@@ -80,52 +81,6 @@ def stage_summaries(artifacts: Iterable[Artifact]) -> list[StageSummary]:
         StageSummary(stage=a.stage, key=a.key, status=a.status, seconds=round(a.seconds, 3), reason=a.reason)
         for a in artifacts
     ]
-
-
-# --- figures ---------------------------------------------------------------------------------------
-
-
-def draw_loss(events: Path, target: Path) -> None:
-    """Draw training and validation loss (nats a token) over tokens, from a training run's events."""
-    rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
-    # Of steps that were replayed after a resume, the last row counts.
-    by_step = {(row["kind"], row.get("step")): row for row in rows if row.get("values")}
-    figure, axes = _axes("Loss", "tokens", "nats per token")
-    for kind, metric, style in (("step", "train/loss", "-"), ("validation", "eval/loss", "o--")):
-        points = [
-            (row["tokens"], row["values"][metric])
-            for (row_kind, _), row in by_step.items()
-            if row_kind == kind and metric in row["values"]
-        ]
-        if points:
-            axes.plot(*zip(*sorted(points), strict=True), style, label=metric, markersize=4, linewidth=1.2)
-    axes.legend(frameon=False)
-    figure.savefig(target)
-
-
-def draw_funnel(funnel: Sequence[tuple[str, int]], target: Path) -> None:
-    """Draw how many documents went in, were left by each rule that dropped some, and were kept."""
-    labels, counts, _ = zip(*losses(funnel), strict=True)
-    figure, axes = _axes("Documents", "documents", "")
-    figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.22 * len(labels)))
-    bars = axes.barh(labels, counts, color="#4878a8")
-    axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    figure.savefig(target)
-
-
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
-    # The object interface draws without a display and without global state.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 # --- artifacts in the Prefect UI -------------------------------------------------------------------
@@ -194,7 +149,11 @@ def report(
     """Tell a run in figures, in the Prefect UI, in MLflow, and as the summary that is returned."""
     # That of the documents was drawn by `report_data`.
     figures = {name: run.directory / name for name in ("documents.png", "loss.png")}
-    draw_loss(trained.path / "events.jsonl", figures["loss.png"])
+    events = trained.path / "events.jsonl"
+    draw_loss(events, figures["loss.png"])
+    for name, draw in (("costs.png", draw_costs), ("energy.png", draw_energy)):
+        if draw(events, run.directory / name):
+            figures[name] = run.directory / name
     summary = _summarize(recipe, run, prepared, trained, evaluated, registered)
     page = markdown(summary, figures)
     _publish_stages("stages", summary.stages)
@@ -264,6 +223,7 @@ def _summarize(
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         sets=set_summaries(measured.get("sets", {})),
         tokens_per_second=trained.summary["tokens_per_second"],
+        costs=trained.summary.get("costs", {}),
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
         model_name=registered.model_name if registered else None,
@@ -286,10 +246,11 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
         "data/documents": summary.documents,
         "train/tokens": summary.train_tokens,
     }
+    metrics |= cost_metrics(summary.costs)
     metrics |= {f"eval/{one.name}/{one.measure}": one.value for one in summary.sets if not one.group}
     run.record(
         metrics={name: float(value) for name, value in metrics.items() if value is not None},
-        tags=_stage_tags(summary.stages),
+        tags=_stage_tags(summary.stages) | cost_tags(summary.costs),
         files={name: str(path) for name, path in figures.items()}
         | {"summary.json": str(run.directory / "summary.json")},
     )
@@ -323,6 +284,7 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
         lines += [f"Gate: {summary.gate}.", ""]
     if summary.mlflow_url:
         lines += [f"[This run in MLflow]({summary.mlflow_url})", ""]
+    lines += cost_table(summary.costs, summary.tokens_per_second)
     lines += ["## Stages", "", "| stage | key | status | seconds | why |", "|---|---|---|---:|---|"]
     lines += [
         f"| {s.stage} | `{s.key[:12]}` | {s.status} | {s.seconds:.1f} | {s.reason} |" for s in summary.stages

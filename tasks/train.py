@@ -22,6 +22,7 @@ from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage
 from lmcore.train.job import TrainJob
 from tasks import runs
+from tasks.costs import cost_tags, costs_of
 from tasks.events import EventTail
 from tasks.prepare import Prepared
 from tasks.progress import note
@@ -32,6 +33,7 @@ from tasks.tracked import FlowRun
 TRAIN_VERSION = 3
 LOG_LINE_EVERY_SECONDS = 2.0
 MAX_URGENT_LINES = 200
+TRACES = "profile"  # as lmcore.train.profile names it, which wants torch
 
 
 def train_stage(recipe: Recipe, prepared: Prepared) -> Stage:
@@ -69,10 +71,23 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             weights_digest=stage.inputs.get("initial weights", ""),
         ).write(run_dir)
         _record_run(run_dir, recipe, stage, tokens, run)
-        result = run_job("lmcore.train", run_dir, recipe, run, progress, total_steps=recipe.train.steps)
+        result = run_job(
+            "lmcore.train",
+            run_dir,
+            recipe,
+            run,
+            progress,
+            total_steps=recipe.train.steps,
+            tags_of=lambda result: cost_tags(_costs(run_dir, recipe, result)),
+        )
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
-        return {**result, **figures_of_steps(out / "events.jsonl", recipe.train.global_batch_tokens)}
+        tokens_per_step = recipe.train.global_batch_tokens
+        return {
+            **result,
+            **figures_of_steps(out / "events.jsonl", tokens_per_step),
+            "costs": _costs(run_dir, recipe, result),
+        }
 
     trained = ensure(stage, build)
     run.refer_to(trained, train_run_directory(stage.key))
@@ -88,6 +103,7 @@ def run_job(
     *,
     total_steps: int = 0,
     metrics_of: Callable[[Mapping[str, Any]], dict[str, float]] = lambda result: {},
+    tags_of: Callable[[Mapping[str, Any]], dict[str, str]] = lambda result: {},
 ) -> dict[str, Any]:
     """Run ``module`` on ``run_dir`` in its processes; follow it into MLflow, the log and the progress bar.
 
@@ -110,12 +126,15 @@ def run_job(
                 ),
             )
         if result["status"] == "completed":
-            runs.update_run(run_dir, metrics=metrics_of(result))
+            runs.update_run(run_dir, metrics=metrics_of(result), tags=tags_of(result))
             status = "finished"
     except Exception:
         status = "failed"
         raise
     finally:
+        # A trace is told of however the run ended.
+        traces = sorted((run_dir / TRACES).glob("rank*"))
+        runs.update_run(run_dir, files={f"{TRACES}/{path.name}": str(path) for path in traces})
         runs.close_run(run_dir, status)
     if result["status"] != "completed":
         raise LaunchError(
@@ -123,6 +142,12 @@ def run_job(
             remedy="The same command goes on from the last checkpoint.",
         )
     return result
+
+
+def _costs(run_dir: Path, recipe: Recipe, result: Mapping[str, Any]) -> dict[str, Any]:
+    events = run_dir / "events.jsonl"
+    rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
+    return costs_of(rows, result, recipe.train.global_batch_tokens, recipe.train.costs.currency)
 
 
 def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from lmcore.clock import Clock
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
@@ -54,6 +55,9 @@ class DividedModel:
         loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
         compiled: Whether blocks are compiled.
         attention: How it is computed; None: as torch likes.
+
+    Attributes:
+        clock: Whose parts forward and backward passes are.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class DividedModel:
         self.precision: Precision = precision
         self.loss_chunk_tokens = loss_chunk_tokens
         self.attention = attention or Backend()
+        self.clock = Clock(layout.world.device)
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -113,6 +118,9 @@ class DividedModel:
                 (batch_shape[0], batch_shape[1] // parallel.cp),
                 num_micro_batches,
             )
+            for wrapped in self.wrapped:
+                wrapped.register_forward_pre_hook(lambda *_: self.clock.enter("forward"), prepend=True)
+                wrapped.register_forward_hook(lambda *_: self.clock.leave(), always_call=True)
 
     def _tie(self) -> TiedHead | None:
         if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
@@ -214,7 +222,10 @@ class DividedModel:
         self._finish_with(functools.partial(self._summed_loss, criterion))
         with self.attention.chosen():
             if self.pipeline is not None:
-                self.pipeline.step(_joined([self.own_part(batch) for batch in batches]))
+                joined = _joined([self.own_part(batch) for batch in batches])
+                # All that is not forward: backward passes, and waiting for the other stages.
+                with self.clock.part("backward"):
+                    self.pipeline.step(joined)
             else:
                 self._in_turn(batches)
         if self._partial:
@@ -241,11 +252,12 @@ class DividedModel:
             part = self.own_part(batch)
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
-                with autocast(wrapped, self.precision, self.layout.world.device):
+                with self.clock.part("forward"), autocast(wrapped, self.precision, self.layout.world.device):
                     loss = wrapped(
                         part.tokens, part.positions, part.document_ids, part.sequences, part.targets
                     )
-                loss.backward()
+                with self.clock.part("backward"):
+                    loss.backward()
 
     def _finish_with(self, finish: Finish) -> None:
         for stage in self.stages:

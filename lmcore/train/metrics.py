@@ -7,22 +7,10 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-
-import torch
+from collections.abc import Mapping, Sequence
 
 PROGRESS_EVERY_SECONDS = 3.0
 WINDOW_STEPS = 20
-
-# Dense matrix products in 16-bit types, FLOP/s, from the vendors' data sheets. What is not here has no MFU.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-}
 
 
 class Speed:
@@ -31,18 +19,13 @@ class Speed:
     Args:
         tokens_per_step: Over all processes.
         flops_per_token: Of training.
-        world_size: Devices that share the work.
-        device: The kind of them.
+        peak_flops: A second, of all devices that share the work; None: there is no MFU.
     """
 
-    def __init__(
-        self, tokens_per_step: int, flops_per_token: int, world_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, tokens_per_step: int, flops_per_token: int, peak_flops: float | None) -> None:
         self._tokens_per_step = tokens_per_step
         self._flops_per_step = flops_per_token * tokens_per_step
-        self._peak = peak_flops(device)
-        self._world_size = world_size
-        self._device = device
+        self._peak_flops = peak_flops
         self._window: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._all: list[float] = []
 
@@ -62,25 +45,24 @@ class Speed:
         return self._tokens_per_step / statistics.median(self._all) if self._all else 0.0
 
     def values(self) -> dict[str, float]:
-        """Values of a step's row; MFU only where the device's peak is known."""
+        """Values of a step's row; MFU (Chowdhery et al. 2022, appendix B) only where there is a peak."""
         values = {
             "perf/tokens_per_second": self.tokens_per_second,
             "perf/step_seconds": self._window[-1],
         }
-        if self._peak is not None:
-            rate = self._flops_per_step / statistics.median(self._window)
-            values["perf/mfu"] = rate / (self._peak * self._world_size)
-        if self._device.type == "cuda":
-            values["perf/peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
+        if (mfu := self._mfu(self._window)) is not None:
+            values["perf/mfu"] = mfu
         return values
 
+    @property
+    def overall_mfu(self) -> float | None:
+        """Model FLOPs utilization by the median of all steps of this process; None without a peak."""
+        return self._mfu(self._all)
 
-def peak_flops(device: torch.device) -> float | None:
-    """Return the 16-bit matrix peak of ``device`` in FLOP/s, or None if it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    def _mfu(self, seconds: Sequence[float]) -> float | None:
+        if self._peak_flops is None or not seconds:
+            return None
+        return self._flops_per_step / statistics.median(seconds) / self._peak_flops
 
 
 class ProgressLine:

@@ -44,7 +44,7 @@ class TrainingStep:
         stop_requested: Callable[[], bool],
     ) -> None:
         self.config, self.model, self.optimizers, self.loader = config, model, optimizers, loader
-        self.layout, self.world = model.layout, model.layout.world
+        self.layout, self.world, self.clock = model.layout, model.layout.world, model.clock
         self.stop_requested = stop_requested
         self.loss_scale = LossScale.of(config.precision, config.initial_loss_scale)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
@@ -56,18 +56,21 @@ class TrainingStep:
             TrainingDiverged: fp16 overflows whatever the loss scale.
         """
         began = Moment(self.world.device)
-        data = self.loader.take(step)
+        with self.clock.part("data"):
+            data = self.loader.take(step)
         sums = self._forward_backward(data)
         stop = torch.full((1,), float(self.stop_requested()), dtype=torch.float64, device=self.world.device)
-        squares = self.optimizers.sum_of_squares(self.world.device)
+        with self.clock.part("optimizer"):
+            squares = self.optimizers.sum_of_squares(self.world.device)
         found = self.world.sum_(torch.cat((sums, squares[None], stop)))
         grad_norm = found[2:3].sqrt() / self.loss_scale.scale
-        # The one place where the host waits, and for fp16 alone.
-        if not self.loss_scale.dynamic or math.isfinite(grad_norm.item()):
-            self._update(grad_norm, step)
-        else:
-            self.loss_scale.skip(step + 1)
-        self.optimizers.zero_grad(keep=self.model.keeps_gradients)
+        with self.clock.part("optimizer"):
+            # The one place where the host waits, and for fp16 alone.
+            if not self.loss_scale.dynamic or math.isfinite(grad_norm.item()):
+                self._update(grad_norm, step)
+            else:
+                self.loss_scale.skip(step + 1)
+            self.optimizers.zero_grad(keep=self.model.keeps_gradients)
         # After a step that was skipped too: what was counted belongs to it.
         imbalance = self.model.balance_experts()
         numbers = [found[:2] / max(1, data.num_targets), grad_norm, found[3:]]

@@ -32,11 +32,13 @@ from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
+from lmcore.train.costs import Costs
 from lmcore.train.garbage import collected_every
 from lmcore.train.inputs import open_inputs
 from lmcore.train.job import TrainJob
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
+from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.reading import Facts, Reading
 from lmcore.train.step import TrainingStep
@@ -73,7 +75,9 @@ class Trainer:
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
         tokens, flops = self.config.global_batch_tokens, self.whole.flops_per_token(self.config.seq_len)
-        self.speed = Speed(tokens, flops, world.size, world.device)
+        self.costs = Costs(self.config, world, self.model.clock, run_dir, self.events, self.progress.say)
+        self.peak = find_peak(self.config.costs, world.device, self.config.precision)
+        self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
         self.step = 0
         self.readings: deque[Reading] = deque()
         # A GPU is told the next step before the last one is read, but where it decides what comes next.
@@ -173,13 +177,15 @@ class Trainer:
             self._validate()
             with self._averaged():
                 self._save_model()
+        self.costs.finish()
         self.events.write("end", self.step, status=outcome)
         self.events.close()
         return self._result(outcome, started)
 
     def _train(self, collect_garbage: Callable[[int], None]) -> Outcome:
         while self.step < self.config.steps:
-            stop = self._train_step()
+            with self.costs.step(self.step + 1):
+                stop = self._train_step()
             collect_garbage(self.step)
             last = self.step == self.config.steps
             validating = not last and _is_due(self.step, self.config.validate_every)
@@ -264,7 +270,7 @@ class Trainer:
         return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def _validate(self) -> None:
-        with self._averaged():
+        with self.model.clock.part("validation"), self._averaged():
             self.validation = validate(self.model, self.inputs.held_out, self.config)
             self.model.release_weights()
         tokens = self.step * self.config.global_batch_tokens
@@ -301,7 +307,8 @@ class Trainer:
             loss_scale=asdict(self.loss_scale),
             belongs_to=self._belongs_to(),
         )
-        path = self.checkpoints.save(self._tensors(), state)
+        with self.model.clock.part("checkpoint"):
+            path = self.checkpoints.save(self._tensors(), state)
         self.events.write("checkpoint", self.step, path=path.name)
 
     def _resume(self) -> None:
@@ -374,6 +381,10 @@ class Trainer:
             "world_size": self.world.size,
             "device": self.world.device.type,
             "seconds": time.time() - started,
+            "mfu": self.speed.overall_mfu,
+            "peak_tflops": self.peak.flops / 1e12 if self.peak else None,
+            "peak_source": self.peak.source if self.peak else None,
+            "costs": self.costs.result(),
         }
 
 

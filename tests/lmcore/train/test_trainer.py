@@ -30,6 +30,7 @@ def test_a_run_learns_and_leaves_everything_behind(make_run, corpus):
         "train/tokens",
         "perf/tokens_per_second",
         "perf/step_seconds",
+        "perf/mfu",
     }
     assert expected == set(row["values"])
     assert run.result["status"] == "completed"

@@ -1,0 +1,149 @@
+"""What steps took, in joules, carbon dioxide and money; of what is not measured nothing is said but that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmcore.config import CostsConfig
+
+NOT_MEASURED = "not measured"
+JOULES_PER_KWH = 3.6e6
+SHARE = "perf/share/"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What some steps took, over all processes.
+
+    Attributes:
+        tokens: That they trained on.
+        seconds: How long they were.
+        num_devices: GPUs, or processes on CPU.
+        gpu_joules: Of all GPUs; None: not measured on each of them.
+        cpu_joules: Of all machines' processors and memory; None: not measured on each.
+        on_gpus: Whether GPUs do the work: without theirs the energy is not measured.
+    """
+
+    tokens: int
+    seconds: float
+    num_devices: int
+    gpu_joules: float | None
+    cpu_joules: float | None
+    on_gpus: bool
+
+    @property
+    def joules(self) -> float | None:
+        """All that is measured, if what does the work is."""
+        if (self.gpu_joules if self.on_gpus else self.cpu_joules) is None:
+            return None
+        return (self.gpu_joules or 0.0) + (self.cpu_joules or 0.0)
+
+    @property
+    def energy(self) -> str:
+        """By what it is measured, in words."""
+        if self.joules is None:
+            return NOT_MEASURED
+        meters = {"NVML": self.gpu_joules, "RAPL": self.cpu_joules}
+        return " and ".join(name for name, joules in meters.items() if joules is not None)
+
+    def cost(self, config: CostsConfig) -> float | str | None:
+        """Money by the prices of ``config``; in words if one cannot be applied; None without prices."""
+        devices, electricity = config.price_per_device_hour, config.price_per_kwh
+        if devices is None and electricity is None:
+            return None
+        total = (devices or 0.0) * self.num_devices * self.seconds / 3600
+        if electricity is not None:
+            if self.joules is None:
+                return NOT_MEASURED
+            total += electricity * self.joules / JOULES_PER_KWH
+        return total
+
+    def values(self, config: CostsConfig) -> dict[str, float]:
+        """As metrics: ``energy/...`` where it is measured, and ``perf/cost`` by the prices."""
+        found: dict[str, float] = {}
+        for name, part in (("gpu", self.gpu_joules), ("cpu", self.cpu_joules)):
+            if self.joules is not None and part is not None:
+                found[f"energy/{name}_joules"] = part
+        if self.joules is not None:
+            found["energy/joules"] = self.joules
+            found["energy/watts"] = self.joules / self.seconds if self.seconds else 0.0
+            if self.joules:
+                found["energy/tokens_per_joule"] = self.tokens / self.joules
+            if config.grams_co2_per_kwh is not None:
+                found["energy/co2_grams"] = config.grams_co2_per_kwh * self.joules / JOULES_PER_KWH
+        cost = self.cost(config)
+        return found | ({"perf/cost": cost} if isinstance(cost, float) else {})
+
+
+@dataclass
+class Bill:
+    """Adds up rows of kind ``costs``; steps that were done twice were paid for twice.
+
+    Args:
+        tokens_per_step: Over all processes.
+    """
+
+    tokens_per_step: int
+
+    def __post_init__(self) -> None:
+        self._seconds = self._memory = 0.0
+        self._tokens = 0
+        self._shares: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        self._energies: list[str] = []
+        self._costs: list[str] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take note of a row."""
+        values, seconds = row["values"], row["seconds"]
+        self._seconds += seconds
+        self._tokens += row["steps"] * self.tokens_per_step
+        self._memory = max(self._memory, values.get("perf/peak_memory_bytes", 0.0))
+        for name, value in values.items():
+            if name.startswith(SHARE):
+                part = name.removeprefix(SHARE)
+                self._shares[part] = self._shares.get(part, 0.0) + value * seconds
+        for name in ("energy/joules", "energy/co2_grams", "perf/cost"):
+            if name in values:
+                self._sums[name] = self._sums.get(name, 0.0) + values[name]
+        _note(self._energies, row.get("energy", NOT_MEASURED))
+        _note(self._costs, "measured" if "perf/cost" in values else row.get("cost", "not priced"))
+
+    def told(self, currency: str) -> dict[str, Any]:
+        """Return the sums for ``result.json``; empty without a row.
+
+        Energy and cost are said of the whole or not at all.
+        """
+        if not self._seconds:
+            return {}
+        told: dict[str, Any] = {
+            "seconds": self._seconds,
+            "shares": {part: value / self._seconds for part, value in self._shares.items()},
+            "peak_memory_bytes": self._memory,
+            "energy": NOT_MEASURED if NOT_MEASURED in self._energies else ", ".join(self._energies),
+        }
+        if told["energy"] != NOT_MEASURED:
+            told["joules"] = joules = self._sums.get("energy/joules", 0.0)
+            told["tokens_per_joule"] = self._tokens / joules if joules else None
+            if "energy/co2_grams" in self._sums:
+                told["co2_grams"] = self._sums["energy/co2_grams"]
+        if "perf/cost" in self._sums or NOT_MEASURED in self._costs:
+            whole = self._costs == ["measured"]
+            told |= {"cost": self._sums["perf/cost"] if whole else NOT_MEASURED, "currency": currency}
+        return told
+
+
+def bill_of(rows: Iterable[Mapping[str, Any]], tokens_per_step: int, currency: str) -> dict[str, Any]:
+    """Return what all attempts at a run cost together, by the rows of its events."""
+    bill = Bill(tokens_per_step)
+    for row in rows:
+        if row["kind"] == "costs":
+            bill.add(row)
+    return bill.told(currency)
+
+
+def _note(words: list[str], word: str) -> None:
+    if word not in words:
+        words.append(word)

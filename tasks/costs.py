@@ -1,0 +1,89 @@
+"""What a training cost, as people, MLflow and programs are told."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lmcore.train.bill import NOT_MEASURED, bill_of
+
+
+def costs_of(
+    rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any], tokens_per_step: int, currency: str
+) -> dict[str, Any]:
+    """What all attempts at a run cost together, by the rows of its events; MFU is that of the median step.
+
+    Args:
+        rows: Of all attempts.
+        result: Of the last one, which knows the peak.
+        tokens_per_step: Over all processes.
+        currency: Of the prices.
+    """
+    rows = list(rows)
+    mfu = {row["step"]: row["values"].get("perf/mfu") for row in rows if row["kind"] == "step"}
+    known = [value for value in mfu.values() if value is not None]
+    peak = {name: result[name] for name in ("peak_tflops", "peak_source") if result.get(name)}
+    return {
+        **bill_of(rows, tokens_per_step, currency),
+        **({"mfu": statistics.median(known), **peak} if known else {}),
+    }
+
+
+def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float | None]:
+    """The sums under MLflow's groups ``perf/`` and ``energy/``; None: not known."""
+    cost = costs.get("cost")
+    return {
+        "perf/mfu": costs.get("mfu"),
+        "perf/peak_memory_bytes": costs.get("peak_memory_bytes"),
+        "perf/cost": None if cost == NOT_MEASURED else cost,
+        "energy/joules": costs.get("joules"),
+        "energy/tokens_per_joule": costs.get("tokens_per_joule"),
+        "energy/co2_grams": costs.get("co2_grams"),
+    }
+
+
+def cost_tags(costs: Mapping[str, Any]) -> dict[str, str]:
+    """What is known by words: by what energy was measured, or that it was not; the currency."""
+    return {name: str(costs[name]) for name in ("energy", "currency") if name in costs}
+
+
+def cost_table(costs: Mapping[str, Any], tokens_per_second: float | None) -> list[str]:
+    """The costs as lines of a page."""
+    if not costs:
+        return []
+    lines = ["## What it cost", "", "| | |", "|---|---|"]
+    if tokens_per_second:
+        lines.append(f"| speed | {tokens_per_second:,.0f} tokens/s |")
+    if "mfu" in costs:
+        told = f"{costs['mfu']:.1%}"
+        if "peak_tflops" in costs:
+            told += f" of {costs['peak_tflops']:,.3g} TFLOP/s a device ({costs['peak_source']})"
+        lines.append(f"| MFU | {told} |")
+    if "shares" in costs:
+        largest = sorted(costs["shares"].items(), key=lambda share: -share[1])
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {share:.1%}" for name, share in largest if share >= 0.0005
+        )
+        lines.append(f"| time | {costs['seconds']:,.0f} s: {told} |")
+        lines.append(f"| peak memory | {costs['peak_memory_bytes'] / 1e9:,.2f} GB a process |")
+        lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs)]
+    return [*lines, ""]
+
+
+def _energy(costs: Mapping[str, Any]) -> str:
+    if costs["energy"] == NOT_MEASURED:
+        return NOT_MEASURED
+    told = f"{costs['joules'] / 1000:,.4g} kJ ({costs['energy']})"
+    return f"{told}, {costs['tokens_per_joule']:,.4g} tokens/J" if costs.get("tokens_per_joule") else told
+
+
+def _co2_and_money(costs: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "co2_grams" in costs:
+        lines.append(f"| carbon dioxide | {costs['co2_grams']:,.4g} g |")
+    if "cost" in costs:
+        cost = costs["cost"]
+        told = cost if cost == NOT_MEASURED else f"{cost:,.4g} {costs['currency']}"
+        lines.append(f"| cost | {told} |")
+    return lines

@@ -1,0 +1,78 @@
+"""Joules, carbon dioxide and money, by hand."""
+
+import json
+
+import pytest
+
+from lmcore.config import CostsConfig
+from lmcore.train.bill import NOT_MEASURED, Spent, bill_of
+
+PRICES = CostsConfig(price_per_device_hour=2.0, price_per_kwh=0.3, currency="EUR", grams_co2_per_kwh=400)
+
+
+def spent(gpu=None, cpu=None, *, on_gpus=True):
+    return Spent(7_200_000, 1800.0, 4, gpu, cpu, on_gpus)
+
+
+def test_an_hour_of_devices_and_a_kilowatt_hour():
+    values = spent(gpu=3.6e6).values(PRICES)
+    assert values == {
+        "energy/gpu_joules": 3.6e6,
+        "energy/joules": 3.6e6,
+        "energy/watts": 2000.0,
+        "energy/tokens_per_joule": 2.0,
+        "energy/co2_grams": 400.0,
+        "perf/cost": pytest.approx(4 * 0.5 * 2.0 + 0.3),
+    }
+    assert spent(gpu=3e6, cpu=0.6e6).values(PRICES)["energy/joules"] == 3.6e6
+    assert spent(gpu=3e6, cpu=0.6e6).energy == "NVML and RAPL"
+    assert spent(cpu=3.6e6, on_gpus=False).energy == "RAPL"
+
+
+def test_what_is_not_measured_has_words_and_no_numbers():
+    for unknown in (spent(), spent(cpu=5.0), spent(gpu=5.0, on_gpus=False)):
+        assert unknown.energy == NOT_MEASURED
+        assert unknown.values(PRICES) == {}
+        assert unknown.cost(PRICES) == NOT_MEASURED  # without its electricity it would be too low
+    hours = CostsConfig(price_per_device_hour=2.0)
+    assert spent().values(hours) == {"perf/cost": 4.0}
+    assert spent(gpu=1.0).cost(CostsConfig()) is None
+
+
+def row(config, one, steps=10):
+    words = {"cost": cost} if isinstance(cost := one.cost(config), str) else {}
+    shares = {"perf/share/forward": 0.75, "perf/share/other": 0.25, "perf/peak_memory_bytes": 9.0}
+    return {
+        "kind": "costs",
+        "steps": steps,
+        "seconds": one.seconds,
+        "energy": one.energy,
+        "values": shares | one.values(config),
+        **words,
+    }
+
+
+def test_steps_that_were_done_again_were_paid_for_again():
+    rows = [row(PRICES, spent(gpu=1.8e6)), {"kind": "resume"}, row(PRICES, spent(gpu=1.8e6))]
+    told = bill_of(rows, 720_000, "EUR")
+    assert told == {
+        "seconds": 3600.0,
+        "shares": {"forward": 0.75, "other": 0.25},
+        "peak_memory_bytes": 9.0,
+        "energy": "NVML",
+        "joules": 3.6e6,
+        "tokens_per_joule": 4.0,
+        "co2_grams": 400.0,
+        "cost": pytest.approx(8.0 + 0.3),
+        "currency": "EUR",
+    }
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured():
+    told = bill_of([row(PRICES, spent(gpu=1.8e6)), row(PRICES, spent())], 720_000, "EUR")
+    assert (told["energy"], told["cost"]) == (NOT_MEASURED, NOT_MEASURED)
+    assert not {"joules", "tokens_per_joule", "co2_grams"} & set(told)
+    assert bill_of([], 1, "EUR") == {}
+    free = CostsConfig()
+    assert "cost" not in bill_of([row(free, spent())], 1, "EUR")

@@ -1,0 +1,83 @@
+"""MFU: model FLOPs by hand, over a peak that somebody names."""
+
+import pytest
+import torch
+
+from lmcore.config import CostsConfig, ModelConfig
+from lmcore.model.transformer import Transformer
+from lmcore.train.metrics import Speed
+from lmcore.train.peaks import computing_type, find_peak, vendor_peak
+
+CPU = torch.device("cpu")
+
+
+def test_flops_of_a_token_by_hand():
+    config = ModelConfig(
+        num_layers=2,
+        hidden_size=8,
+        num_heads=2,
+        num_kv_heads=1,
+        activation="swiglu",
+        intermediate_size=24,
+        max_seq_len=16,
+    )
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size=10)
+    # Queries 8x8, keys and values 8x4 each, what comes out 8x8; three matrices of 8x24; the head 8x10.
+    layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 24
+    # 6 for each weight; 12 x layers x heads x size of a head x tokens that a token may see.
+    assert model.flops_per_token(16) == 6 * (2 * layer + 8 * 10) + 12 * 2 * 2 * 4 * 16
+
+
+def test_mfu_is_flops_of_the_model_over_the_peak_of_all_devices():
+    speed = Speed(tokens_per_step=1000, flops_per_token=6_000_000, peak_flops=2 * 15e9)
+    for seconds in (9.0, 0.4, 0.5):  # the median step
+        speed.add(seconds)
+    assert speed.values()["perf/mfu"] == pytest.approx(6e9 / 0.5 / 30e9)
+    assert speed.values()["perf/tokens_per_second"] == 2000
+    assert speed.overall_mfu == pytest.approx(0.4)
+    unknown = Speed(tokens_per_step=1000, flops_per_token=1, peak_flops=None)
+    unknown.add(1.0)
+    assert "perf/mfu" not in unknown.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "16-bit", 312),
+        ("NVIDIA A100-SXM4-80GB", "8-bit", None),
+        ("NVIDIA H100 80GB HBM3", "16-bit", 989),
+        ("NVIDIA H100 80GB HBM3", "8-bit", 1979),
+        ("NVIDIA H100 PCIe", "16-bit", 756),
+        ("NVIDIA H100 NVL", "16-bit", 835),
+        ("NVIDIA H200", "FP32", 67),
+        ("NVIDIA GH200 480GB", "16-bit", 989),
+        ("NVIDIA L4", "16-bit", 121),
+        ("NVIDIA L40S", "16-bit", 362),
+        ("NVIDIA A10", "16-bit", 125),
+        ("NVIDIA A10G", "16-bit", None),  # another chip: it is measured
+        ("", "16-bit", None),
+    ],
+)
+def test_a_name_is_found_as_a_word_of_its_own(name, kind, tflops):
+    peak = vendor_peak(name, kind)
+    assert (None if peak is None else peak.flops) == (None if tflops is None else tflops * 1e12)
+
+
+def test_the_peak_is_that_of_the_type_of_computing():
+    assert [computing_type(p) for p in ("fp32", "bf16", "fp16", "fp8")] == [
+        "FP32",
+        "16-bit",
+        "16-bit",
+        "8-bit",
+    ]
+
+
+def test_a_cpu_is_measured_unless_the_settings_say_otherwise():
+    measured = find_peak(CostsConfig(), CPU, "fp32")
+    assert measured.flops > 1e8
+    assert "measured" in measured.source
+    assert "float32" in measured.source
+    assert find_peak(CostsConfig(measure_peak="never"), CPU, "fp32") is None
+    told = find_peak(CostsConfig(peak_tflops=0.25, measure_peak="always"), CPU, "fp32")
+    assert (told.flops, told.source) == (0.25e12, "train.costs.peak_tflops")
