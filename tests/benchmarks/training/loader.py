@@ -12,6 +12,7 @@ import torch
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.data.loader import TrainLoader, Windows
 from lmcore.data.tokens import TokenDataset
+from lmcore.parallel.mesh import keep_freed_memory
 from training.measuring import Times, say, verdict
 from training.trainers import make_trainer, write_noise, write_tokens
 
@@ -22,6 +23,8 @@ SEEK = "seconds to the batch of any step, the files opened anew"
 
 def measure(*, num_tokens: int, rounds: int) -> None:
     """Read batches of 64 windows of 2,048 from ``num_tokens`` tokens; then those of a small training."""
+    torch.set_num_threads(1)  # a core
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(0).integers(1, 50_000, num_tokens)
         write_tokens(Path(folder), {"train": tokens}, 50_257, document=1_000)
@@ -50,7 +53,6 @@ def _seek(folder: Path, step: int) -> float:
 
 def _share_of_a_step(rounds: int) -> None:
     """Of the model of target 3, on one thread."""
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_noise(Path(folder), 2_048)
         model = ModelConfig(num_layers=3, hidden_size=384, num_heads=3, max_seq_len=256)
