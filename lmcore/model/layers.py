@@ -127,6 +127,30 @@ class _SquaredReLU(torch.autograd.Function):
         return (positive * gradients[0]).mul_(2)
 
 
+class _GELU(torch.autograd.Function):
+    """GELU by a sigmoid (Hendrycks and Gimpel 2016), whose vector instructions are faster than tanh's.
+
+    x / 2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3). Its slope is found on the way
+    forward and alone is kept: one tensor, as torch's keeps one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scale = 2 * math.sqrt(2 / math.pi)
+        twice_u = torch.addcmul(x * scale, x * x, x, value=0.044715 * scale)
+        gate = twice_u.sigmoid()
+        if x.requires_grad:
+            # d/dx = gate + x gate (1 - gate) 2u', and x 2u' = 3 (2u) - 2 scale x.
+            slope = twice_u.mul_(3).sub_(x, alpha=2 * scale)
+            ctx.save_for_backward(slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate))
+        return gate.mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0]
+
+
 def activate(h: Tensor, activation: str, block: int) -> Tensor:
     """Apply the nonlinearity of an MLP to ``h`` [..., M], or for SwiGLU [..., 2M]; return [..., M].
 
@@ -138,7 +162,8 @@ def activate(h: Tensor, activation: str, block: int) -> Tensor:
         return (F.silu(gate) * up).flatten(-2)
     if activation == "relu2":
         return _SquaredReLU.apply(h) if is_plain(h) else F.relu(h).square()
-    return F.gelu(h, approximate="tanh")  # GPT-2's
+    # GPT-2's.
+    return _GELU.apply(h) if is_plain(h) else F.gelu(h, approximate="tanh")
 
 
 class MLP(nn.Module):

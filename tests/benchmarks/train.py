@@ -1,104 +1,91 @@
-"""How fast the trainer is on this machine: ``python tests/benchmarks/train.py [--layers 3 ...]``.
+"""How fast training is on this machine, each of seven speeds beside a limit or a peer in the same run.
 
-Alternates a few training steps (one process, fp32, everything the trainer does but checkpoints) with a plain
-matrix product, so that both see the same machine, and prints medians: tokens/s, GFLOP/s, and the share of the
-product's rate that training reaches.
+python tests/benchmarks/train.py [--only shakespeare,step,matmul,loader,processes,gpu,startup] [--quick]
+                                 [--nanogpt DIR] [--shakespeare FILE] [--layers 3 ...]
+
+1 shakespeare   characters of a text beside nanoGPT's published setting for a CPU   --nanogpt, --shakespeare
+2 step          a step of nanoGPT's architecture and shapes beside its own          --nanogpt, --shakespeare
+3 matmul        a model's rate beside that of a matrix product                      --layers, --hidden, ...
+4 loader        batches from Parquet, beside 100 M tokens/s a core and a step
+5 processes     two processes of one thread beside one of two threads
+6 gpu           MFU in bf16 and fp8, nanoGPT with compile beside it (gpu.py says more)
+7 startup       from the start of a run to its first step (tests/benchmarks/startup.py)
+
+Peers and limits take turns with ours, and medians are compared. The targets are about the time by the clock,
+which other work on the machine spoils; processor time stands beside it. Run it from the root of a checkout.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
-import statistics
-import tempfile
-import time
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from training import loader, matmul, processes, shakespeare, step
+from training.gpu import measure as measure_gpu
+from training.measuring import machine, not_measured, say
 
-from lmcore.config import ModelConfig, TrainConfig
-from lmcore.data.token_writer import TokenWriter
-from lmcore.parallel.mesh import World, keep_freed_memory
-from lmcore.train.job import TrainJob
-from lmcore.train.trainer import Trainer
+PARTS = ("shakespeare", "step", "matmul", "loader", "processes", "gpu", "startup")
+SHAPE = {"layers": 3, "hidden": 384, "heads": 3, "vocab": 2_048, "seq-len": 256, "batch": 12}
 
 
 def main() -> None:
     options = read_options()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(Path(folder), options)
-        product = torch.randn(2048, 2048)
-        for _ in range(3):
-            trainer._train_step()
-        steps, products = [], []
-        for _ in range(options.rounds):
-            steps += [seconds(trainer._train_step) for _ in range(3)]
-            products += [seconds(lambda: product @ product) for _ in range(3)]
-    step = statistics.median(steps)
-    tokens = options.batch * options.seq_len
-    rate = trainer.whole.flops_per_token(options.seq_len) * tokens / step
-    peak = 2 * 2048**3 / statistics.median(products)
-    print(
-        f"{trainer.model_size:,} parameters, {tokens} tokens a step, {options.threads} threads: "
-        f"{step * 1e3:.1f} ms, {tokens / step:,.0f} tokens/s, {rate / 1e9:.1f} GFLOP/s, "
-        f"{rate / peak:.1%} of the {peak / 1e9:.0f} GFLOP/s of a matrix product"
-    )
+    quick = options.quick
+    text, nanogpt = options.shakespeare, options.nanogpt
+    rounds = options.rounds or (3 if quick else 10)
+    parts: dict[str, Callable[[], None]] = {
+        "shakespeare": lambda: shakespeare.measure(
+            nanogpt, text, threads=options.threads, seeds=options.seeds, quick=quick
+        ),
+        "step": lambda: step.measure(nanogpt, text, threads=options.threads, rounds=rounds),
+        "matmul": lambda: matmul.measure(options, threads=options.threads, rounds=rounds),
+        "loader": lambda: loader.measure(num_tokens=20_000_000 if quick else 100_000_000, rounds=20 * rounds),
+        "processes": lambda: processes.measure(rounds=max(1, rounds // 3), steps=10 if quick else 30),
+        "gpu": lambda: measure_gpu(nanogpt, small=options.small, quick=quick),
+        "startup": lambda: measure_startup(quick=quick),
+    }
+    say(f"torch {torch.__version__}, {options.threads} threads, {machine()}")
+    for name in options.only:
+        say(f"--- {name}")
+        parts[name]()
+
+
+def measure_startup(*, quick: bool) -> None:
+    """Hand over to the script that knows the pipeline, which is no part of lmcore."""
+    script = Path(__file__).parent / "startup.py"
+    if not script.is_file():
+        not_measured(7, "seconds to the first step", f"{script.name} is not there")
+        return
+    subprocess.run([sys.executable, str(script), *(["--quick"] if quick else [])], check=False)
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in [
-        ("layers", 3),
-        ("hidden", 192),
-        ("heads", 3),
-        ("vocab", 2048),
-        ("seq-len", 256),
-        ("batch", 12),
-        ("threads", 2),
-        ("rounds", 6),
-    ]:
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--optimizer", default="muon")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=_names, default=PARTS, help="parts, separated by commas")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, which is not ours to copy")
+    parser.add_argument("--shakespeare", type=Path, default=Path("tinyshakespeare.txt"), help="its text")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; of 1 only the time, no loss")
+    parser.add_argument("--small", action="store_true", help="of 6 a tiny model, on the CPU where need be")
+    parser.add_argument("--seeds", type=int, default=1, help="of 1: how many runs of ours")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=0, help="turns; 0: 10, or 3 with --quick")
+    for name, default in SHAPE.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="of 3")
+    parser.add_argument("--optimizer", default="muon", help="of 3")
     return parser.parse_args()
 
 
-def make_trainer(folder: Path, options: argparse.Namespace) -> Trainer:
-    rng = np.random.default_rng(0)
-    for split in ("train", "validation"):
-        with TokenWriter(folder / split, eos_id=0, vocab_size=options.vocab) as writer:
-            tokens = rng.integers(1, options.vocab, 400_000).astype(np.int32)
-            tokens[999::1000] = 0
-            names = [f"{split}-{i}" for i in range(400)]
-            writer.add(names, names, tokens, np.full(400, 1000), 1_200_000)
-    vocabulary = {f"t{i}": i for i in range(options.vocab)}
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    job = TrainJob(
-        model=ModelConfig(
-            num_layers=options.layers,
-            hidden_size=options.hidden,
-            num_heads=options.heads,
-            max_seq_len=options.seq_len,
-        ),
-        train=TrainConfig(
-            steps=10_000,
-            seq_len=options.seq_len,
-            global_batch_tokens=options.batch * options.seq_len,
-            micro_batch_size=options.batch,
-            optimizer={"name": options.optimizer},
-            parallel={"dp_replicate": 1, "dp_shard": 1},
-        ),
-        tokens=str(folder),
-        tokenizer=str(folder),
-    )
-    (folder / "run").mkdir()
-    return Trainer(job, folder / "run", World(0, 1, torch.device("cpu")), lambda: False)
-
-
-def seconds(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PARTS)}; found {', '.join(unknown)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ PARAMETERS = {
 }
 PROCESSES = {"gpt2-124m": 8, "llama-1b": 8, "llama-8b": 64, "moe-small": 8}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-LARGE = [name for name in NAMES if name not in ("quickstart", "continue-from-hf")]
+LARGE = [name for name in NAMES if name not in ("quickstart", "continue-from-hf", "shakespeare-char")]
 
 
 def load(name):
@@ -49,6 +49,13 @@ def test_the_model_has_the_published_number_of_parameters(name):
         assert model.num_parameters - asleep == pytest.approx(
             active, rel=0.2
         )  # published as about 0.3 billion
+
+
+def test_characters_of_shakespeare_cost_what_they_cost_nanogpt():
+    recipe = load("shakespeare-char")
+    assert recipe.train.steps * recipe.train.global_batch_tokens == 2_000 * 12 * 64
+    # Its blocks, norms, 65 characters and 64 positions.
+    assert count_parameters(recipe.model, 66) <= 4 * 12 * 128**2 + 9 * 128 + (65 + 64) * 128
 
 
 def test_a_model_to_go_on_from_is_gpt2():
@@ -105,9 +112,7 @@ def test_every_recipe_is_described_in_a_line():
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are():
-    with pytest.raises(
-        ConfigError, match="continue-from-hf, gpt2-124m, llama-1b, llama-8b, moe-small, quickstart"
-    ):
+    with pytest.raises(ConfigError, match=", ".join(NAMES)):
         find_recipe("gpt3")
 
 

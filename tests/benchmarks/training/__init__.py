@@ -1,0 +1,1 @@
+"""The seven speeds of training, one a module: ``python tests/benchmarks/train.py``."""

@@ -1,0 +1,68 @@
+"""Target 3: the share of a matrix product's rate that training reaches, in turn on the same machine."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from lmcore.config import ModelConfig, TrainConfig
+from lmcore.parallel.mesh import keep_freed_memory
+from training.measuring import alternate, say, verdict
+from training.trainers import make_trainer, write_noise
+
+TARGET = "rate of training over that of an fp32 matrix product, 6 M parameters, block 256"
+LIMIT = 0.65
+SIDE = 2_048
+
+
+def measure(shape: argparse.Namespace, *, threads: int, rounds: int) -> None:
+    """Alternate a few steps (fp32, all that the trainer does but checkpoints) with a plain product.
+
+    Args:
+        shape: layers, hidden, heads, vocab, seq_len, batch and optimizer.
+        threads: Of both.
+        rounds: How often.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        write_noise(Path(folder), shape.vocab)
+        trainer = make_trainer(Path(folder), *_configs(shape))
+        side = torch.randn(SIDE, SIDE)
+        for _ in range(3):
+            trainer._train_step()
+        steps, products = alternate(rounds, 3, trainer._train_step, lambda: side @ side)
+    tokens = shape.batch * shape.seq_len
+    flops = trainer.whole.flops_per_token(shape.seq_len) * tokens
+    rate, peak = flops / steps.seconds, 2 * SIDE**3 / products.seconds
+    by_cpu = flops / steps.cpu_seconds / (2 * SIDE**3 / products.cpu_seconds)
+    say(
+        f"  {trainer.model_size:,} parameters, {tokens} tokens a step, {threads} threads: "
+        f"{steps.seconds * 1e3:.1f} ms, {tokens / steps.seconds:,.0f} tokens/s, {rate / 1e9:.1f} GFLOP/s, "
+        f"{rate / peak:.1%} of the {peak / 1e9:.0f} GFLOP/s of a matrix product; "
+        f"by processor time {by_cpu:.1%}"
+    )
+    verdict(3, TARGET, rate / peak, LIMIT, least=True)
+
+
+def _configs(shape: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
+    model = ModelConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_heads=shape.heads,
+        max_seq_len=shape.seq_len,
+    )
+    train = TrainConfig.model_validate(
+        {
+            "steps": 10_000,
+            "seq_len": shape.seq_len,
+            "global_batch_tokens": shape.batch * shape.seq_len,
+            "micro_batch_size": shape.batch,
+            "optimizer": {"name": shape.optimizer},
+            "parallel": {"dp_replicate": 1},
+        }
+    )
+    return model, train
