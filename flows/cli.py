@@ -180,7 +180,9 @@ def plan(
     headroom: Annotated[
         float, typer.Option(help="Share of memory left to CUDA, NCCL and gaps.", min=0, max=0.9)
     ] = 0.1,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.", min=0)] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU for an hour.", min=0)
+    ] = None,
     price_per_kwh: Annotated[float | None, typer.Option(help="Price of electricity on top.", min=0)] = None,
     grams_co2_per_kwh: Annotated[float | None, typer.Option(help="Of electricity (--json).", min=0)] = None,
     pue: Annotated[float, typer.Option(help="What the building draws over its computers.", min=1)] = 1.2,
@@ -194,11 +196,19 @@ def plan(
         _check_writable(json_file)
         settings = load_for_plan(recipe, overrides or [])
         options = {
-            **{"gpus": gpus, "gpu_memory": gpu_memory, "gpu": gpu, "gpus_per_node": gpus_per_node},
-            **{"gpu_watts": gpu_watts, "link_gb": link_gb, "network_gb": network_gb, "headroom": headroom},
+            "gpus": gpus,
+            "gpu_memory": gpu_memory,
+            "gpu": gpu,
+            "gpus_per_node": gpus_per_node,
+            "gpu_watts": gpu_watts,
+            "link_gb": link_gb,
+            "network_gb": network_gb,
+            "headroom": headroom,
             "rates": {
-                **{"per_gpu_hour": price_per_gpu_hour, "per_kwh": price_per_kwh},
-                **{"grams_co2_per_kwh": grams_co2_per_kwh, "overhead": pue},
+                "per_gpu_hour": price_per_gpu_hour,
+                "per_kwh": price_per_kwh,
+                "grams_co2_per_kwh": grams_co2_per_kwh,
+                "overhead": pue,
             },
         }
         found = ask(settings, options)

@@ -87,7 +87,19 @@ def show_plan(console: Console, name: str, plan: dict[str, Any]) -> None:
 def _memory_and_time(plan: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, title="GB of the fullest process; a run", title_justify="left")
     table.add_column("layout", no_wrap=True)
-    numbers = ("weights", "grads", "optim", "gather", "activ", "logits", "total", "step s", "MFU", "days", "MWh")
+    numbers = (
+        "weights",
+        "grads",
+        "optim",
+        "gather",
+        "active",
+        "logits",
+        "total",
+        "step s",
+        "MFU",
+        "days",
+        "MWh",
+    )
     for heading in (*numbers, plan["rates"]["currency"]):
         table.add_column(heading, justify="right", no_wrap=True)
     for layout in plan["layouts"]:
@@ -127,12 +139,15 @@ def _messages(plan: dict[str, Any]) -> Table:
 
 
 def _layout(layout: dict[str, Any]) -> str:
+    """A layout in few words: its axes, its pipeline's order, its micro-batch, what is computed again."""
     sizes = [f"{word} {layout['layout'][axis]}" for axis, word in _AXES.items() if layout["layout"][axis] > 1]
-    if layout["pipeline_schedule"] not in (None, "1f1b"):
-        each = layout["stages_per_process"]
-        sizes.append({"interleaved_1f1b": f"interleaved {each}"}.get(*[layout["pipeline_schedule"]] * 2))
-    again = {"none": "", "full": ", full ckpt", "selective": ", selective ckpt"}
-    return f"{' '.join(sizes) or 'one'}, mb {layout['micro_batch_size']}{again[layout['activation_checkpointing']]}"
+    schedule, mode = layout["pipeline_schedule"], layout["activation_checkpointing"]
+    if schedule == "interleaved_1f1b":
+        sizes.append(f"interleaved {layout['stages_per_process']}")
+    elif schedule not in (None, "1f1b"):
+        sizes.append(schedule)
+    again = "" if mode == "none" else f", {mode} ckpt"
+    return f"{' '.join(sizes) or 'one'}, mb {layout['micro_batch_size']}{again}"
 
 
 def _rates(plan: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a block keeps between its forward and its backward pass, operation by operation.
 
-Counted on the code of ``lmcore.model``: each line of a sum is a tensor that an operation saves. Fused attention
-never has the scores of all pairs (Dao et al. 2022).
+Counted on the code of ``lmcore.model``: each line of a sum is a tensor that an operation saves. Fused
+attention never has the scores of all pairs (Dao et al. 2022).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def kept_by_block(model: ModelConfig, train: TrainConfig, layer: int, mode: str,
 
 
 def _selective(model: ModelConfig, train: TrainConfig, w: Widths, layer: int) -> float:
-    """Its input, the products that read the residual stream's width, attention, and what comes off the wire."""
+    """Its input, products that read the residual stream's width, attention, what comes off the wire."""
     parallel = train.parallel
     kept = w.stream + w.qkv + w.queries + w.heads
     if parallel.tp > 1:

@@ -1,7 +1,7 @@
 """What a process sends in a step, axis by axis, by the formulas of the field.
 
-Of n members, gathering or scattering V bytes sends (n - 1) / n V from each, and adding up and giving back twice
-that (Thakur et al. 2005).
+Of n members, gathering or scattering V bytes sends (n - 1) / n V from each, and adding up for all of them
+twice that (Thakur et al. 2005).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def traffic_of(shape: Shape, train: TrainConfig) -> list[Traffic]:
 
 
 def inside_of(parallel: ParallelConfig, axis: str) -> int:
-    """Ranks from one process of ``axis`` to the next: those of tp are neighbours (``lmcore.parallel.mesh``)."""
+    """Ranks from one process of ``axis`` to the next: those of tp are neighbours (``Layout``)."""
     steps = {"tp": 1, "cp": parallel.tp, "ep": parallel.tp, "fsdp": parallel.tp}
     steps["replicas"] = parallel.tp * parallel.cp * parallel.dp_shard
     steps["pp"] = steps["replicas"] * parallel.dp_replicate

@@ -43,9 +43,8 @@ class GPU:
     source: str
 
 
-# Attention: FlashAttention-2, which torch brings, reaches 50 to 73% of an A100 going forward and a little less
-# going back (Dao 2023), and 35% of an H100 (Shah et al. 2024). Of a B200 we know of no such figure: it is taken
-# to be as of an H100.
+# Attention: FlashAttention-2, which torch brings, reaches 50 to 73% of an A100 (Dao 2023), and 35% of an H100
+# (Shah et al. 2024). Of a B200 we know of no such figure: it is taken to be as of an H100.
 GPUS = {
     gpu.name: gpu
     for gpu in (

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import get_args
+from typing import Literal, get_args
 
 from lmcore.config import ModelConfig, ParallelConfig, TrainConfig
 from lmcore.layout import find_misfit
 
 MAX_MICRO_BATCH = 32
 MAX_CP = 16
-SCHEDULES = (("1f1b", 1), ("interleaved_1f1b", 2), ("interleaved_1f1b", 4), ("zbv", 2))
+SCHEDULES: tuple[tuple[Literal["1f1b", "interleaved_1f1b", "zbv"], int], ...] = (
+    ("1f1b", 1),
+    ("interleaved_1f1b", 2),
+    ("interleaved_1f1b", 4),
+    ("zbv", 2),
+)
 
 
 def layouts_of(
@@ -29,9 +34,7 @@ def layouts_of(
         for micro_batch_size in _divisors(ours, MAX_MICRO_BATCH):
             if ours // micro_batch_size < parallel.pp:
                 continue
-            laid_out = train.model_copy(
-                update={"parallel": parallel, "micro_batch_size": micro_batch_size}
-            )
+            laid_out = train.model_copy(update={"parallel": parallel, "micro_batch_size": micro_batch_size})
             if find_misfit(model, laid_out):
                 continue
             for mode in modes():
@@ -55,7 +58,9 @@ def _parallels(
         if left or dp > train.global_batch_size:
             continue
         for shard, ep, (schedule, each) in itertools.product(
-            _divisors(dp, dp), _divisors(max(1, model.moe.num_experts), 64), SCHEDULES if pp > 1 else SCHEDULES[:1]
+            _divisors(dp, dp),
+            _divisors(max(1, model.moe.num_experts), 64),
+            SCHEDULES if pp > 1 else SCHEDULES[:1],
         ):
             # Groups of replicas and shards in between would be other ways to say the same.
             if shard not in (1, dp) and (shard * tp * cp) % gpus_per_node:

@@ -54,7 +54,7 @@ def memory_of(shape: Shape, train: TrainConfig, device: str = "cuda") -> Memory:
         device: "cuda" or "cpu", which decides what is freed early (``lmcore.parallel.apply``).
     """
     last = train.parallel.pp - 1
-    # The first has most micro-batches at once, the last the logits; the second may have more blocks than these.
+    # The first has most micro-batches at once, the last the logits; the second may have more blocks.
     places = sorted({0, min(1, last), last})
     return max(
         (moment for place in places for moment in _Process(shape, train, device, place).moments()),
@@ -150,9 +150,9 @@ class _Process:
             return 0.0
         largest = max(block.largest_matrix for block in self.kinds)
         chunk = max(largest, min(CHUNK_ELEMENTS, self._sum(lambda block: block.matrices)))
-        # Updates and results; among several, results one behind another for the wire; products of the largest.
+        # Updates and results; among several, results one behind another too; products of the largest.
         copies = 3 if self.train.parallel.num_processes > 1 else 2
-        return FP32 * copies * chunk + 4 * self.element * largest
+        return FP32 * copies * chunk + 3 * self.element * largest
 
     @functools.cached_property
     def tables(self) -> float:
@@ -185,7 +185,9 @@ class _Process:
             return float(min(batches, pp - self.place))
         if schedule == "zbv":
             return float(min(batches, pp))
-        warmup = (chunks - 1) * pp + 2 * (pp - self.place - 1) + 1  # forward passes of a piece (Narayanan 2021)
+        warmup = (
+            (chunks - 1) * pp + 2 * (pp - self.place - 1) + 1
+        )  # forward passes of a piece (Narayanan 2021)
         if schedule == "interleaved_zero_bubble":
             warmup += pp - 1 - self.place
         return min(batches, warmup / chunks)
@@ -201,7 +203,7 @@ class _Process:
     # --- moments ---
 
     def moments(self) -> Iterator[Memory]:
-        """The moments that may be the worst: of the last micro-batch, from its loss to the optimizer's step."""
+        """The moments that may be the worst, from the last micro-batch's loss to the optimizer's step."""
         gradients, weights = _Gradients(self), _Weights(self)
         activations = [self._kept(layer, self.mode) for layer in self.layers]
         flying = sum(activations) * self._in_flight()
@@ -233,7 +235,7 @@ class _Process:
         yield self._at("optimizer step", gradients.all, 0.0, self._working(), 0.0)
 
     def _telling(self) -> list[tuple[int, int]]:
-        """How many blocks went back, and the next: those at both ends, between which like blocks change evenly."""
+        """How many blocks went back, and the next one: at both ends, between which like blocks are even."""
         backward = list(enumerate(reversed(self.layers)))
         return backward if len(self.kinds) > 1 else backward[:2] + backward[2:][-2:]
 
@@ -246,7 +248,9 @@ class _Process:
             width = w.element * config.expert_size * config.moe.num_experts_per_token
         return self.tokens * (w.stream + width * (2 if config.activation == "swiglu" else 1))
 
-    def _at(self, moment: str, gradients: float, gathered: float, activations: float, logits: float) -> Memory:
+    def _at(
+        self, moment: str, gradients: float, gathered: float, activations: float, logits: float
+    ) -> Memory:
         return Memory(
             float(FP32 * self.held),
             float(gradients),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmcore.config import ModelConfig, TrainConfig, parse
 from lmcore.errors import ConfigError
@@ -67,10 +67,10 @@ class Wanted:
     shape: Shape
     train: TrainConfig
     cluster: Cluster
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
     headroom: float = 0.1
     compiled: bool = False
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = field(default_factory=Efficiency)
 
     @property
     def room(self) -> float:
@@ -93,7 +93,9 @@ def make_plan(wanted: Wanted) -> Plan:
     layouts = list(layouts_of(wanted.model, wanted.train, cluster.num_gpus, cluster.gpus_per_node))
     if not layouts:
         raise _indivisible(wanted)
-    timed = sorted((_seconds(wanted, train), _complexity(train), index) for index, train in enumerate(layouts))
+    timed = sorted(
+        (_seconds(wanted, train), _complexity(train), index) for index, train in enumerate(layouts)
+    )
     best, others, large = _pick(wanted, [layouts[index] for _, _, index in timed])
     if best is None:
         raise _too_large(wanted, layouts)
@@ -107,7 +109,9 @@ def make_plan(wanted: Wanted) -> Plan:
         if gain > ALIKE:
             choices.append(Choice(one, False, f"{gain:.1%} faster, but {why_too_large(one, wanted.room)}"))
     own = wanted.train
-    if own.parallel.num_processes == cluster.num_gpus and not any(_same(own, c.estimate.train) for c in choices):
+    if own.parallel.num_processes == cluster.num_gpus and not any(
+        _same(own, c.estimate.train) for c in choices
+    ):
         mine = _estimate(wanted, own)
         fits = mine.memory.total <= wanted.room
         why = why_slower(taken, mine) if fits else why_too_large(mine, wanted.room)
@@ -128,7 +132,9 @@ def _pick(
         seconds = _seconds(wanted, train)
         if best is not None and seconds > limit * SLOW:
             break
-        if kind in kinds and (seconds > limit or (best is not None and _complexity(train) >= _complexity(best))):
+        if kind in kinds and (
+            seconds > limit or (best is not None and _complexity(train) >= _complexity(best))
+        ):
             continue
         if memory_of(wanted.shape, train).total > wanted.room:
             if best is None and len(large) < TOO_LARGE:
@@ -154,7 +160,9 @@ def _kind(train: TrainConfig) -> tuple[int, ...]:
 def _complexity(train: TrainConfig) -> tuple[int, int, int]:
     """How much there is to a layout: axes, how far matrices and stages are cut, what is computed again."""
     parallel = train.parallel
-    axes = sum(size > 1 for size in (parallel.tp, parallel.pp, parallel.cp, parallel.ep, parallel.dp_replicate))
+    axes = sum(
+        size > 1 for size in (parallel.tp, parallel.pp, parallel.cp, parallel.ep, parallel.dp_replicate)
+    )
     cuts = parallel.tp * parallel.pp * parallel.cp * parallel.num_stages
     return axes, cuts, modes().index(train.activation_checkpointing)
 
@@ -247,8 +255,8 @@ def _indivisible(wanted: Wanted) -> ConfigError:
     near = sorted(_dividing(wanted), key=lambda count: abs(count - cluster.num_gpus))[:2]
     return ConfigError(
         f"no layout divides this model and batch over {cluster.num_gpus} GPUs",
-        expected=f"a number that divides {train.global_batch_size} sequences (global_batch_tokens / seq_len), "
-        f"the heads, {wanted.model.num_layers} layers or the length between them",
+        expected=f"a number that {train.global_batch_size} sequences (global_batch_tokens / seq_len), the "
+        f"heads, {wanted.model.num_layers} layers and the length share out among them",
         found=f"{cluster.num_gpus}",
         remedy=f"Use --gpus {' or '.join(map(str, sorted(near)))}." if near else "Change the batch.",
     )
@@ -292,7 +300,10 @@ def _is_frugal(train: TrainConfig) -> bool:
 def _named(train: TrainConfig) -> str:
     parallel = train.parallel
     axes = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")
-    return " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes if getattr(parallel, axis) > 1) or "one"
+    return (
+        " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in axes if getattr(parallel, axis) > 1)
+        or "one"
+    )
 
 
 def _smallest(wanted: Wanted) -> int:

@@ -1,7 +1,7 @@
 """How long a step takes: products, attention, memory, messages that nothing hides, and idle stages.
 
-Every piece is counted; what cannot be counted is one of the constants of ``Efficiency``, the same for all runs.
-Decision 0019 says what each was taken from, and sets predictions beside published runs.
+Every piece is counted; what cannot be counted is one of the constants of ``Efficiency``, the same for all
+runs. Decision 0019 says what each was taken from, and sets predictions beside published runs.
 """
 
 from __future__ import annotations
@@ -96,14 +96,18 @@ def step_time(
         train: Layout, batch and precision.
         cluster: Where it runs.
         compiled: Whether torch.compile merges what is bound by memory.
-        skips_masked: Whether attention over several processes skips what the causal mask hides; ours, which is
-            given a mask, computes it.
+        skips_masked: Whether attention over several processes skips what the causal mask hides; ours, which
+            is given a mask, computes it.
         efficiency: Its constants.
     """
     use = efficiency or Efficiency()
     work = _Work(shape, train, cluster, compiled, skips_masked, use)
     batches = train.grad_accum_steps
-    products, attention, memory = work.products() * batches, work.attention() * batches, work.memory() * batches
+    products, attention, memory = (
+        work.products() * batches,
+        work.attention() * batches,
+        work.memory() * batches,
+    )
     computing = products + attention + memory
     exposed = _exposed(traffic_of(shape, train), cluster, use, computing, train)
     bubble = _bubble_share(train) * (computing + sum(exposed.get(axis, 0.0) for axis in ("tp", "cp", "ep")))
@@ -175,10 +179,11 @@ class _Work:
                 yield own, size, width, mixtures
 
     def _product(self, rows: float, depth: float, width: float, rate: float, forward: float) -> float:
-        """Seconds of a product [rows, depth] x [depth, width], ``forward`` times, and of its two gradients."""
+        """Seconds of a product [rows, depth] x [depth, width], ``forward`` times, and of both gradients."""
         flops = 2 * rows * depth * width
         return sum(
-            times * max(flops * (1 + self.use.product_depth / inner) / rate, self._touched(rows, depth, width))
+            times
+            * max(flops * (1 + self.use.product_depth / inner) / rate, self._touched(rows, depth, width))
             for inner, times in ((depth, forward), (width, 1), (rows, 1))
         )
 
@@ -277,8 +282,8 @@ def _exposed(
 ) -> dict[str, float]:
     """Seconds of messages that no work hides, by axis.
 
-    Those of weights go on beside computing, but for the first and the last block's; replicas add up behind the
-    last micro-batch alone.
+    Those of weights go on beside computing, but for the first and the last block's; replicas add up beside
+    the last micro-batch alone.
     """
     exposed: dict[str, float] = {}
     for one in traffic:
