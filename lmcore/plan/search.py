@@ -11,13 +11,12 @@ from lmcore.plan.estimate import Estimate, Rates, estimate
 from lmcore.plan.hardware import GB, Cluster
 from lmcore.plan.layouts import layouts_of, modes
 from lmcore.plan.memory import memory_of
+from lmcore.plan.reasons import ALIKE, TELLS, why_slower, why_taken, why_too_large
 from lmcore.plan.shape import Shape
 from lmcore.plan.time import Efficiency, step_time
 
 SHOWN = 8  # layouts that a plan names
 TOO_LARGE = 2  # of them, such as would be faster and do not fit
-ALIKE = 0.005  # a difference that is not worth a word
-TELLS = 0.03  # a smaller one is no reason to take a layout that is less simple: predictions err by more
 SLOW = 1.5  # times the best, beyond which no layout is worth naming
 MOST_GPUS = 1 << 17
 
@@ -102,7 +101,7 @@ def make_plan(wanted: Wanted) -> Plan:
     taken = _estimate(wanted, best)
     _check(taken.train)
     found = [_estimate(wanted, train) for train in others]
-    choices = [Choice(taken, True, _why_taken(taken, found, len(layouts)))]
+    choices = [Choice(taken, True, why_taken(taken, found, len(layouts)))]
     choices += [Choice(one, True, why_slower(taken, one)) for one in found]
     for one in (_estimate(wanted, train) for train in large):
         gain = 1 - one.time.total / taken.time.total
@@ -195,56 +194,6 @@ def _same(a: TrainConfig, b: TrainConfig) -> bool:
 def _check(train: TrainConfig) -> None:
     """The layout to take is one that a recipe may have: its settings are validated as a whole."""
     parse(TrainConfig, train.model_dump(), where="the layout that was found")
-
-
-# --- reasons ---------------------------------------------------------------------------------------
-
-
-def _why_taken(taken: Estimate, others: list[Estimate], num_layouts: int) -> str:
-    memory = f"{taken.memory.total / GB:.0f} GB at the worst moment ({taken.memory.moment})"
-    text = f"the fastest of {num_layouts} layouts that fits: {memory}"
-    if others:
-        ahead = others[0].time.total / taken.time.total - 1
-        if ahead > ALIKE:
-            text += f"; {ahead:.1%} ahead of the next kind"
-        else:
-            text += f"; the simplest of those within {TELLS:.0%}, which is as near as predictions are"
-    return text
-
-
-def why_slower(taken: Estimate, other: Estimate) -> str:
-    """What of the time of ``other`` grows most over that of ``taken``."""
-    slower = other.time.total / taken.time.total - 1
-    mine, theirs = _parts(taken), _parts(other)
-    grown = {name: theirs[name] - mine.get(name, 0.0) for name in theirs}
-    name = max(grown, key=lambda part: grown[part])
-    if slower <= ALIKE or grown[name] <= 0:
-        return "as fast, and less simple" if slower >= -ALIKE else f"{-slower:.1%} faster, but less simple"
-    return f"{slower:.1%} slower: {name} {theirs[name]:.2f} s instead of {mine.get(name, 0.0):.2f}"
-
-
-def _parts(one: Estimate) -> dict[str, float]:
-    time = one.time
-    parts = {
-        "products take": time.products,
-        "attention takes": time.attention,
-        "memory traffic takes": time.memory,
-        "the optimizer takes": time.optimizer,
-        "idle stages cost": time.bubble,
-    }
-    return parts | {f"messages of {axis} cost": seconds for axis, seconds in time.exposed.items()}
-
-
-def why_too_large(other: Estimate, room: float) -> str:
-    """What of the memory of ``other`` is largest."""
-    memory = other.memory
-    parts = {
-        name: getattr(memory, name)
-        for name in ("parameters", "gradients", "optimizer", "gathered", "activations", "logits")
-    }
-    name = max(parts, key=lambda part: parts[part])
-    over = memory.total / GB
-    return f"does not fit: {over:.0f} GB of {room / GB:.0f}, {parts[name] / GB:.0f} of them {name}"
 
 
 # --- refusals --------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Runs whose speed was published, and what we predict for them.
 
 torchtitan: benchmarks/llama3_h100_202412_torchtitan.md, asyncTP_llama3_h100_2025-06_torchtitan.md,
-llama3-8b_h200_202506_trainy-whitefiber.md, and docs/performance.md of April and September 2024 (A100, and 405B on
-128 H100). Its H100 have 96 GB of HBM2e at 2.4 TB/s and a limit of 500 W. Where a batch goes through a pipeline
-it is cut into as many micro-batches as there are stages in a row (its default). Llama 3: Grattafiori et al. 2024,
-table 4, on H100 of 700 W.
+llama3-8b_h200_202506_trainy-whitefiber.md, and docs/performance.md of April and September 2024 (A100, and
+405B on 128 H100). Its H100 have 96 GB of HBM2e at 2.4 TB/s and a limit of 500 W. Where a batch goes through a
+pipeline it is cut into as many micro-batches as there are stages in a row (its default). Llama 3: Grattafiori
+et al. 2024, table 4, on H100 of 700 W.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Run:
         sequences: Of a step, of each of the processes that have different ones.
         speed: Tokens a second and GPU, or, from 10^6 on, operations.
         gib: Memory that was reported; 0: none was.
-        fitted: What of our constants was taken from it; empty: none.
+        fitted: Constants that were taken from it; empty: none, though it was known when they were chosen.
     """
 
     model: str
@@ -177,9 +177,39 @@ RUNS = (
     Run(_405B, _H, {**_TP64, "pp": 8, **_interleaved(2)}, 32, 128, gib=72.7, **_PIPED),
     # Table 6.
     Run(_405B, _H, {**_TP64, "pp": 8}, 8, 76, 32_768, gib=75.3, **_PIPED),
-    Run(_405B, _H, {"dp_shard": 4, "cp": 2, "tp": 8, "pp": 8}, 8, 47, 65_536, gib=75.9, **_PIPED),
-    Run(_405B, _H, {"dp_shard": 2, "cp": 4, "tp": 8, "pp": 8}, 8, 31, 131_072, gib=77.1, **_PIPED),
-    Run(_405B, _H, {"dp_shard": 1, "cp": 8, "tp": 8, "pp": 8}, 8, 16, 262_144, gib=84.9, **_PIPED),
+    Run(
+        _405B,
+        _H,
+        {"dp_shard": 4, "cp": 2, "tp": 8, "pp": 8},
+        8,
+        47,
+        65_536,
+        gib=75.9,
+        fitted="pieces",
+        **_PIPED,
+    ),
+    Run(
+        _405B,
+        _H,
+        {"dp_shard": 2, "cp": 4, "tp": 8, "pp": 8},
+        8,
+        31,
+        131_072,
+        gib=77.1,
+        fitted="pieces",
+        **_PIPED,
+    ),
+    Run(
+        _405B,
+        _H,
+        {"dp_shard": 1, "cp": 8, "tp": 8, "pp": 8},
+        8,
+        16,
+        262_144,
+        gib=84.9,
+        fitted="pieces",
+        **_PIPED,
+    ),
     # 2025-06.
     Run(_70B, _H, _TP256, 16, 597.3, **_BF16),
     Run(_70B, _H, _TP256, 16, 809.8),
