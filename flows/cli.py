@@ -169,6 +169,58 @@ def size(
         typer.echo(write_size(depth, parameters, path, processes, precision), nl=False)
 
 
+@app.command(epilog="Example: gristmill plan llama-8b --gpus 64 --gpu-memory 80 --gpu H100")
+def plan(
+    recipe: RecipeName,
+    gpus: Annotated[int, typer.Option(help="GPUs in all.", min=1, max=131_072)],
+    gpu_memory: Annotated[float, typer.Option(help="GB of each; 0: what it is sold with.", min=0)] = 0.0,
+    gpu: Annotated[str, typer.Option(help="A100, H100, H200 or B200.")] = "H100",
+    gpus_per_node: Annotated[int, typer.Option(help="That share the fast links.", min=1)] = 8,
+    gpu_watts: Annotated[float, typer.Option(help="Power limit, if below the TDP; 0: none.", min=0)] = 0.0,
+    link_gb: Annotated[float, typer.Option(help="GB/s each way in a node; 0: NVLink's.", min=0)] = 0.0,
+    network_gb: Annotated[
+        float, typer.Option(help="GB/s each way of a GPU's network; 0: 50 (A100: 25).", min=0)
+    ] = 0.0,
+    headroom: Annotated[
+        float, typer.Option(help="Share of memory left to CUDA, NCCL and gaps.", min=0, max=0.9)
+    ] = 0.1,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU for an hour.", min=0)
+    ] = None,
+    price_per_kwh: Annotated[float | None, typer.Option(help="Price of electricity on top.", min=0)] = None,
+    grams_co2_per_kwh: Annotated[float | None, typer.Option(help="Of electricity (--json).", min=0)] = None,
+    pue: Annotated[float, typer.Option(help="What the building draws over its computers.", min=1)] = 1.2,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what layouts of a recipe would need on so many GPUs, and which to take: no GPU is asked."""
+    with _errors():
+        from flows.plan import ask, load_for_plan, show_plan
+
+        _check_writable(json_file)
+        settings = load_for_plan(recipe, overrides or [])
+        options = {
+            "gpus": gpus,
+            "gpu_memory": gpu_memory,
+            "gpu": gpu,
+            "gpus_per_node": gpus_per_node,
+            "gpu_watts": gpu_watts,
+            "link_gb": link_gb,
+            "network_gb": network_gb,
+            "headroom": headroom,
+            "rates": {
+                "per_gpu_hour": price_per_gpu_hour,
+                "per_kwh": price_per_kwh,
+                "grams_co2_per_kwh": grams_co2_per_kwh,
+                "overhead": pue,
+            },
+        }
+        found = ask(settings, options)
+        found["seconds"] = round(time.monotonic() - STARTED, 2)
+        show_plan(Console(), settings.name, found)
+        _write_json(json_file, found)
+
+
 @app.command(epilog="Example: gristmill recipes")
 def recipes() -> None:
     """Say which recipes there are, and what each is."""

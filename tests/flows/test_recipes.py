@@ -17,10 +17,11 @@ SOURCE = "data.sources.0.path=data/*.jsonl.zst"
 PARAMETERS = {
     "gpt2-124m": (124_439_808, 124_439_808),
     "llama-1b": (1_235_814_400, 1_235_814_400),
+    "llama-405b": (405_853_388_800, 405_853_388_800),
     "llama-8b": (8_030_261_248, 8_030_261_248),
     "moe-small": (2.0e9, 0.3e9),
 }
-PROCESSES = {"gpt2-124m": 8, "llama-1b": 8, "llama-8b": 64, "moe-small": 8}
+PROCESSES = {"gpt2-124m": 8, "llama-1b": 8, "llama-405b": 16_384, "llama-8b": 64, "moe-small": 8}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LARGE = [name for name in NAMES if name not in ("quickstart", "continue-from-hf", "shakespeare-char")]
 
@@ -84,7 +85,7 @@ def test_a_run_learns_from_a_plausible_number_of_tokens(name):
     train = load(name).train
     active = PARAMETERS[name][1]
     assert 19 < train.steps * train.global_batch_tokens / active < 400
-    assert 1e-4 < train.optimizer.learning_rate < 3e-3
+    assert 5e-5 < train.optimizer.learning_rate < 3e-3
     assert train.schedule.warmup_steps < 0.1 * train.steps
 
 
@@ -92,7 +93,8 @@ def test_a_run_learns_from_a_plausible_number_of_tokens(name):
 def test_weights_moments_and_gradients_fit_a_gpu_of_80_gb(name):
     recipe = load(name)
     size = count_parameters(recipe.model, recipe.data.tokenizer.vocab_size)
-    assert 16 * size / recipe.train.parallel.dp_shard < 40e9
+    parallel = recipe.train.parallel
+    assert 16 * size / (parallel.dp_shard * parallel.tp * parallel.pp) < 40e9
 
 
 @pytest.mark.parametrize("name", LARGE)

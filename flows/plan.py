@@ -1,0 +1,163 @@
+"""What layouts of a recipe will need on so many GPUs, as a table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.recipe_files import find_recipe
+from lmcore.config import Recipe, load_recipe
+from lmcore.errors import ConfigError
+
+GB = 1e9
+_AXES = {"dp_replicate": "replicas", "dp_shard": "fsdp", "tp": "tp", "pp": "pp", "cp": "cp", "ep": "ep"}
+
+
+def load_for_plan(name: str, overrides: list[str]) -> Recipe:
+    """A recipe, which need not say yet what it is to learn from.
+
+    Raises:
+        ConfigError: it is not right.
+    """
+    path = find_recipe(name)
+    try:
+        return load_recipe(path, overrides)
+    except ConfigError as error:
+        if "needs a path" not in str(error):
+            raise
+        return load_recipe(path, ["data.sources.0.path=to-be-said", *overrides])
+
+
+def ask(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Plan ``recipe`` in a process that has torch, where its model is built on the meta device.
+
+    Raises:
+        ConfigError: what is asked for is not to be had.
+    """
+    unit = getattr(recipe.model, "vocab_multiple", 1) or 1
+    request = {
+        "model": recipe.model.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json"),
+        "vocab_size": -(-recipe.data.tokenizer.vocab_size // unit) * unit,
+        **options,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "lmcore.plan"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 2:
+        raise ConfigError(done.stderr.strip().removeprefix("error: ").rstrip("."))
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "the planner died")
+    return json.loads(done.stdout)
+
+
+def show_plan(console: Console, name: str, plan: dict[str, Any]) -> None:
+    """Print what is planned for, a row for each layout, what is sent, and why the first is taken."""
+    gpu = plan["gpu"]
+    console.print(
+        f"{name}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens in {plan['steps']:,} steps of "
+        f"{plan['global_batch_tokens']:,}; {plan['precision']}, {plan['optimizer']}, "
+        f"{'compiled' if plan['compiled'] else 'not compiled'}",
+        highlight=False,
+    )
+    console.print(
+        f"{plan['gpus']:,} {gpu['name']} of {plan['gpu_memory_bytes'] / GB:.0f} GB "
+        f"({plan['room_bytes'] / GB:.0f} of them for us), {plan['gpus_per_node']} a node; "
+        f"{plan['num_layouts']:,} layouts divide the model and the batch\n",
+        highlight=False,
+    )
+    console.print(_memory_and_time(plan))
+    console.print(_messages(plan))
+    for number, layout in enumerate(plan["layouts"]):
+        sign = "->" if number == 0 else f"{number + 1:>2}"
+        console.print(f"{sign} {_layout(layout)}: {escape(layout['why'])}", highlight=False, soft_wrap=True)
+    console.print(f"\n{_rates(plan)}", highlight=False, soft_wrap=True)
+
+
+def _memory_and_time(plan: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, title="GB of the fullest process; a run", title_justify="left")
+    table.add_column("layout", no_wrap=True)
+    numbers = (
+        "weights",
+        "grads",
+        "optim",
+        "gather",
+        "active",
+        "logits",
+        "total",
+        "step s",
+        "MFU",
+        "days",
+        "MWh",
+    )
+    for heading in (*numbers, plan["rates"]["currency"]):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layout in plan["layouts"]:
+        memory = layout["memory_bytes"]
+        parts = ("parameters", "gradients", "optimizer", "gathered", "activations", "logits", "total")
+        table.add_row(
+            _layout(layout),
+            *(f"{memory[part] / GB:.1f}" for part in parts),
+            f"{layout['step_seconds']['total']:.2f}",
+            f"{layout['mfu']:.1%}",
+            f"{layout['days']:.1f}",
+            f"{layout['kwh'] / 1000:,.1f}",
+            "-" if layout["cost"] is None else f"{layout['cost']:,.0f}",
+            style="" if layout["fits"] else "dim",
+        )
+    return table
+
+
+def _messages(plan: dict[str, Any]) -> Table:
+    sent = sorted({axis for layout in plan["layouts"] for axis in layout["sent_bytes_per_step"]})
+    title = "\nGB that a process sends in a step, and seconds that nothing hides; seconds of the rest"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table.add_column("layout", no_wrap=True)
+    for heading in (*sent, "products", "attention", "memory", "optimizer", "idle"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layout in plan["layouts"]:
+        seconds = layout["step_seconds"]
+        cells = [
+            f"{layout['sent_bytes_per_step'][axis] / GB:.1f} {seconds['exposed'].get(axis, 0.0):.2f}s"
+            if axis in layout["sent_bytes_per_step"]
+            else "-"
+            for axis in sent
+        ]
+        rest = (f"{seconds[part]:.2f}" for part in ("products", "attention", "memory", "optimizer", "bubble"))
+        table.add_row(_layout(layout), *cells, *rest)
+    return table
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    """A layout in few words: its axes, its pipeline's order, its micro-batch, what is computed again."""
+    sizes = [f"{word} {layout['layout'][axis]}" for axis, word in _AXES.items() if layout["layout"][axis] > 1]
+    schedule, mode = layout["pipeline_schedule"], layout["activation_checkpointing"]
+    if schedule == "interleaved_1f1b":
+        sizes.append(f"interleaved {layout['stages_per_process']}")
+    elif schedule not in (None, "1f1b"):
+        sizes.append(schedule)
+    again = "" if mode == "none" else f", {mode} ckpt"
+    return f"{' '.join(sizes) or 'one'}, mb {layout['micro_batch_size']}{again}"
+
+
+def _rates(plan: dict[str, Any]) -> str:
+    rates, gpu = plan["rates"], plan["gpu"]
+    prices = []
+    if rates["per_gpu_hour"] is not None:
+        prices.append(f"{rates['per_gpu_hour']:g} {rates['currency']} a GPU-hour")
+    if rates["per_kwh"] is not None:
+        prices.append(f"{rates['per_kwh']:g} {rates['currency']} a kWh")
+    text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
+    text += f"x {rates['overhead']:g} for the building. "
+    text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
+    return f"{text} Days are of steps alone. Planned in {plan['seconds']:.1f} s."

@@ -1,0 +1,57 @@
+"""Why a layout is taken, and what speaks against another, in a line."""
+
+from __future__ import annotations
+
+from lmcore.plan.estimate import Estimate
+from lmcore.plan.hardware import GB
+
+ALIKE = 0.005  # a difference that is not worth a word
+TELLS = 0.03  # a smaller one is no reason to take a layout that is less simple: predictions err by more
+
+
+def why_taken(taken: Estimate, others: list[Estimate], num_layouts: int) -> str:
+    """What it needs, and how far it is ahead of the ``others``."""
+    memory = f"{taken.memory.total / GB:.0f} GB at the worst moment ({taken.memory.moment})"
+    text = f"the fastest of {num_layouts} layouts that fits: {memory}"
+    if others:
+        ahead = others[0].time.total / taken.time.total - 1
+        if ahead > ALIKE:
+            text += f"; {ahead:.1%} ahead of the next kind"
+        else:
+            text += f"; the simplest of those within {TELLS:.0%}, which is as near as predictions are"
+    return text
+
+
+def why_slower(taken: Estimate, other: Estimate) -> str:
+    """What of the time of ``other`` grows most over that of ``taken``."""
+    slower = other.time.total / taken.time.total - 1
+    mine, theirs = _parts(taken), _parts(other)
+    grown = {name: theirs[name] - mine.get(name, 0.0) for name in theirs}
+    name = max(grown, key=lambda part: grown[part])
+    if slower <= ALIKE or grown[name] <= 0:
+        return "as fast, and less simple" if slower >= -ALIKE else f"{-slower:.1%} faster, but less simple"
+    return f"{slower:.1%} slower: {name} {theirs[name]:.2f} s instead of {mine.get(name, 0.0):.2f}"
+
+
+def _parts(one: Estimate) -> dict[str, float]:
+    time = one.time
+    parts = {
+        "products take": time.products,
+        "attention takes": time.attention,
+        "memory traffic takes": time.memory,
+        "the optimizer takes": time.optimizer,
+        "idle stages cost": time.bubble,
+    }
+    return parts | {f"messages of {axis} cost": seconds for axis, seconds in time.exposed.items()}
+
+
+def why_too_large(other: Estimate, room: float) -> str:
+    """What of the memory of ``other`` is largest."""
+    memory = other.memory
+    parts = {
+        name: getattr(memory, name)
+        for name in ("parameters", "gradients", "optimizer", "gathered", "activations", "logits")
+    }
+    name = max(parts, key=lambda part: parts[part])
+    over = memory.total / GB
+    return f"does not fit: {over:.0f} GB of {room / GB:.0f}, {parts[name] / GB:.0f} of them {name}"
