@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 def keep_memory() -> None:
     """Have this process keep the memory that it frees: to get it anew, cleared, took a tenth of all time.
 
-    Arrow's own pools give it back, as glibc does with large pieces.
+    Arrow's own pools give it back, as glibc does with large pieces. What Parquet works in is of the pool that
+    ``lmcore.data`` names, unless Arrow was loaded before.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     with contextlib.suppress(OSError, AttributeError):  # not glibc

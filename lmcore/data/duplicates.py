@@ -1,7 +1,8 @@
 """Find the documents that are copies of, or much like, one that came before.
 
-Who shares a value (a content hash, a band of a signature) is found by DuckDB, which goes to the disk when its
-share of the memory is used up; only pairs come back. Each worker has bands of its own. Documents that
+Who shares a value (a content hash, a band of a signature) is found by sorting, if all documents fit into the
+memory that may be used; and else by DuckDB, which goes to the disk when its share of it is used up. Only pairs
+come back. Each worker has bands of its own. Documents that
 pairs connect form a cluster, of which the first in the order of the corpus stays: the order of the sources,
 then of the files' names, then of their records; with ``data.incremental`` what came earlier goes first, and a
 document that was kept once is never dropped for one that came later.
@@ -19,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmcore.data.arrow import column
-from lmcore.data.pool import Workers
+from lmcore.data.arrow import column, to_numbers
+from lmcore.data.pool import Threads, Workers
 
 LEAST_MEMORY_BYTES = 64_000_000
+# Number, two halves of a hash, their order, and a copy of each in that order.
+_SORTED_BYTES = 64
 _GOOD = "good-*.parquet"
 _COPIES = "copies.parquet"
 
@@ -67,10 +70,25 @@ class Grouping:
     memory_bytes: int
     workers: Workers
 
+    @property
+    def files(self) -> list[Path]:
+        """In the order of their documents."""
+        return sorted(self.folder.glob(_GOOD))
+
+    def fits(self) -> bool:
+        """Whether the candidates can be sorted in memory; to start DuckDB takes longer than most corpora."""
+        rows = sum(pq.read_metadata(path).num_rows for path in self.files)
+        return rows * _SORTED_BYTES * self.workers.count <= self.memory_bytes
+
 
 def find_copies(grouping: Grouping) -> Pairs:
     """Documents with the content hash of an earlier one."""
     count = grouping.workers.count
+    if grouping.fits():
+        documents, high, low = _columns(grouping.files, ("high", "low"))
+        pairs = _pairs_of(documents, np.lexsort((low, high)), high, low)
+        pairs = pairs[np.argsort(pairs[:, 0])]
+        return Pairs(pairs[:, 0], pairs[:, 1])
     edges = [round(i * 2**64 / count) for i in range(count + 1)]
     calls = [
         (grouping.folder, low, high - 1, grouping.memory_bytes // count)
@@ -103,9 +121,13 @@ def find_alike(
         generation_starts: Number of the first document of each generation.
     """
     count = min(grouping.workers.count, len(bands))
-    pq.write_table(pa.table({"doc": column(copies.documents)}), grouping.folder / _COPIES)
-    calls = [(grouping.folder, bands[i::count], grouping.memory_bytes // count) for i in range(count)]
-    found = list(grouping.workers.map(_pairs_in_bands, calls))
+    if grouping.fits():  # numpy sorts without the interpreter's lock
+        columns = ((grouping.files, bands[i::count], copies.documents) for i in range(count))
+        found = list(Threads(count).map(_sorted_pairs, columns))
+    else:
+        pq.write_table(pa.table({"doc": column(copies.documents)}), grouping.folder / _COPIES)
+        calls = [(grouping.folder, bands[i::count], grouping.memory_bytes // count) for i in range(count)]
+        found = list(grouping.workers.map(_pairs_in_bands, calls))
     pairs = np.unique(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=0)
     return _cluster(pairs, generation_starts)
 
@@ -123,6 +145,46 @@ def _pairs_in_bands(folder: Path, bands: Sequence[str], memory_bytes: int) -> np
     """
     values = {"good": str(folder / _GOOD), "copies": str(folder / _COPIES)}
     return query(folder, [wanted.format(band=band) for band in bands], values, memory_bytes)
+
+
+def _sorted_pairs(files: Sequence[Path], bands: Sequence[str], copies: np.ndarray) -> np.ndarray:
+    """``_pairs_in_bands`` of ``bands``, without the documents ``copies`` (ascending); int64 [n, 2]."""
+    found = []
+    for band in bands:
+        documents, hashes = _columns(files, (band,))
+        wanted = (hashes != 0) & ~np.isin(documents, copies, assume_unique=True)
+        documents, hashes = documents[wanted], hashes[wanted]
+        found.append(_pairs_of(documents, np.argsort(hashes, kind="stable"), hashes))
+    return np.concatenate(found)
+
+
+def _pairs_of(documents: np.ndarray, order: np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """Each of ``documents`` (ascending; int64 [n]) whose ``values`` an earlier one has, and the first such one.
+
+    Args:
+        documents: Numbers in the corpus.
+        order: Sorts ``values``, and keeps the order of those that are equal; int64 [n].
+        values: [n] each.
+    """
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = np.any([np.diff(value[order]) != 0 for value in values], axis=0)
+    first = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
+    pairs = np.stack([documents[order], documents[order[first]]], axis=1)
+    return pairs[~is_new]
+
+
+def _columns(files: Sequence[Path], names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """``doc``, ascending, and ``names`` of all ``files``."""
+    tables = []
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            tables.append(file.read(["doc", *names]))
+    whole = pa.concat_tables(tables)
+    columns = [to_numbers(whole[name]) for name in ("doc", *names)]
+    if (np.diff(columns[0]) < 0).any():
+        order = np.argsort(columns[0])
+        columns = [values[order] for values in columns]
+    return tuple(columns)
 
 
 def _cluster(pairs: np.ndarray, generation_starts: Sequence[int]) -> Pairs:

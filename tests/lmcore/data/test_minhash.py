@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, NearDedupConfig, SourceConfig
 from lmcore.data.documents import build_documents
-from lmcore.data.duplicates import Grouping, Pairs, find_alike
+from lmcore.data.duplicates import Grouping, Pairs, find_alike, find_copies
 from lmcore.data.minhash import band_hashes
 from lmcore.data.pool import Threads
 from lmcore.data.sources import take_inventory
@@ -62,6 +62,33 @@ def clusters(bands, starts=(0,)):
         alike = find_alike(grouping, names, none, starts)
     firsts = alike.first_of(documents)
     return np.where(firsts < 0, documents, firsts)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 4), min_size=1, max_size=40),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=10)
+def test_duplicates_are_the_same_whether_they_are_sorted_in_memory_or_grouped_on_the_disk(rows, seed):
+    draw = np.random.default_rng(seed)
+    # Hashes of both ends of the range: as signed numbers, half of them were negative.
+    values = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)[np.array(rows)].T
+    names = ("high", "low", "band_00", "band_01")
+    of_file = draw.integers(0, 3, len(rows))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in np.unique(of_file).tolist():
+            columns = {"doc": np.flatnonzero(of_file == number)}
+            columns |= {name: v[of_file == number] for name, v in zip(names, values, strict=True)}
+            pq.write_table(pa.table(columns), f"{folder}/good-{number}.parquet")
+        in_memory, on_disk = (Grouping(Path(folder), most, Threads(2)) for most in (1_000_000, 0))
+        assert in_memory.fits()
+        assert not on_disk.fits()
+        copies, grouped = find_copies(in_memory), find_copies(on_disk)
+        alike = find_alike(in_memory, names[2:], copies, (0,))
+        grouped_alike = find_alike(on_disk, names[2:], copies, (0,))
+    for found, expected in ((copies, grouped), (alike, grouped_alike)):
+        assert found.documents.tolist() == expected.documents.tolist()
+        assert found.firsts.tolist() == expected.firsts.tolist()
 
 
 def same(bands):
