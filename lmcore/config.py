@@ -838,7 +838,11 @@ class TrainConfig(Config):
         4_096, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
     )
     micro_batch_size: int = setting(
-        16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
+        16,
+        "Sequences that one process computes at a time; 0: the most that fit into memory, found at the start",
+        unit="sequences",
+        ge=0,
+        identity=False,
     )
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = setting(
         "fp32",
@@ -951,7 +955,7 @@ class TrainConfig(Config):
                 f"use global_batch_tokens "
                 f"{_nearest_multiples(self.global_batch_tokens, ranks * self.seq_len)}"
             )
-        if self.sequences_per_process % self.micro_batch_size:
+        if self.micro_batch_size and self.sequences_per_process % self.micro_batch_size:
             raise ValueError(
                 f"{self.sequences_per_process} sequences of a process are not divisible by "
                 f"micro_batch_size {self.micro_batch_size}; "
@@ -978,8 +982,8 @@ class TrainConfig(Config):
 
     @property
     def grad_accum_steps(self) -> int:
-        """Micro-batches that one process adds up before a step."""
-        return self.sequences_per_process // self.micro_batch_size
+        """Micro-batches that one process adds up before a step; 0: not known yet."""
+        return self.sequences_per_process // self.micro_batch_size if self.micro_batch_size else 0
 
 
 class SamplingConfig(Config):

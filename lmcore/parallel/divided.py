@@ -17,7 +17,7 @@ from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
 from lmcore.model.backends import Backend
-from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
+from lmcore.model.moe import routers, set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer, hide_added
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
 from lmcore.parallel.checkpointing import Checkpointing
@@ -166,6 +166,12 @@ class DividedModel:
             dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.layout.group("pp"))
         return worst
 
+    def forget_counts(self) -> None:
+        """Count visits to experts from zero."""
+        for stage in self.stages:
+            for router in routers(stage):
+                router.counts.zero_()
+
     def _sum_over_stage(self, counts: Tensor) -> Tensor:
         # Processes of tp that see the same tokens count them alike: the counts keep their shares.
         if self.layout.world.size > 1:
@@ -197,6 +203,11 @@ class DividedModel:
                 yield from _to_main(name, whole, source, self.layout)
 
     # --- computing ---
+
+    def use_micro_batches(self, size: int, count: int) -> None:
+        """Have each of the next steps take ``count`` micro-batches of ``size`` sequences."""
+        if self.pipeline is not None:
+            self.pipeline.use_micro_batches(size, count)
 
     def own_part(self, batch: Batch) -> Batch:
         """The part of ``batch`` that this process has tokens of, on its device; documents stay whole."""

@@ -77,6 +77,11 @@ class Pipeline:
         self.num_stages = layout.parallel.num_stages
         self.width = _stage(wrapped[0]).model.config.hidden_size
 
+    def use_micro_batches(self, size: int, count: int) -> None:
+        """Have each of the next steps take ``count`` micro-batches of ``size`` sequences."""
+        self.batch_shape, self.num_micro_batches = (size, self.batch_shape[1]), count
+        self.__dict__.pop("_schedule", None)  # it has buffers of the shape before
+
     @functools.cached_property
     def _schedule(self) -> Any:
         """Torch's schedule of a step; who only evaluates has none."""
