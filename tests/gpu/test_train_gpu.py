@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmcore.config import ModelConfig, TrainConfig
+from lmcore.config import ModelConfig, OptimizerConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
@@ -15,6 +15,7 @@ from lmcore.model.float8 import Float8Linear
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
 from lmcore.train.job import TrainJob
+from lmcore.train.optim import Optimizers
 from lmcore.train.precision import FP8_CAPABILITY
 from lmcore.train.trainer import Trainer
 
@@ -131,3 +132,53 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass():
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in (tokens[:, :30], *tokens[:, 30:].split(1, dim=1))]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-3, rtol=1e-3)
+
+
+SAVING = {
+    "selective": {"activation_checkpointing": "selective"},
+    "full": {"activation_checkpointing": "full"},
+    "chunks": {"loss_chunk_tokens": 100},
+    "offloaded adamw": {"optimizer": {"name": "adamw", "offload": True}},
+    "offloaded muon": {"optimizer": {"name": "muon", "offload": True}},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("way", SAVING)
+def test_ways_to_save_memory_change_nothing_on_a_gpu(corpus, tmp_path, way, precision, monkeypatch):
+    monkeypatch.setattr("lmcore.train.offload.RUN_ELEMENTS", 10_000)  # several runs, on streams of their own
+    settings = {"steps": 10, "precision": precision, "compile": "off"}
+    plain = (
+        {"optimizer": {**SAVING[way]["optimizer"], "offload": False}} if "optimizer" in SAVING[way] else {}
+    )
+    _, expected = train(corpus, tmp_path / "plain", "cuda", **settings, **plain)
+    _, found = train(corpus, tmp_path / "saving", "cuda", **settings, **SAVING[way])
+    rel = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}[precision] if way == "chunks" else 1e-6
+    assert found == pytest.approx(expected, rel=rel)
+
+
+def test_offloaded_state_lies_in_pinned_memory():
+    model = Transformer(ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64), VOCAB)
+    model.init_weights(0)
+    model.to("cuda")
+    optimizers = Optimizers(
+        model.named_parameters(), OptimizerConfig(name="adamw", offload=True), torch.float32
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(1.0)
+    state = optimizers.state()
+    assert all(slot.is_pinned() for slot in state.values() if slot.ndim)
+    assert all(slot.any() for name, slot in state.items() if name.endswith("exp_avg"))
+
+
+def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypatch):
+    _, expected = train(corpus, tmp_path / "told", "cuda", steps=3)
+    result, found = train(corpus, tmp_path / "found", "cuda", steps=3, micro_batch_size=0)
+    assert result["micro_batch_size"] == 16  # all there is
+    assert found == pytest.approx(expected, rel=1e-4)
+    # Room for the weights and little else: a part of the batch at a time.
+    monkeypatch.setattr("lmcore.train.fitting.free_memory", lambda device: 12_000_000.0)
+    result, found = train(corpus, tmp_path / "little", "cuda", steps=3, micro_batch_size=0)
+    assert 1 <= result["micro_batch_size"] < 16
+    assert found == pytest.approx(expected, rel=1e-4)
