@@ -77,7 +77,7 @@ def wrap(
         block.forward = compile_block(block.forward)
     if layout.mesh is None:
         materialize(stage, device, draw)
-        return _replicate(stage, device) if layout.world.size > 1 else stage
+        return _replicate(stage, device, compiled=compiled) if layout.world.size > 1 else stage
     # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
     reshard = device.type == "cuda" and parallel.pp == 1
     policy = MixedPrecisionPolicy(
@@ -102,13 +102,14 @@ def wrap(
     return stage
 
 
-def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
+def _replicate(stage: Stage, device: torch.device, *, compiled: bool) -> DistributedDataParallel:
     # Buffers are the same on every process: tables of positions, biases of experts.
     replicated = DistributedDataParallel(stage, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    with torch.compiler.set_stance("force_eager"):  # else compiled for two tokens too
+    # Not compiled for these two tokens.
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad()
     for router in routers(stage):
