@@ -44,6 +44,7 @@ def wrap(
     *,
     checkpointing: bool,
     compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> nn.Module:
     """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
@@ -57,6 +58,7 @@ def wrap(
         draw: Makes the whole of a parameter, of which each process keeps its part.
         checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
         compiled: Whether blocks are compiled.
+        cuda_graphs: Whether what they compile to is replayed from graphs.
     """
     parallel, device = layout.parallel, layout.world.device
     # FSDP2 fears that somebody changes its output in place; nobody does.
@@ -74,7 +76,7 @@ def wrap(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
     for block in stage.blocks if compiled else ():
-        block.forward = compile_block(block.forward)
+        block.forward = compile_block(block.forward, cuda_graphs=cuda_graphs)
     if layout.mesh is None:
         materialize(stage, device, draw)
         return _replicate(stage, device, compiled=compiled) if layout.world.size > 1 else stage

@@ -48,6 +48,7 @@ class DividedModel:
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: Whether blocks are computed again in the backward pass.
         compiled: Whether blocks are compiled.
+        cuda_graphs: Whether what they compile to is replayed from graphs.
         attention: How it is computed; None: as torch likes.
     """
 
@@ -63,11 +64,13 @@ class DividedModel:
         num_micro_batches: int = 1,
         checkpointing: bool = False,
         compiled: bool = False,
+        cuda_graphs: bool = False,
         attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
         self.attention = attention or Backend()
+        self._marks_steps = cuda_graphs
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -89,7 +92,15 @@ class DividedModel:
             num_entries = max(0, min(vocab_size - first, share))
             self.stages.append(Stage(model, layers[place], self.shared, stream, num_entries, self.attention))
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            wrap(
+                stage,
+                layout,
+                precision,
+                draw,
+                checkpointing=checkpointing,
+                compiled=compiled,
+                cuda_graphs=cuda_graphs,
+            )
             for stage in self.stages
         ]
         self.tied_head = self._tie()
@@ -225,6 +236,9 @@ class DividedModel:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
+            if self._marks_steps:
+                # What graphs wrote for the micro-batch before may now be overwritten.
+                torch.compiler.cudagraph_mark_step_begin()
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with autocast(wrapped, self.precision, self.layout.world.device):

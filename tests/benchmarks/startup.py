@@ -1,7 +1,7 @@
 """What passes before the first step: ``python tests/benchmarks/startup.py [--rounds 3] [--processes 1 2]``.
 
 Runs the whole mill on a small recipe in a home of its own. Then, with all data stages reused, times
-`gristmill run` to the first step of a new training, and of one that was stopped and goes on: by the moments at
+`gristmill run` to the first step of a new training, and of one that was stopped: by the moments at
 which files and events appear, and by the processor's time, which a busy machine stretches less. What the
 training process does before its first step is timed apart, in a process of its own, and so are imports.
 """
