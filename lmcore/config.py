@@ -894,6 +894,12 @@ class TrainConfig(Config):
         "tp and runs of 200 steps or more",
         identity=False,
     )
+    cuda_graphs: bool = setting(
+        False,
+        "Have the GPU replay what it is told to do in a compiled block, for models so small that telling it is "
+        "what takes long; costs memory",
+        identity=False,
+    )
     attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
         "auto",
         "What computes attention; auto: the fastest that is there. sdpa: torch's own choice; flash3: "

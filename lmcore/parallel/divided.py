@@ -53,6 +53,7 @@ class DividedModel:
         checkpointing: What blocks compute again in the backward pass.
         loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
         compiled: Whether blocks are compiled.
+        cuda_graphs: Whether what they compile to is replayed from graphs.
         attention: How it is computed; None: as torch likes.
     """
 
@@ -69,12 +70,14 @@ class DividedModel:
         checkpointing: Checkpointing = "none",
         loss_chunk_tokens: int | None = None,
         compiled: bool = False,
+        cuda_graphs: bool = False,
         attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
         self.loss_chunk_tokens = loss_chunk_tokens
         self.attention = attention or Backend()
+        self._marks_steps = cuda_graphs
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -98,7 +101,15 @@ class DividedModel:
                 Stage(model, layers[place], self.shared, stream, self._num_entries, self.attention)
             )
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            wrap(
+                stage,
+                layout,
+                precision,
+                draw,
+                checkpointing=checkpointing,
+                compiled=compiled,
+                cuda_graphs=cuda_graphs,
+            )
             for stage in self.stages
         ]
         self.tied_head = self._tie()
@@ -250,6 +261,9 @@ class DividedModel:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
+            if self._marks_steps:
+                # What graphs wrote for the micro-batch before may now be overwritten.
+                torch.compiler.cudagraph_mark_step_begin()
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with autocast(wrapped, self.precision, self.layout.world.device):

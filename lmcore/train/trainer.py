@@ -29,7 +29,7 @@ from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
 from lmcore.parallel.apply import DTYPES
-from lmcore.parallel.compile import choose_compile
+from lmcore.parallel.compile import check_cuda_graphs, choose_compile
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
@@ -93,6 +93,7 @@ class Trainer:
         if self.config.precision == "fp8":
             check_fp8(config, self.config.parallel, self.world.device)
         self.compiled, self.compile_reason = choose_compile(config, self.config, self.world.device)
+        check_cuda_graphs(config, self.config, self.world.device, self.compiled)
         with torch.device("meta"):  # to ask it for its size
             self.whole = Transformer(config, self.inputs.vocab_size)
         attention = choose_backend(self.config.attention, self._attention_task())
@@ -107,6 +108,7 @@ class Trainer:
             checkpointing=self.config.activation_checkpointing,
             loss_chunk_tokens=self.config.loss_chunk_tokens,
             compiled=self.compiled,
+            cuda_graphs=self.config.cuda_graphs,
             attention=attention,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.

@@ -38,9 +38,9 @@ def corpus(tmp_path_factory):
     return root
 
 
-def train(corpus, run_dir, device, **settings):
+def make_trainer(corpus, run_dir, device="cuda", model=(), **settings):
     job = TrainJob(
-        model=ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64),
+        model=ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64, **dict(model)),
         train=TrainConfig(
             **{
                 "steps": 30,
@@ -55,7 +55,11 @@ def train(corpus, run_dir, device, **settings):
         tokenizer=str(corpus),
     )
     job.write(run_dir)
-    result = Trainer(job, run_dir, World(0, 1, torch.device(device)), lambda: False).run()
+    return Trainer(job, run_dir, World(0, 1, torch.device(device)), lambda: False)
+
+
+def train(corpus, run_dir, device, **settings):
+    result = make_trainer(corpus, run_dir, device, **settings).run()
     rows = map(json.loads, (run_dir / "events.jsonl").read_text().splitlines())
     return result, [row["values"]["train/loss"] for row in rows if row["kind"] == "step"]
 
@@ -132,6 +136,49 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass():
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in (tokens[:, :30], *tokens[:, 30:].split(1, dim=1))]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-3, rtol=1e-3)
+
+
+def test_no_step_waits_for_the_gpu(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path / "run", precision="bf16", ema_decay=0.9, z_loss=1e-3)
+    for step in range(3):
+        trainer.steps.launch(step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        readings = [trainer.steps.launch(step) for step in range(3, 8)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.batches.close()
+    assert [reading.facts.step for reading in readings] == [4, 5, 6, 7, 8]
+    assert all(reading.values()["loss"] > 0 and reading.seconds > 0 for reading in readings)
+
+
+@pytest.mark.parametrize("name", ["math", "efficient", "flash", "cudnn", "flex", "auto"])
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_attention_is_the_same_by_every_kernel(corpus, tmp_path, name, document_mask):
+    settings = {"document_mask": document_mask, "precision": "bf16", "steps": 12}
+    _, expected = train(corpus, tmp_path / "sdpa", "cuda", attention="sdpa", **settings)
+    try:
+        _, found = train(corpus, tmp_path / name, "cuda", attention=name, **settings)
+    except ConfigError as error:
+        pytest.skip(str(error))  # a kernel that this GPU, or a mask, has not
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-2)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask):
+    settings = {"document_mask": document_mask, "steps": 12}
+    _, expected = train(corpus, tmp_path / "eager", "cuda", compile="off", **settings)
+    _, found = train(
+        corpus, tmp_path / "compiled", "cuda", compile="blocks", cuda_graphs=cuda_graphs, **settings
+    )
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+def test_added_rows_of_the_vocabulary_change_nothing(corpus, tmp_path):
+    _, expected = train(corpus, tmp_path / "plain", "cuda", steps=12)
+    _, found = train(corpus, tmp_path / "added", "cuda", model={"vocab_multiple": 128}, steps=12)
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
 
 
 SAVING = {
