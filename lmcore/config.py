@@ -911,7 +911,11 @@ class TrainConfig(Config):
         4_096, "Tokens of one optimizer step, over all processes", unit="tokens", ge=2
     )
     micro_batch_size: int = setting(
-        16, "Sequences that one process computes at a time", unit="sequences", ge=1, identity=False
+        16,
+        "Sequences that one process computes at a time; 0: the most that fit into memory, found at the start",
+        unit="sequences",
+        ge=0,
+        identity=False,
     )
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = setting(
         "fp32",
@@ -961,6 +965,12 @@ class TrainConfig(Config):
         "auto",
         "Have torch compile each block, for the shapes of the run; auto: on GPUs, for dense models without "
         "tp and runs of 200 steps or more",
+        identity=False,
+    )
+    cuda_graphs: bool = setting(
+        False,
+        "Have the GPU replay what it is told to do in a compiled block, for models so small that telling it is "
+        "what takes long; costs memory",
         identity=False,
     )
     attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
@@ -1026,7 +1036,7 @@ class TrainConfig(Config):
                 f"use global_batch_tokens "
                 f"{_nearest_multiples(self.global_batch_tokens, ranks * self.seq_len)}"
             )
-        if self.sequences_per_process % self.micro_batch_size:
+        if self.micro_batch_size and self.sequences_per_process % self.micro_batch_size:
             raise ValueError(
                 f"{self.sequences_per_process} sequences of a process are not divisible by "
                 f"micro_batch_size {self.micro_batch_size}; "
@@ -1053,8 +1063,8 @@ class TrainConfig(Config):
 
     @property
     def grad_accum_steps(self) -> int:
-        """Micro-batches that one process adds up before a step."""
-        return self.sequences_per_process // self.micro_batch_size
+        """Micro-batches that one process adds up before a step; 0: not known yet."""
+        return self.sequences_per_process // self.micro_batch_size if self.micro_batch_size else 0
 
 
 class SamplingConfig(Config):

@@ -7,6 +7,7 @@ GristmillError
 ├── CheckpointError     a checkpoint is missing, incomplete or of another model
 ├── LaunchError         processes could not be started, or were stopped
 │   └── ProcessDied     they died; another try may help
+├── OutOfMemory         a step does not fit into the memory of its device
 ├── TrainingDiverged    the loss is no longer a number worth training on
 └── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
 """
@@ -70,6 +71,10 @@ class LaunchError(GristmillError):
 
 class ProcessDied(LaunchError):  # noqa: N818 - what happened, as TrainingDiverged
     """Processes died; another try may help."""
+
+
+class OutOfMemory(GristmillError):  # noqa: N818 - what happened, as TrainingDiverged
+    """A step does not fit into the memory of its device."""
 
 
 class TrainingDiverged(GristmillError):  # noqa: N818 - the field says "diverged"

@@ -36,6 +36,16 @@ def sequence_multiple(parallel: ParallelConfig) -> int:
     return parallel.cp * math.lcm(pieces, parallel.tp if parallel.sequence_parallel else 1)
 
 
+def micro_batch_sizes(train: TrainConfig) -> list[int]:
+    """Sequences that a micro-batch may have, ascending: they divide a share, and fill its pipeline."""
+    ours, pipeline = train.sequences_per_process, train.parallel.pp > 1
+    return [
+        size
+        for size in range(1, ours + 1)
+        if ours % size == 0 and (not pipeline or _fills(train, ours // size))
+    ]
+
+
 def _shares(vocab_size: int, tp: int) -> bool:
     return -(-vocab_size // tp) * (tp - 1) < vocab_size
 
@@ -93,6 +103,10 @@ def _pipeline_misfits(model: ModelConfig, train: TrainConfig) -> Iterator[str]:
             f"layers (model.num_layers); use at most {max(1, model.num_layers // each)}"
         )
     batches = train.grad_accum_steps
+    if not train.micro_batch_size:  # is found later
+        if micro_batch_sizes(train):
+            return
+        batches = train.sequences_per_process
     if batches < parallel.pp:
         yield (
             f"train.parallel.pp {parallel.pp} needs at least as many micro-batches in a step; found "
@@ -121,11 +135,10 @@ def _fills(train: TrainConfig, batches: int) -> bool:
 
 def _other_batches(train: TrainConfig) -> str:
     """The nearest micro-batch size that fills the pipeline, or, where there is none, the nearest batch."""
-    ours, size = train.sequences_per_process, train.micro_batch_size
-    sizes = [d for d in range(1, ours + 1) if ours % d == 0 and _fills(train, ours // d)]
-    if sizes:
+    size = train.micro_batch_size or 1
+    if sizes := micro_batch_sizes(train):
         return f"micro_batch_size {min(sizes, key=lambda d: abs(d - size))}"
-    more = next(count for count in itertools.count(train.grad_accum_steps) if _fills(train, count))
+    more = next(count for count in itertools.count(train.grad_accum_steps or 1) if _fills(train, count))
     return f"global_batch_tokens {more * size * train.parallel.dp * train.seq_len}"
 
 

@@ -70,7 +70,12 @@ class Job:
         )
 
     def command(self) -> list[str]:
-        """The torchrun command; ``--standalone`` lets it pick a free port on loopback."""
+        """The torchrun command; ``--standalone`` lets it pick a free port on loopback.
+
+        One process has nobody to meet: it starts without torchrun, which imports torch first.
+        """
+        if self.num_processes == 1:
+            return [sys.executable, "-m", self.module, str(self.run_dir)]
         return [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(self.num_processes)),

@@ -44,6 +44,7 @@ def wrap(
     *,
     checkpointing: Checkpointing,
     compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> nn.Module:
     """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
@@ -57,6 +58,7 @@ def wrap(
         draw: Makes the whole of a parameter, of which each process keeps its part.
         checkpointing: What blocks compute again in the backward pass.
         compiled: Whether blocks are compiled.
+        cuda_graphs: Whether what they compile to is replayed from graphs.
     """
     parallel, device = layout.parallel, layout.world.device
     # FSDP2 fears that somebody changes its output in place; nobody does.
@@ -71,10 +73,10 @@ def wrap(
     # Inside of what shards the blocks: their weights are gathered once for both.
     checkpoint_blocks(stage, checkpointing)
     for block in stage.blocks if compiled else ():
-        block.forward = compile_block(block.forward)
+        block.forward = compile_block(block.forward, cuda_graphs=cuda_graphs)
     if layout.mesh is None:
         materialize(stage, device, draw)
-        return _replicate(stage, device) if layout.world.size > 1 else stage
+        return _replicate(stage, device, compiled=compiled) if layout.world.size > 1 else stage
     # GPUs free a block's weights until its backward pass; where memory is cheap, gathering twice is not.
     reshard = device.type == "cuda" and parallel.pp == 1
     policy = MixedPrecisionPolicy(
@@ -99,13 +101,14 @@ def wrap(
     return stage
 
 
-def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
+def _replicate(stage: Stage, device: torch.device, *, compiled: bool) -> DistributedDataParallel:
     # Buffers are the same on every process: tables of positions, biases of experts.
     replicated = DistributedDataParallel(stage, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS)
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    with torch.compiler.set_stance("force_eager"):  # else compiled for two tokens too
+    # Not compiled for these two tokens.
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad(set_to_none=False)  # so that they stay views of the buckets
     for router in routers(stage):

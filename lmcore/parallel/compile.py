@@ -48,7 +48,32 @@ def choose_compile(model: ModelConfig, train: TrainConfig, device: torch.device)
     return not reason, reason or "a GPU and a dense model"
 
 
-def compile_block(forward: Callable[..., Tensor]) -> Any:
+def check_cuda_graphs(model: ModelConfig, train: TrainConfig, device: torch.device, compiled: bool) -> None:
+    """Refuse graphs where they cannot be: they replay the same kernels on the same places in memory.
+
+    Raises:
+        ConfigError: something changes from step to step, or there is no GPU.
+    """
+    parallel = train.parallel
+    reasons = {
+        f"device {device.type}": device.type != "cuda",
+        "blocks that are not compiled (train.compile)": not compiled,
+        f"train.parallel.pp {parallel.pp}: each micro-batch would need its own": parallel.pp > 1,
+        "a sharded model, whose weights lie elsewhere each time": parallel.is_sharded,
+        "experts, whose rows are others each time": model.moe.num_experts > 0,
+        "train.activation_checkpointing": train.activation_checkpointing != "none",
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if train.cuda_graphs and found:
+        raise ConfigError(
+            "train.cuda_graphs cannot be had",
+            expected="a GPU, compiled blocks, and shapes and places that stay the same",
+            found="; ".join(found),
+            remedy="Set train.cuda_graphs=false.",
+        )
+
+
+def compile_block(forward: Callable[..., Tensor], *, cuda_graphs: bool = False) -> Any:
     """Compile the forward pass of a block, for the shapes it is called with alone.
 
     Hooks of the block stay outside, and so do its parameters and their names. Blocks that are alike share
@@ -57,7 +82,7 @@ def compile_block(forward: Callable[..., Tensor]) -> Any:
     config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     # Beyond the limit torch would go on without compiling, and say so in a warning alone.
     config.recompile_limit = max(config.recompile_limit, _MAX_VARIANTS)
-    return torch.compile(forward, dynamic=False)
+    return torch.compile(forward, dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
 
 
 def _missing(device: torch.device) -> str:

@@ -18,7 +18,7 @@ from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
 from lmcore.model.backends import Backend
-from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
+from lmcore.model.moe import routers, set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer, hide_added
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
 from lmcore.parallel.checkpointing import Checkpointing
@@ -54,6 +54,7 @@ class DividedModel:
         checkpointing: What blocks compute again in the backward pass.
         loss_chunk_tokens: Most tokens whose logits there are at a time; 0: all; None: by their size.
         compiled: Whether blocks are compiled.
+        cuda_graphs: Whether what they compile to is replayed from graphs.
         attention: How it is computed; None: as torch likes.
 
     Attributes:
@@ -73,6 +74,7 @@ class DividedModel:
         checkpointing: Checkpointing = "none",
         loss_chunk_tokens: int | None = None,
         compiled: bool = False,
+        cuda_graphs: bool = False,
         attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
@@ -80,6 +82,7 @@ class DividedModel:
         self.loss_chunk_tokens = loss_chunk_tokens
         self.attention = attention or Backend()
         self.clock = Clock(layout.world.device)
+        self._marks_steps = cuda_graphs
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -103,7 +106,15 @@ class DividedModel:
                 Stage(model, layers[place], self.shared, stream, self._num_entries, self.attention)
             )
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            wrap(
+                stage,
+                layout,
+                precision,
+                draw,
+                checkpointing=checkpointing,
+                compiled=compiled,
+                cuda_graphs=cuda_graphs,
+            )
             for stage in self.stages
         ]
         self.tied_head = self._tie()
@@ -174,6 +185,12 @@ class DividedModel:
             dist.all_reduce(worst, dist.ReduceOp.MAX, group=self.layout.group("pp"))
         return worst
 
+    def forget_counts(self) -> None:
+        """Count visits to experts from zero."""
+        for stage in self.stages:
+            for router in routers(stage):
+                router.counts.zero_()
+
     def _sum_over_stage(self, counts: Tensor) -> Tensor:
         # Processes of tp that see the same tokens count them alike: the counts keep their shares.
         if self.layout.world.size > 1:
@@ -205,6 +222,11 @@ class DividedModel:
                 yield from _to_main(name, whole, source, self.layout)
 
     # --- computing ---
+
+    def use_micro_batches(self, size: int, count: int) -> None:
+        """Have each of the next steps take ``count`` micro-batches of ``size`` sequences."""
+        if self.pipeline is not None:
+            self.pipeline.use_micro_batches(size, count)
 
     def own_part(self, batch: Batch) -> Batch:
         """The part of ``batch`` that this process has tokens of, on its device; documents stay whole."""
@@ -250,6 +272,9 @@ class DividedModel:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
+            if self._marks_steps:
+                # What graphs wrote for the micro-batch before may now be overwritten.
+                torch.compiler.cudagraph_mark_step_begin()
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with self.clock.part("forward"), autocast(wrapped, self.precision, self.layout.world.device):

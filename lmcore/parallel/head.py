@@ -134,6 +134,7 @@ class _InChunks(torch.autograd.Function):
                 by_weight.addmm_(gradient.t(), rows)
             else:
                 by_weight += gradient.t() @ rows
+            del gradient  # not while the next chunk's logits are there
         ctx.gradients, ctx.once, ctx.scaled = (by_hidden, by_weight.to(weight.dtype)), once, False
         return total
 

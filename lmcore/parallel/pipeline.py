@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
 
 from lmcore.config import ParallelConfig
 from lmcore.data.loader import Batch
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.stage import Stage
 
-_SCHEDULES: dict[str, Any] = {
-    "gpipe": ScheduleGPipe,  # Huang et al. 2019
-    "1f1b": Schedule1F1B,  # Narayanan et al. 2019
-    "interleaved_1f1b": ScheduleInterleaved1F1B,  # Narayanan et al. 2021
-    "interleaved_zero_bubble": ScheduleInterleavedZeroBubble,  # Qi et al. 2023
-    "zbv": ScheduleZBVZeroBubble,  # Qi et al. 2024
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
+
+# Of torch.distributed.pipelining, which takes most of a second to import: only who has a pipeline waits.
+_SCHEDULES = {
+    "gpipe": "ScheduleGPipe",  # Huang et al. 2019
+    "1f1b": "Schedule1F1B",  # Narayanan et al. 2019
+    "interleaved_1f1b": "ScheduleInterleaved1F1B",  # Narayanan et al. 2021
+    "interleaved_zero_bubble": "ScheduleInterleavedZeroBubble",  # Qi et al. 2023
+    "zbv": "ScheduleZBVZeroBubble",  # Qi et al. 2024
 }
 
 
@@ -77,13 +74,19 @@ class Pipeline:
         self.num_stages = layout.parallel.num_stages
         self.width = _stage(wrapped[0]).model.config.hidden_size
 
+    def use_micro_batches(self, size: int, count: int) -> None:
+        """Have each of the next steps take ``count`` micro-batches of ``size`` sequences."""
+        self.batch_shape, self.num_micro_batches = (size, self.batch_shape[1]), count
+        self.__dict__.pop("_schedule", None)  # it has buffers of the shape before
+
     @functools.cached_property
     def _schedule(self) -> Any:
         """Torch's schedule of a step; who only evaluates has none."""
         parallel = self.layout.parallel
         stages = [self._pipeline_stage(*pair) for pair in zip(self.wrapped, self.places, strict=True)]
         one = parallel.pipeline_schedule in ("1f1b", "gpipe")
-        return _SCHEDULES[parallel.pipeline_schedule](
+        pipelining: Any = importlib.import_module("torch.distributed.pipelining")
+        return getattr(pipelining, _SCHEDULES[parallel.pipeline_schedule])(
             stages[0] if one else stages,
             self.num_micro_batches,
             loss_fn=lambda loss, targets: loss,  # the last stage makes it: logits would be kept to the end
@@ -91,6 +94,8 @@ class Pipeline:
         )
 
     def _pipeline_stage(self, module: nn.Module, place: int) -> PipelineStage:
+        from torch.distributed.pipelining import PipelineStage
+
         shape = self.batch_shape
         held = shape[1] // (self.layout.parallel.tp if self.layout.divides_sequence else 1)
         like = functools.partial(torch.empty, dtype=self.dtype, device="meta", requires_grad=True)

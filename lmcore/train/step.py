@@ -58,7 +58,7 @@ class TrainingStep:
         began = Moment(self.world.device)
         with self.clock.part("data"):
             data = self.loader.take(step)
-        sums = self._forward_backward(data)
+        sums = self.forward_backward(data)
         stop = torch.full((1,), float(self.stop_requested()), dtype=torch.float64, device=self.world.device)
         with self.clock.part("optimizer"):
             squares = self.optimizers.sum_of_squares(self.world.device)
@@ -84,7 +84,7 @@ class TrainingStep:
         )
         return Reading(facts, torch.cat(numbers), began)
 
-    def _forward_backward(self, data: StepData) -> Tensor:
+    def forward_backward(self, data: StepData) -> Tensor:
         """Add up the gradient of (summed losses / global targets); return this process's summed losses.
 
         The cross-entropy and, if it has a weight, the z-loss: fp64 [2].

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,23 +20,25 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmcore.config import Identity, identify
-from lmcore.data.prefetch import Prefetcher
+from lmcore.data.prefetch import Prefetcher, StepData
 from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.layout import micro_batch_sizes
 from lmcore.model.backends import Task, choose_backend
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
 from lmcore.parallel.apply import DTYPES
-from lmcore.parallel.compile import choose_compile
+from lmcore.parallel.compile import check_cuda_graphs, choose_compile
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.costs import Costs
+from lmcore.train.fitting import Trials, find_largest, out_of_memory_explained
 from lmcore.train.garbage import collected_every
 from lmcore.train.inputs import open_inputs
-from lmcore.train.job import TrainJob
+from lmcore.train.job import TrainJob, with_a_micro_batch
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
 from lmcore.train.peaks import find_peak
@@ -65,6 +68,8 @@ class Trainer:
     def __init__(
         self, job: TrainJob, run_dir: Path, world: World, stop_requested: Callable[[], bool]
     ) -> None:
+        self.finds_micro_batch = job.train.micro_batch_size == 0
+        job = with_a_micro_batch(job)
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
         self.stop_requested = stop_requested
         self.layout = make_layout(self.config.parallel, world)
@@ -92,6 +97,7 @@ class Trainer:
         if self.config.precision == "fp8":
             check_fp8(config, self.config.parallel, self.world.device)
         self.compiled, self.compile_reason = choose_compile(config, self.config, self.world.device)
+        check_cuda_graphs(config, self.config, self.world.device, self.compiled)
         with torch.device("meta"):  # to ask it for its size
             self.whole = Transformer(config, self.inputs.vocab_size)
         attention = choose_backend(self.config.attention, self._attention_task())
@@ -106,6 +112,7 @@ class Trainer:
             checkpointing=self.config.activation_checkpointing,
             loss_chunk_tokens=self.config.loss_chunk_tokens,
             compiled=self.compiled,
+            cuda_graphs=self.config.cuda_graphs,
             attention=attention,
         )
         # Orthogonalizing bears few digits, but not where layouts are to agree to the last ones.
@@ -171,7 +178,13 @@ class Trainer:
         self._report_plan()
         self.checkpoints.require_room(self._tensors())
         every = self.config.collect_garbage_every
-        with contextlib.closing(self.batches), collected_every(every) as collect_garbage:
+        with (
+            out_of_memory_explained(lambda: self.config, self.world.device),
+            contextlib.closing(self.batches),
+            collected_every(every) as collect_garbage,
+        ):
+            if self.finds_micro_batch:
+                self._find_micro_batch()
             outcome = self._train(collect_garbage)
         if outcome == "completed":
             self._validate()
@@ -181,6 +194,43 @@ class Trainer:
         self.events.write("end", self.step, status=outcome)
         self.events.close()
         return self._result(outcome, started)
+
+    def _find_micro_batch(self) -> None:
+        """Take the largest micro-batch that fits, by trial; nothing that decides the result changes."""
+        sizes = micro_batch_sizes(self.config)
+        size, trials = find_largest(sizes, Trials(self.world, self._held, self._try_micro_batch))
+        self._use_micro_batch(size)
+        self.optimizers.zero_grad(keep=self.model.keeps_gradients)
+        self.model.forget_counts()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of sizes that are needed no more
+            torch.cuda.reset_peak_memory_stats(self.world.device)
+        shares = {
+            str(tried): trial.peak if math.isfinite(trial.peak) else None for tried, trial in trials.items()
+        }
+        steps = self.config.grad_accum_steps
+        self.events.write("micro_batch", self.step, size=size, grad_accum_steps=steps, memory_shares=shares)
+        self.progress.say(
+            f"micro-batches of {size} sequences, {steps} a step, take {trials[size].peak:.0%} of the memory"
+        )
+
+    def _held(self) -> Iterator[Tensor]:
+        yield from self._tensors().values()
+        yield from (p.grad for _, p in self.model.named_parameters() if p.grad is not None)
+
+    def _try_micro_batch(self, size: int) -> None:
+        self._use_micro_batch(size)
+        self.optimizers.zero_grad(keep=self.model.keeps_gradients)
+        # Two are as many as any: the second is added to the gradient of the first. A pipeline goes by steps.
+        wanted = None if self.config.parallel.pp > 1 else 2
+        batches = list(itertools.islice(self.inputs.loader.micro_batches(self.step), wanted))
+        num_targets = self.inputs.loader.num_targets(self.step)
+        self.steps.forward_backward(StepData(self.step, num_targets, batches))
+
+    def _use_micro_batch(self, size: int) -> None:
+        self.config = self.config.model_copy(update={"micro_batch_size": size})
+        self.inputs.loader.micro_batch_size = size
+        self.model.use_micro_batches(size, self.config.grad_accum_steps)
 
     def _train(self, collect_garbage: Callable[[int], None]) -> Outcome:
         while self.step < self.config.steps:
@@ -378,6 +428,7 @@ class Trainer:
             "eval_bits_per_byte": self.validation.get("eval/bits_per_byte"),
             "tokens_per_second": self.speed.overall_tokens_per_second,
             "skipped_steps": self.loss_scale.skipped_steps,
+            "micro_batch_size": self.config.micro_batch_size,
             "world_size": self.world.size,
             "device": self.world.device.type,
             "seconds": time.time() - started,

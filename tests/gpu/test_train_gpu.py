@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lmcore.config import ModelConfig, TrainConfig
+from lmcore.config import ModelConfig, OptimizerConfig, TrainConfig
 from lmcore.data.token_writer import TokenWriter
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
@@ -15,6 +15,7 @@ from lmcore.model.float8 import Float8Linear
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
 from lmcore.train.job import TrainJob
+from lmcore.train.optim import Optimizers
 from lmcore.train.precision import FP8_CAPABILITY
 from lmcore.train.trainer import Trainer
 
@@ -37,9 +38,9 @@ def corpus(tmp_path_factory):
     return root
 
 
-def train(corpus, run_dir, device, **settings):
+def make_trainer(corpus, run_dir, device="cuda", model=(), **settings):
     job = TrainJob(
-        model=ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64),
+        model=ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64, **dict(model)),
         train=TrainConfig(
             **{
                 "steps": 30,
@@ -54,7 +55,11 @@ def train(corpus, run_dir, device, **settings):
         tokenizer=str(corpus),
     )
     job.write(run_dir)
-    result = Trainer(job, run_dir, World(0, 1, torch.device(device)), lambda: False).run()
+    return Trainer(job, run_dir, World(0, 1, torch.device(device)), lambda: False)
+
+
+def train(corpus, run_dir, device, **settings):
+    result = make_trainer(corpus, run_dir, device, **settings).run()
     rows = map(json.loads, (run_dir / "events.jsonl").read_text().splitlines())
     return result, [row["values"]["train/loss"] for row in rows if row["kind"] == "step"]
 
@@ -131,3 +136,96 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass():
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in (tokens[:, :30], *tokens[:, 30:].split(1, dim=1))]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-3, rtol=1e-3)
+
+
+def test_no_step_waits_for_the_gpu(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path / "run", precision="bf16", ema_decay=0.9, z_loss=1e-3)
+    for step in range(3):
+        trainer.steps.launch(step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        readings = [trainer.steps.launch(step) for step in range(3, 8)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.batches.close()
+    assert [reading.facts.step for reading in readings] == [4, 5, 6, 7, 8]
+    assert all(reading.values()["loss"] > 0 and reading.seconds > 0 for reading in readings)
+
+
+@pytest.mark.parametrize("name", ["math", "efficient", "flash", "cudnn", "flex", "auto"])
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_attention_is_the_same_by_every_kernel(corpus, tmp_path, name, document_mask):
+    settings = {"document_mask": document_mask, "precision": "bf16", "steps": 12}
+    _, expected = train(corpus, tmp_path / "sdpa", "cuda", attention="sdpa", **settings)
+    try:
+        _, found = train(corpus, tmp_path / name, "cuda", attention=name, **settings)
+    except ConfigError as error:
+        pytest.skip(str(error))  # a kernel that this GPU, or a mask, has not
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-2)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask):
+    settings = {"document_mask": document_mask, "steps": 12}
+    _, expected = train(corpus, tmp_path / "eager", "cuda", compile="off", **settings)
+    _, found = train(
+        corpus, tmp_path / "compiled", "cuda", compile="blocks", cuda_graphs=cuda_graphs, **settings
+    )
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+def test_added_rows_of_the_vocabulary_change_nothing(corpus, tmp_path):
+    _, expected = train(corpus, tmp_path / "plain", "cuda", steps=12)
+    _, found = train(corpus, tmp_path / "added", "cuda", model={"vocab_multiple": 128}, steps=12)
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+SAVING = {
+    "selective": {"activation_checkpointing": "selective"},
+    "full": {"activation_checkpointing": "full"},
+    "chunks": {"loss_chunk_tokens": 100},
+    "offloaded adamw": {"optimizer": {"name": "adamw", "offload": True}},
+    "offloaded muon": {"optimizer": {"name": "muon", "offload": True}},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("way", SAVING)
+def test_ways_to_save_memory_change_nothing_on_a_gpu(corpus, tmp_path, way, precision, monkeypatch):
+    monkeypatch.setattr("lmcore.train.offload.RUN_ELEMENTS", 10_000)  # several runs, on streams of their own
+    settings = {"steps": 10, "precision": precision, "compile": "off"}
+    plain = (
+        {"optimizer": {**SAVING[way]["optimizer"], "offload": False}} if "optimizer" in SAVING[way] else {}
+    )
+    _, expected = train(corpus, tmp_path / "plain", "cuda", **settings, **plain)
+    _, found = train(corpus, tmp_path / "saving", "cuda", **settings, **SAVING[way])
+    rel = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}[precision] if way == "chunks" else 1e-6
+    assert found == pytest.approx(expected, rel=rel)
+
+
+def test_offloaded_state_lies_in_pinned_memory():
+    model = Transformer(ModelConfig(num_layers=2, hidden_size=64, num_heads=2, max_seq_len=64), VOCAB)
+    model.init_weights(0)
+    model.to("cuda")
+    optimizers = Optimizers(
+        model.named_parameters(), OptimizerConfig(name="adamw", offload=True), torch.float32
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(1.0)
+    state = optimizers.state()
+    assert all(slot.is_pinned() for slot in state.values() if slot.ndim)
+    assert all(slot.any() for name, slot in state.items() if name.endswith("exp_avg"))
+
+
+def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypatch):
+    _, expected = train(corpus, tmp_path / "told", "cuda", steps=3)
+    result, found = train(corpus, tmp_path / "found", "cuda", steps=3, micro_batch_size=0)
+    assert result["micro_batch_size"] == 16  # all there is
+    assert found == pytest.approx(expected, rel=1e-4)
+    # Room for the weights and little else: a part of the batch at a time.
+    monkeypatch.setattr("lmcore.train.fitting.free_memory", lambda device: 12_000_000.0)
+    result, found = train(corpus, tmp_path / "little", "cuda", steps=3, micro_batch_size=0)
+    assert 1 <= result["micro_batch_size"] < 16
+    assert found == pytest.approx(expected, rel=1e-4)

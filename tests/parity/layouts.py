@@ -101,6 +101,19 @@ OPTIMIZERS = [  # on the layouts that divide matrices in the most ways
         ("tp x pp", "dense", "sgd"),
     )
 ]
+SAVERS = [
+    (layout, {**LAYOUTS, **EXPERTS, **LARGE}[layout], model, "saving")
+    for layout, model in (
+        ("ddp", "moe"),
+        ("hsdp", "moe"),
+        ("fsdp x tp", "dense"),
+        ("tp x pp", "tied"),
+        ("pp zbv", "tied"),
+        ("pp interleaved zero bubble", "dense"),
+        ("fsdp x cp", "tied"),
+        ("ep", "moe"),
+    )
+]
 
 
 def all_cases():

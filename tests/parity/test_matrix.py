@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from parity.layouts import LAYOUTS, OPTIMIZERS, all_cases
+from parity.layouts import LAYOUTS, OPTIMIZERS, SAVERS, all_cases
 from parity.matrix import HEAD, TOLERANCE, compare
 
 # Which layout and model each mistake shows itself on.
@@ -33,7 +33,7 @@ def test_every_layout_is_one_process(pool, corpus, tmp_path, capsys):
 def test_optimizers_and_ways_to_save_memory_change_nothing(pool, corpus, tmp_path, capsys):
     given_away = [(layout, LAYOUTS[layout], "dense", "packed") for layout in ("hsdp", "fsdp x tp")]
     plants = dict.fromkeys(range(len(given_away)), "gradients_given_away")
-    rows = compare(pool, tmp_path, corpus, [*given_away, *OPTIMIZERS], plants)
+    rows = compare(pool, tmp_path, corpus, [*given_away, *OPTIMIZERS, *SAVERS], plants)
     with capsys.disabled():
         print(f"\n{HEAD}", *rows, sep="\n")
     assert [f"{row}\n{row.task.error}" for row in rows if row.task.error] == []

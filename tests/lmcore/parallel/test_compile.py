@@ -5,7 +5,7 @@ from lmcore.config import ModelConfig, TrainConfig
 from lmcore.errors import ConfigError
 from lmcore.model.transformer import Transformer, initial_weight
 from lmcore.parallel.apply import wrap
-from lmcore.parallel.compile import choose_compile
+from lmcore.parallel.compile import check_cuda_graphs, choose_compile
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.parallel.stage import Stage
 
@@ -72,3 +72,22 @@ def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "my-compiler")
     with pytest.raises(ConfigError, match="my-compiler"):
         choose_compile(ModelConfig(), train, CPU)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "device", "found"),
+    [
+        ({}, {}, CPU, "device cpu"),
+        ({}, {"parallel": {"pp": 2, "dp_replicate": 1}}, CUDA, "train.parallel.pp 2"),
+        ({}, {"parallel": {"dp_shard": 2, "dp_replicate": 1}}, CUDA, "sharded"),
+        ({"moe": {"num_experts": 4}}, {}, CUDA, "experts"),
+        ({}, {"activation_checkpointing": "full"}, CUDA, "activation_checkpointing"),
+    ],
+)
+def test_graphs_are_refused_where_something_changes(model, train, device, found):
+    train = TrainConfig(cuda_graphs=True, **train)
+    with pytest.raises(ConfigError, match=found):
+        check_cuda_graphs(ModelConfig(**model), train, device, True)
+    check_cuda_graphs(ModelConfig(), TrainConfig(cuda_graphs=True, parallel={"dp_replicate": 1}), CUDA, True)
+    with pytest.raises(ConfigError, match="not compiled"):
+        check_cuda_graphs(ModelConfig(), TrainConfig(cuda_graphs=True), CUDA, False)

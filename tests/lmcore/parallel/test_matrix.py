@@ -13,6 +13,7 @@ CASES = [
     ("fsdp x tp", "dense", "plain"),
     ("ep", "moe", "packed"),
     ("tp x pp", "tied", "packed"),
+    ("fsdp x tp", "dense", "saving"),
 ]
 MISTAKES = {
     "tied_copies_apart": ("pp 1f1b", "tied", "plain"),
