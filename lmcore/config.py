@@ -581,6 +581,13 @@ class ModelConfig(Config):
     zero_init_projections: bool = setting(
         True, "Start the last projection of each block, and the head unless tied, at zero"
     )
+    vocab_multiple: int = setting(
+        1,
+        "Train with rows of the vocabulary up to a multiple of this, which GPUs multiply faster; those added "
+        "are never predicted and no part of the finished model",
+        unit="rows",
+        ge=1,
+    )
     moe: MoEConfig = setting(MoEConfig(), "A mixture of experts in place of MLPs")
 
     @model_validator(mode="after")
@@ -618,6 +625,15 @@ class ModelConfig(Config):
     def kv_heads(self) -> int:
         """Number of key and value heads."""
         return self.num_kv_heads or self.num_heads
+
+    def vocab_rows(self, vocab_size: int) -> int:
+        """Rows of the embedding and the head, those included that are added to reach a multiple."""
+        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def unpadded(self) -> ModelConfig:
+        """The same model without added rows."""
+        return self.model_copy(update={"vocab_multiple": 1})
 
     @property
     def mlp_size(self) -> int:
@@ -922,6 +938,18 @@ class TrainConfig(Config):
         ge=0,
         lt=1,
     )
+    compile: Literal["auto", "blocks", "off"] = setting(
+        "auto",
+        "Have torch compile each block, for the shapes of the run; auto: on GPUs, for dense models without "
+        "tp and runs of 200 steps or more",
+        identity=False,
+    )
+    attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
+        "auto",
+        "What computes attention; auto: the fastest that is there. sdpa: torch's own choice; flash3: "
+        "FlashAttention 3, if it is installed; flex: documents by blocks (GPUs)",
+        identity=False,
+    )
     prefetch_steps: int = setting(
         2,
         "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",
@@ -931,7 +959,7 @@ class TrainConfig(Config):
     )
     collect_garbage_every: int = setting(
         50,
-        "Steps between collections of Python's garbage, at the same step in all processes; 0: when Python likes",
+        "Steps between collections of Python's garbage, the same in all processes; 0: when Python likes",
         unit="steps",
         ge=0,
         identity=False,

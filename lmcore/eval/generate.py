@@ -110,7 +110,7 @@ class Generator:
     @torch.inference_mode()
     def _next_logits(self, tokens: Sequence[int], cache: Any) -> torch.Tensor:
         row = torch.tensor([tokens], device=self.model.embedding.weight.device)  # [1, T]
-        logits = self.model.head(self.model.hidden(row, cache=cache)[0, -1])
+        logits = self.model.logits(self.model.hidden(row, cache=cache)[0, -1])
         # The model may have more rows than the tokenizer has entries, for the sake of alignment.
         return logits[: self.decoder.vocab_size].float().cpu()
 

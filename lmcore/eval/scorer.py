@@ -83,7 +83,8 @@ class WholeScorer:
         rows = max(1, _LOGITS_AT_ONCE // self.vocab_size)
         parts = zip(hidden.split(rows), targets.split(rows), strict=True)
         found = [
-            F.cross_entropy(self.model.head(part).float(), target, reduction="none") for part, target in parts
+            F.cross_entropy(self.model.logits(part).float(), target, reduction="none")
+            for part, target in parts
         ]
         losses[scored] = torch.cat(found)
         return losses

@@ -8,9 +8,11 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from lmcore.config import ModelConfig
 from lmcore.errors import ConfigError
+from lmcore.model.backends import attend_by_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
 
@@ -87,6 +89,7 @@ class Context:
         causal: Whether the plain causal mask applies.
         others: Keys and values of other tokens, such as earlier ones; or None.
         dropout: Which numbers are dropped in training; None: none.
+        blocks: In place of a mask, for flex_attention; or None.
     """
 
     rotary: Tensor | None
@@ -94,6 +97,7 @@ class Context:
     causal: bool
     others: OtherTokens | None = None
     dropout: DropoutKey | None = None
+    blocks: BlockMask | None = None
 
 
 def attention_mask(num_new: int, num_cached: int, documents: Tensor | None, device: torch.device) -> Tensor:
@@ -135,17 +139,22 @@ class Attention(nn.Module):
         q, k, v = self._project(x, context)  # [B, H, T, hd], [B, KV, T, hd] twice
         if context.others is not None:
             k, v = context.others.extend(self.layer, k, v)
+        return self.out(self._attend(q, k, v, context).transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Return [B, H, T, hd]."""
+        if context.blocks is not None:
+            return attend_by_blocks(q, k, v, context.blocks)
         if context.mask is not None and q.is_cuda:
             k, v = widened(k, self.heads // self.kv_heads), widened(v, self.heads // self.kv_heads)
-        y = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=context.mask,
             is_causal=context.causal,
             enable_gqa=q.shape[1] != k.shape[1],
-        )  # [B, H, T, hd]
-        return self.out(y.transpose(1, 2).flatten(2))
+        )
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         group = self.heads // self.kv_heads

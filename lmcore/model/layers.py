@@ -105,8 +105,11 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is in fp32 on a CPU, where eager operations are bound by memory and worth merging."""
-    return x.dtype == torch.float32 and x.device.type == "cpu"
+    """Whether ``x`` is in fp32 on a CPU, where eager operations are bound by memory and worth merging.
+
+    A compiler merges them by itself.
+    """
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _SquaredReLU(torch.autograd.Function):

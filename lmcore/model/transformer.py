@@ -5,10 +5,13 @@ It knows nothing of parallelism: ``lmcore.parallel`` wraps it from outside.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, Role
@@ -18,6 +21,7 @@ from lmcore.model.dropout import Dropout
 from lmcore.model.layers import MLP, make_norm, rotary_table
 from lmcore.model.moe import MoE, routers
 
+_TABLES = ("embedding.weight", "head.weight")
 _LAST_OF_BRANCH = ("attention.out.weight", "mlp.down.weight", "mlp.shared.down.weight", "mlp.experts.down")
 
 
@@ -45,7 +49,7 @@ class Transformer(nn.Module):
 
     Args:
         config: Its shape.
-        vocab_size: Rows of the embedding and of the head.
+        vocab_size: Entries of the vocabulary; ``config.vocab_multiple`` may add rows that are none.
     """
 
     rotary: Tensor
@@ -54,14 +58,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        rows = config.vocab_rows(vocab_size)
+        self.embedding = nn.Embedding(rows, config.hidden_size)
         self.position_embedding = (
             nn.Embedding(config.max_seq_len, config.hidden_size) if config.position == "learned" else None
         )
         self.dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, rows, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.restore_tables()
@@ -91,7 +96,11 @@ class Transformer(nn.Module):
         Raises:
             ConfigError: the sequence is longer than ``max_seq_len``, or a cache came with documents.
         """
-        return self.head(self.hidden(tokens, positions, document_ids, cache))
+        return self.logits(self.hidden(tokens, positions, document_ids, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map ``hidden`` [..., D] to logits of the next token, [..., V]."""
+        return hide_added(self.head(hidden), self.vocab_size)
 
     def hidden(
         self,
@@ -150,12 +159,15 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draw initial weights (``initial_weight``)."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(initial_weight(name, parameter.shape, self.config, seed))
+            draw = functools.partial(initial_weight, config=self.config, seed=seed)
+            parameter.copy_(first_weight(name, parameter.shape, self.vocab_size, draw))
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers, tied ones once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Trainable numbers, tied ones once; rows that are no entry of the vocabulary are none."""
+        tables = 1 if self.config.tie_embeddings else 2
+        added = (self.config.vocab_rows(self.vocab_size) - self.vocab_size) * self.config.hidden_size
+        return sum(parameter.numel() for parameter in self.parameters()) - tables * added
 
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations of training on one token, forward and backward.
@@ -171,6 +183,31 @@ class Transformer(nn.Module):
             matrices += experts * config.moe.num_experts_per_token // config.moe.num_experts
         matrices += self.vocab_size * config.hidden_size
         return 6 * matrices + 12 * config.num_layers * config.num_heads * config.head_size * seq_len
+
+
+def hide_added(logits: Tensor, num_entries: int) -> Tensor:
+    """Have ``logits`` [..., V] behind the first ``num_entries`` take no probability, in place.
+
+    Their softmax is exactly 0, and so is what goes backward through it: no rule for gradients is needed.
+    """
+    if num_entries < logits.shape[-1]:
+        logits.data[..., num_entries:] = -math.inf
+    return logits
+
+
+def without_added(name: str, tensor: Tensor, vocab_size: int) -> Tensor:
+    """The parameter of that name without rows behind the vocabulary; a view."""
+    return tensor[:vocab_size] if name in _TABLES else tensor
+
+
+def first_weight(
+    name: str, shape: torch.Size, vocab_size: int, draw: Callable[[str, torch.Size], Tensor]
+) -> Tensor:
+    """What ``draw`` makes for a model without added rows; they are zeros and learn nothing."""
+    if name not in _TABLES or shape[0] == vocab_size:
+        return draw(name, shape)
+    entries = draw(name, torch.Size((vocab_size, *shape[1:])))
+    return F.pad(entries, (0, 0, 0, shape[0] - vocab_size))
 
 
 def parameter_role(name: str) -> Role:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmcore.model.float8 import use_float8
 from lmcore.model.moe import routers
+from lmcore.parallel.compile import compile_block
 from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
 from lmcore.parallel.mesh import Layout
@@ -35,7 +36,15 @@ _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "br
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
-def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, checkpointing: bool) -> nn.Module:
+def wrap(
+    stage: Stage,
+    layout: Layout,
+    precision: Precision,
+    draw: Draw,
+    *,
+    checkpointing: bool,
+    compiled: bool = False,
+) -> nn.Module:
     """Divide ``stage`` over the processes of ``layout``; its gradients become sums over them.
 
     The weights that the optimizer sees stay fp32, as do reductions. No process ever holds more whole weights
@@ -47,6 +56,7 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         precision: Type of the computation.
         draw: Makes the whole of a parameter, of which each process keeps its part.
         checkpointing: Whether blocks keep their inputs alone and are computed again in the backward pass.
+        compiled: Whether blocks are compiled.
     """
     parallel, device = layout.parallel, layout.world.device
     # FSDP2 fears that somebody changes its output in place; nobody does.
@@ -63,6 +73,8 @@ def wrap(stage: Stage, layout: Layout, precision: Precision, draw: Draw, *, chec
         block.forward = functools.partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
+    for block in stage.blocks if compiled else ():
+        block.forward = compile_block(block.forward)
     if layout.mesh is None:
         materialize(stage, device, draw)
         return _replicate(stage, device) if layout.world.size > 1 else stage
@@ -96,7 +108,8 @@ def _replicate(stage: Stage, device: torch.device) -> DistributedDataParallel:
     replicated.register_comm_hook(None, lambda state, bucket: _sum(bucket))
     # DDP groups gradients into buckets anew after its first backward pass. Have that behind us, so that a
     # resumed run adds up in the same order as one that was never stopped.
-    replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
+    with torch.compiler.set_stance("force_eager"):  # else compiled for two tokens too
+        replicated(torch.zeros(1, 2, dtype=torch.long, device=device)).sum().backward()
     replicated.zero_grad()
     for router in routers(stage):
         router.counts.zero_()  # those two tokens' visits

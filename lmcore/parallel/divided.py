@@ -15,6 +15,7 @@ from lmcore.clock import Clock
 from lmcore.config import ModelConfig
 from lmcore.data.loader import Batch
 from lmcore.layout import sequence_multiple
+from lmcore.model.backends import Backend
 from lmcore.model.moe import set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.apply import DTYPES, Precision, autocast, reduce_gradients, release_weights, wrap
@@ -40,13 +41,15 @@ class DividedModel:
 
     Args:
         config: The whole model's shape.
-        vocab_size: Rows of its embedding.
+        vocab_size: Entries of its vocabulary.
         layout: Of the processes; all of them make theirs together.
         precision: Type of the computation.
         draw: Makes the whole of a parameter by name.
         batch_shape: Sequences and tokens of a micro-batch, which a pipeline must know.
         num_micro_batches: Of a step of ours; more than one at a time only in a pipeline.
         checkpointing: Whether blocks are computed again in the backward pass.
+        compiled: Whether blocks are compiled.
+        attention: How it is computed; None: as torch likes.
 
     Attributes:
         clock: Whose parts forward and backward passes are.
@@ -63,19 +66,24 @@ class DividedModel:
         batch_shape: tuple[int, int] = (1, 1),
         num_micro_batches: int = 1,
         checkpointing: bool = False,
+        compiled: bool = False,
+        attention: Backend | None = None,
     ) -> None:
         self.config, self.vocab_size, self.layout = config, vocab_size, layout
         self.precision: Precision = precision
+        self.attention = attention or Backend()
         self.clock = Clock(layout.world.device)
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
         self.vocabulary = None
-        share = -(-vocab_size // parallel.tp)
-        self._vocab_share = max(0, min(vocab_size - share * layout.tp_rank, share))  # the last may have fewer
+        rows = config.vocab_rows(vocab_size)
+        share = -(-rows // parallel.tp)
+        first = share * layout.tp_rank
+        self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
         if parallel.tp > 1:
-            self.vocabulary = VocabularyShard(layout.group("tp"), share * layout.tp_rank)
+            self.vocabulary = VocabularyShard(layout.group("tp"), first)
         layers = layers_of_stages(config.num_layers, parallel.num_stages)
         self.places = own_stages(parallel, layout.pp_rank)
         stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
@@ -83,9 +91,11 @@ class DividedModel:
         for place in self.places:
             with torch.device("meta"):
                 model = Transformer(config, vocab_size)
-            self.stages.append(Stage(model, layers[place], self.shared, stream))
+            num_entries = max(0, min(vocab_size - first, share))
+            self.stages.append(Stage(model, layers[place], self.shared, stream, num_entries, self.attention))
         self.wrapped = [
-            wrap(stage, layout, precision, draw, checkpointing=checkpointing) for stage in self.stages
+            wrap(stage, layout, precision, draw, checkpointing=checkpointing, compiled=compiled)
+            for stage in self.stages
         ]
         self.tied_head = self._tie()
         self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
@@ -201,15 +211,16 @@ class DividedModel:
 
     def forward_backward(self, batches: Sequence[Batch], criterion: Criterion) -> None:
         """Add up the gradients of the micro-batches of a step, and sum them over processes."""
-        if self.pipeline is not None:
-            joined = _joined([self.own_part(batch) for batch in batches])
-            # All that is not forward: backward passes, and waiting for the other stages.
-            with self.clock.part("backward"):
-                self.pipeline.step(
-                    joined, lambda logits, targets: criterion(logits, targets, self.vocabulary)
-                )
-        else:
-            self._in_turn(batches, criterion)
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                joined = _joined([self.own_part(batch) for batch in batches])
+                # All that is not forward: backward passes, and waiting for the other stages.
+                with self.clock.part("backward"):
+                    self.pipeline.step(
+                        joined, lambda logits, targets: criterion(logits, targets, self.vocabulary)
+                    )
+            else:
+                self._in_turn(batches, criterion)
         if self._partial:
             add_up(self._partial, self.layout.group("tp"))
         if self.tied_head:
@@ -270,7 +281,7 @@ class DividedModel:
             found = self.pipeline.forward(part, lambda logits: logits[0, ours].float(), shape)
         else:
             found = self.wrapped[0](part.tokens)[0, ours].float()
-        whole = torch.zeros(self.vocab_size, device=device)
+        whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
             whole[first : first + self._vocab_share] = found[0]
@@ -279,7 +290,7 @@ class DividedModel:
                 dist.all_reduce(whole, group=group)
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
-        return whole.cpu()
+        return whole[: self.vocab_size].cpu()
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         flat, index = logits.flatten(0, 1), targets.clamp(min=0).flatten()

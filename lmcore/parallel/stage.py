@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Context, attention_mask
+from lmcore.model.backends import Backend, document_blocks
 from lmcore.model.dropout import DropoutKey
-from lmcore.model.transformer import Block, Transformer
+from lmcore.model.transformer import Block, Transformer, hide_added
 from lmcore.parallel.context import SharedSequence
 
 
@@ -22,6 +23,8 @@ class Stage(nn.Module):
         layers: Blocks of this stage.
         shared: How sequences are divided over processes; None: they are whole.
         stream: Over how many processes the residual stream is divided along the sequence, and our rank.
+        num_entries: Logits of ours that are entries of the vocabulary; None: as many as it has.
+        attention: How it is computed.
     """
 
     def __init__(
@@ -30,10 +33,14 @@ class Stage(nn.Module):
         layers: range,
         shared: SharedSequence | None = None,
         stream: tuple[int, int] = (1, 0),
+        num_entries: int | None = None,
+        attention: Backend | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.shared, self.stream = shared, stream
+        self.num_entries = model.vocab_size if num_entries is None else num_entries
+        self.attention = attention or Backend()
         self.is_first = layers.start == 0
         self.is_last = layers.stop == len(model.blocks)
         _keep_only(model, layers, first=self.is_first, last=self.is_last)
@@ -70,7 +77,7 @@ class Stage(nn.Module):
             x = self.model.embed(x, positions[..., mine], context)  # [B, t / stream, D]
         for block in self.blocks:
             x = block(x, context)
-        return self.model.head(self.model.norm(x)) if self.is_last else x
+        return hide_added(self.model.head(self.model.norm(x)), self.num_entries) if self.is_last else x
 
     def _places(self, held: int, device: torch.device) -> Tensor:
         """Places in their sequence of the ``held`` tokens."""
@@ -94,6 +101,9 @@ class Stage(nn.Module):
         if self.shared is not None:
             mask = self.shared.mask(length, document_ids, device)
             return Context(rotary, mask, causal=False, others=self.shared, dropout=key)
+        if self.attention.flex and document_ids is not None:
+            blocks = document_blocks(document_ids)
+            return Context(rotary, None, causal=False, dropout=key, blocks=blocks)
         mask = None if document_ids is None else attention_mask(held, 0, document_ids, device)
         return Context(rotary, mask, causal=mask is None, dropout=key)
 

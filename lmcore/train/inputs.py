@@ -23,7 +23,7 @@ class Inputs:
     """The opened inputs of a run.
 
     Attributes:
-        vocab_size: Rows of the embedding: entries of the tokenizer, or those of the model to go on from.
+        vocab_size: Entries of the vocabulary: of the tokenizer, or rows of the model to go on from.
         plan: Which sequences the run reads.
         loader: Batches of each step, for this process.
         held_out: The validation split.
@@ -73,7 +73,7 @@ def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
     if weights:
         check_tokenizer(weights.directory, weights.vocab_size, Path(job.tokenizer))
     rows = weights.vocab_size if weights else vocab_size
-    if misfit := find_vocabulary_misfit(rows, job.train.parallel.tp):
+    if misfit := find_vocabulary_misfit(job.model.vocab_rows(rows), job.train.parallel.tp):
         raise ConfigError("the layout does not fit the vocabulary", found=misfit)
     return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
 

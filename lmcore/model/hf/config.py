@@ -171,7 +171,7 @@ def check_settings(directory: str | Path, wanted: ModelConfig) -> Description:
         ConfigError: the settings are not those of the model; each that differs is named.
     """
     found = read_config(Path(directory))
-    if different := differences(found.config, wanted):
+    if different := differences(found.config, wanted.unpadded):
         expected, instead = listed(different)
         raise ConfigError(
             f"the settings are not those of the model in {directory}",

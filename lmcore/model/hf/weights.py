@@ -45,7 +45,8 @@ class HFWeights(Mapping[str, Tensor]):
     def __init__(self, directory: str | Path, wanted: ModelConfig | None = None) -> None:
         self.directory = Path(directory).expanduser()
         description = check_settings(self.directory, wanted) if wanted else read_config(self.directory)
-        self.config, self.vocab_size = wanted or description.config, description.vocab_size
+        self.config = wanted.unpadded if wanted else description.config
+        self.vocab_size = description.vocab_size
         self.family = description.family.model_type
         self.parameters = layout(description.family, self.config, self.vocab_size)
         self._handles = [_open(path) for path in weight_files(self.directory)]

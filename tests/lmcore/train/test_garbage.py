@@ -29,9 +29,9 @@ def test_garbage_goes_at_its_step_and_at_no_other():
 def test_the_collector_is_put_back_when_a_run_fails():
     def fail():
         with collected_every(1):
-            raise ValueError
+            raise ValueError("no more")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no more"):
         fail()
     assert gc.isenabled()
 

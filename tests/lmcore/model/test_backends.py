@@ -1,0 +1,78 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmcore.config import ModelConfig
+from lmcore.errors import ConfigError
+from lmcore.model.attention import attention_mask
+from lmcore.model.backends import Backend, Task, attend_by_blocks, choose_backend, document_blocks
+from lmcore.model.transformer import Transformer
+from lmcore.parallel.stage import Stage
+
+CPU = torch.device("cpu")
+TASK = Task(CPU, torch.float32, 4, 2, 8)
+MASKED = Task(CPU, torch.float32, 4, 2, 8, documents=True)
+DOCUMENTS = torch.tensor([[1] * 70 + [2] * 130, [1] * 199 + [2]])
+
+
+def queries_keys_values():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, heads, 200, 8, generator=generator) for heads in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("name", ["math", "flash"])
+@pytest.mark.parametrize("task", [TASK, MASKED])
+def test_backends_agree(name, task):
+    mask = attention_mask(200, 0, DOCUMENTS, CPU) if task.masked else None
+    found = []
+    for backend in (Backend(), choose_backend(name, task)):
+        leaves = [x.requires_grad_() for x in queries_keys_values()]
+        with backend.chosen():
+            y = F.scaled_dot_product_attention(*leaves, mask, is_causal=mask is None, enable_gqa=True)
+            y.square().sum().backward()
+        found.append([y, *(leaf.grad for leaf in leaves)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_documents_by_blocks_are_those_of_the_mask():
+    q, k, v = queries_keys_values()
+    expected = F.scaled_dot_product_attention(
+        q, k, v, attention_mask(200, 0, DOCUMENTS, CPU), enable_gqa=True
+    )
+    torch.testing.assert_close(attend_by_blocks(q, k, v, document_blocks(DOCUMENTS)), expected)
+
+
+@torch.no_grad()
+def test_a_stage_with_blocks_is_one_with_a_mask():
+    config = ModelConfig(hidden_size=32, num_heads=4, num_kv_heads=2, max_seq_len=200)
+    found = []
+    for backend in (Backend(), Backend("flex", flex=True)):
+        model = Transformer(config, 50)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+        stage = Stage(model, range(config.num_layers), attention=backend)
+        tokens = torch.randint(0, 50, (2, 200), generator=torch.Generator().manual_seed(1))
+        found.append(stage(tokens, None, DOCUMENTS))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_is_left_to_torch():
+    assert choose_backend("auto", MASKED) == Backend()
+    assert choose_backend("sdpa", TASK) == Backend()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("cudnn", "kernel"),
+        ("efficient", "kernel"),
+        ("flash3", "FlashAttention 3"),
+        ("flex", "GPU"),
+    ],
+)
+def test_what_is_not_there_is_refused(name, found):
+    with pytest.raises(ConfigError, match=rf"train\.attention {name} .*{found}.*train\.attention=auto"):
+        choose_backend(name, TASK)

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from lmcore.config import ModelConfig, TrainConfig
+from lmcore.errors import ConfigError
+from lmcore.model.transformer import Transformer, initial_weight
+from lmcore.parallel.apply import wrap
+from lmcore.parallel.compile import choose_compile
+from lmcore.parallel.mesh import World, make_layout
+from lmcore.parallel.stage import Stage
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LONG = {"steps": 1_000}
+
+
+def make(config, *, compiled, checkpointing):
+    with torch.device("meta"):
+        stage = Stage(Transformer(config, 50), range(config.num_layers))
+    layout = make_layout(TrainConfig(parallel={"dp_replicate": 1}).parallel, World(0, 1, CPU))
+    return wrap(
+        stage,
+        layout,
+        "fp32",
+        lambda name, shape: initial_weight(name, shape, config, 0) + (0.02 if shape.numel() > 64 else 0),
+        checkpointing=checkpointing,
+        compiled=compiled,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_compute_the_same_under_the_same_names():
+    config = ModelConfig(
+        num_layers=3, hidden_size=16, num_heads=2, max_seq_len=16, zero_init_projections=False
+    )
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    documents = (torch.arange(16) // 6).expand(2, 16)
+    found = []
+    for compiled in (False, True):
+        model = make(config, compiled=compiled, checkpointing=True)
+        logits = model(tokens, None, documents)
+        logits.square().sum().backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        found.append({"logits": logits.detach(), **gradients})
+    assert list(found[0]) == list(found[1])
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "device", "reason"),
+    [
+        ({}, LONG, CPU, "CPU"),
+        ({"moe": {"num_experts": 4}}, LONG, CUDA, "experts"),
+        ({}, {**LONG, "parallel": {"dp_replicate": 1, "tp": 2}}, CUDA, "tp"),
+        ({}, {"steps": 30}, CUDA, "too few"),
+        ({}, {**LONG, "compile": "off"}, CUDA, "asked"),
+    ],
+)
+def test_it_is_left_where_it_does_not_pay(model, train, device, reason):
+    chosen, why = choose_compile(ModelConfig(**model), TrainConfig(**train), device)
+    assert not chosen
+    assert reason in why
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    train = TrainConfig(compile="blocks")
+    with pytest.raises(ConfigError, match=r"g\+\+ or clang\+\+.*train\.compile=off"):
+        choose_compile(ModelConfig(), train, CPU)
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(ConfigError, match="my-compiler"):
+        choose_compile(ModelConfig(), train, CPU)
