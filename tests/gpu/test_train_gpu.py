@@ -14,9 +14,12 @@ from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.float8 import Float8Linear
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
+from lmcore.train.energy import open_gpu
 from lmcore.train.job import TrainJob
 from lmcore.train.optim import Optimizers
+from lmcore.train.peaks import measure_peak, vendor_peak
 from lmcore.train.precision import FP8_CAPABILITY
+from lmcore.train.trace import exposed_communication, largest_operators, read_trace
 from lmcore.train.trainer import Trainer
 
 VOCAB = 300
@@ -229,3 +232,35 @@ def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypat
     result, found = train(corpus, tmp_path / "little", "cuda", steps=3, micro_batch_size=0)
     assert 1 <= result["micro_batch_size"] < 16
     assert found == pytest.approx(expected, rel=1e-4)
+def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
+    size = {"seq_len": 64, "global_batch_tokens": 8192, "micro_batch_size": 64, "steps": 60}
+    costs = {"every_steps": 20, "price_per_device_hour": 2.0, "grams_co2_per_kwh": 400}
+    profile = {"start_step": 30, "steps": 2}
+    result, _ = train(
+        corpus, tmp_path / "run", "cuda", precision="bf16", costs=costs, profile=profile, **size
+    )
+    lines = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
+    rows = [row for row in lines if row["kind"] == "costs"]
+    assert [row["step"] for row in rows] == [20, 40, 60]
+    for row in rows:
+        found = {name: value for name, value in row["values"].items() if name.startswith("perf/share/")}
+        assert sum(found.values()) == pytest.approx(1)
+        assert found["perf/share/forward"] > 0 < found["perf/share/backward"]
+        assert row["values"]["perf/peak_memory_bytes"] <= torch.cuda.max_memory_allocated()
+        if row["energy"] != "not measured":
+            assert 10 < row["values"]["energy/gpu_joules"] / row["seconds"] < 1500  # watts of one GPU
+    assert 0 < result["mfu"] < 1
+    assert result["peak_tflops"] > 1
+    meter = open_gpu(torch.device("cuda", 0))
+    assert (meter is None) == (result["costs"]["energy"] == "not measured")
+    events = read_trace(tmp_path / "run" / "profile" / "rank0-steps30-31.json.gz")
+    parts = exposed_communication(events)
+    assert parts["backward"].seconds > 0  # parts stand on the time line of the GPU
+    assert largest_operators(events, 1)[0][1] > 0
+
+
+def test_a_gpu_is_measured_where_its_vendor_is_not_asked():
+    device = torch.device("cuda", 0)
+    peak = measure_peak(device, torch.bfloat16)
+    told = vendor_peak(torch.cuda.get_device_name(device), "16-bit")
+    assert told is None or 0.4 * told.flops < peak.flops < 1.05 * told.flops

@@ -1,0 +1,90 @@
+"""What a training cost, as it is told: by words where it is not measured, and in pictures."""
+
+import json
+
+import pytest
+
+from tasks.costs import cost_metrics, cost_table, cost_tags, costs_of
+from tasks.figures import draw_costs, draw_energy
+from tasks.runs import RunRecord, open_run, update_run
+
+RESULT = {"peak_tflops": 0.31, "peak_source": "a product, measured", "mfu": 0.5}
+
+
+def rows(*, measured):
+    found = []
+    for step in range(1, 41):
+        values = {"perf/mfu": 0.5, "train/loss": 2.0, "perf/step_seconds": 0.1}
+        found.append({"kind": "step", "step": step, "tokens": step * 100, "values": values})
+        if step % 10 == 0:
+            values = {"perf/share/forward": 0.4, "perf/share/backward": 0.5, "perf/share/other": 0.1}
+            values["perf/peak_memory_bytes"] = 2e9
+            if measured:
+                values |= {"energy/joules": 50.0, "energy/watts": 50.0, "energy/tokens_per_joule": 20.0}
+                values |= {"energy/co2_grams": 0.01, "perf/cost": 0.25}
+            words = {"energy": "NVML" if measured else "not measured"}
+            if not measured:
+                words["cost"] = "not measured"
+            row = {"kind": "costs", "step": step, "steps": 10, "seconds": 1.0, "tokens": step * 100, **words}
+            found.append(row | {"values": values})
+    return found
+
+
+def test_what_is_measured_is_told_with_its_units():
+    costs = costs_of(rows(measured=True), RESULT, 100, "EUR")
+    assert cost_metrics(costs) == {
+        "perf/mfu": 0.5,
+        "perf/peak_memory_bytes": 2e9,
+        "perf/cost": 1.0,
+        "energy/joules": 200.0,
+        "energy/tokens_per_joule": 20.0,
+        "energy/co2_grams": 0.04,
+    }
+    assert cost_tags(costs) == {"energy": "NVML", "currency": "EUR"}
+    assert cost_table(costs, 1000.0)[4:] == [
+        "| speed | 1,000 tokens/s |",
+        "| MFU | 50.0% of 0.31 TFLOP/s a device (a product, measured) |",
+        "| time | 4 s: backward 50.0%, forward 40.0%, other 10.0% |",
+        "| peak memory | 2.00 GB a process |",
+        "| energy | 0.2 kJ (NVML), 20 tokens/J |",
+        "| carbon dioxide | 0.04 g |",
+        "| cost | 1 EUR |",
+        "",
+    ]
+
+
+def test_what_is_not_measured_is_said_by_words_alone():
+    costs = costs_of(rows(measured=False), {}, 100, "EUR")
+    json.dumps(costs, allow_nan=False)
+    metrics = cost_metrics(costs)
+    assert [name for name, value in metrics.items() if value is not None] == [
+        "perf/mfu",
+        "perf/peak_memory_bytes",
+    ]
+    assert cost_tags(costs)["energy"] == "not measured"
+    table = cost_table(costs, None)
+    assert "| energy | not measured |" in table
+    assert "| cost | not measured |" in table
+    assert not [line for line in table if "dioxide" in line]
+    assert cost_table({}, 5.0) == []  # of a training that is older than this
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_pictures_show_what_there_is(tmp_path, measured):
+    events = tmp_path / "events.jsonl"
+    told = rows(measured=measured)
+    told += [row for row in told if row["step"] == 40]  # replayed after a resume
+    events.write_text("".join(json.dumps(row) + "\n" for row in told))
+    assert draw_costs(events, tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+    assert draw_energy(events, tmp_path / "energy.png") is measured
+    assert (tmp_path / "energy.png").exists() is measured
+    events.write_text(json.dumps(told[0]) + "\n")
+    assert not draw_costs(events, tmp_path / "none.png")
+
+
+def test_a_trace_that_came_later_is_an_artifact_too(tmp_path):
+    open_run(tmp_path, name="train", kind="train", experiment="test", files={"log.txt": "/log.txt"})
+    trace = tmp_path / "profile" / "rank0-steps1-3.json.gz"
+    update_run(tmp_path, files={"profile/rank0-steps1-3.json.gz": str(trace)})
+    assert set(RunRecord.read(tmp_path).files) == {"log.txt", "profile/rank0-steps1-3.json.gz"}
