@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -150,25 +150,18 @@ class Windows:
             DataError: an id is not in the vocabulary.
         """
         length = self.seq_len
-        # int32 as they are stored, until all are there: half the memory to go through.
-        rows = np.zeros((len(samples), length + 1), dtype=np.int32)
-        ends = np.empty(len(samples), dtype=np.int64)
+        rows = np.zeros((len(samples), length + 1), dtype=np.int64)
+        targets = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
         for row, sample in enumerate(samples):
             start = min(int(sample) * length, self.stream.num_tokens)
             tokens = self.stream.slice(start, min(start + length + 1, self.stream.num_tokens))
             rows[row, : len(tokens)] = tokens
-            ends[row] = max(0, len(tokens) - 1)
+            targets[row, : max(0, len(tokens) - 1)] = tokens[1:]
         _check_vocabulary(rows, self.vocab_size)
-        whole = torch.from_numpy(rows)
-        inputs, targets = (
-            part.to(torch.int64, memory_format=torch.contiguous_format)
-            for part in (whole[:, :-1], whole[:, 1:])
-        )
-        for row in np.flatnonzero(ends < length).tolist():
-            targets[row, int(ends[row]) :] = IGNORE_INDEX
+        inputs = torch.from_numpy(rows)[:, :-1].contiguous()
         if not self.document_mask:
-            return Batch(inputs, targets)
-        return Batch(inputs, targets, *documents_by_eos(inputs, self.stream.eos_id))
+            return Batch(inputs, torch.from_numpy(targets))
+        return Batch(inputs, torch.from_numpy(targets), *documents_by_eos(inputs, self.stream.eos_id))
 
     def num_targets(self, samples: Indices) -> int:
         """Targets that count in the windows of ``samples``, without reading them."""
@@ -261,10 +254,8 @@ class PackedSequences:
         return offsets[np.searchsorted(offsets, starts)] == starts
 
 
-def _check_vocabulary(ids: npt.NDArray[Any], vocab_size: int) -> None:
-    # As unsigned numbers those below zero are the largest: one look at each is enough.
-    unsigned = ids.view(f"u{ids.itemsize}")
-    if vocab_size and ids.size and unsigned.max() >= vocab_size:
+def _check_vocabulary(ids: npt.NDArray[np.int64], vocab_size: int) -> None:
+    if vocab_size and ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise DataError(
             "the tokens are not of the model's tokenizer",
             expected=f"ids in [0, {vocab_size})",

@@ -159,7 +159,7 @@ class Attention(nn.Module):
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         group = self.heads // self.kv_heads
         heads = self.qkv(x).unflatten(-1, (-1, group + 2, self.head_dim))  # [B, T, KV, H / KV + 2, hd]
-        # Split, not sliced: going back its parts are joined once, each slice would be padded with zeros.
+        # Going back, one split is one copy; three slices are three tensors of zeros, and their sum.
         q, k, v = (part.flatten(2, 3) for part in heads.split((group, 1, 1), dim=3))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -27,7 +27,7 @@ LOSS = "validation loss of our recipe on characters of Shakespeare, nats a chara
 TIME = f"our time to a validation loss of {PUBLISHED_LOSS} over nanoGPT's for its 2,000 iterations"
 TOKENS = 2_000 * 768
 RECIPE = Path(__file__).parents[3] / "flows" / "recipes" / "shakespeare-char.yaml"
-_TURN_STEPS = 20
+_TURN_STEPS = 10
 _BLOCK = 64  # of nanoGPT's setting
 
 
