@@ -53,7 +53,8 @@ def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: Wor
         lambda name, whole: torch.randn(whole) * 0.02,
         batch_shape=shape,
         num_micro_batches=train.grad_accum_steps,
-        checkpointing=_mode(train),
+        checkpointing=train.activation_checkpointing,
+        loss_chunk_tokens=train.loss_chunk_tokens,
     )
     matrix_dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16  # the trainer's
     optimizers = Optimizers(divided.named_parameters(), train.optimizer, matrix_dtype, divided.num_copies)
@@ -70,10 +71,3 @@ def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: Wor
         del state
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     return peak["Total"]
-
-
-def _mode(train: TrainConfig):
-    """What a divided model is told of it: a name, or whether at all."""
-    annotation = DividedModel.__init__.__annotations__["checkpointing"]
-    mode = train.activation_checkpointing
-    return mode == "full" if "bool" in str(annotation) else mode
