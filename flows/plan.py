@@ -121,7 +121,7 @@ def _messages(plan: dict[str, Any]) -> Table:
     title = "\nGB that a process sends in a step, and seconds that nothing hides; seconds of the rest"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("layout", no_wrap=True)
-    for heading in (*sent, "products", "attention", "memory", "optimizer", "idle"):
+    for heading in (*sent, "matmul", "attn", "mem", "opt", "idle"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layout in plan["layouts"]:
         seconds = layout["step_seconds"]
@@ -159,4 +159,5 @@ def _rates(plan: dict[str, Any]) -> str:
     text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
     text += f"x {rates['overhead']:g} for the building. "
     text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
-    return f"{text} Days are of steps alone. Planned in {plan['seconds']:.1f} s."
+    took = f"{plan['seconds']:.1f} s, {plan['processor_seconds']:.1f} of a processor"
+    return f"{text} Days are of steps alone. Planned in {took}."
