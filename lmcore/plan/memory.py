@@ -42,19 +42,27 @@ class Memory:
         return states + self.gathered + self.activations + self.logits + self.buffers
 
 
-def memory_of(shape: Shape, train: TrainConfig, device: str = "cuda") -> Memory:
+def memory_of(
+    shape: Shape, train: TrainConfig, device: str = "cuda", *, frees_early: bool | None = None
+) -> Memory:
     """The largest memory of any process of a layout, without what the allocator and CUDA keep for themselves.
 
     Args:
         shape: Of the model.
         train: Layout, batch, precision and optimizer.
-        device: "cuda" or "cpu", which decides what is freed early (``lmcore.parallel.apply``).
+        device: "cuda" or "cpu", whose operations keep different things.
+        frees_early: Whether blocks are let go of between their passes, and gradients given away after each
+            micro-batch; None: as ``lmcore.parallel`` does it on that device.
     """
     last = train.parallel.pp - 1
     # The first has most micro-batches at once, the last the logits; the second may have more blocks.
     places = sorted({0, min(1, last), last})
     return max(
-        (moment for place in places for moment in _Step(Process(shape, train, device, place)).moments()),
+        (
+            moment
+            for place in places
+            for moment in _Step(Process(shape, train, device, place, frees_early)).moments()
+        ),
         key=lambda moment: moment.total,
     )
 

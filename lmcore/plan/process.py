@@ -19,7 +19,9 @@ from lmcore.train.optim import CHUNK_ELEMENTS
 class Process:
     """The process at a place of the pipeline."""
 
-    def __init__(self, shape: Shape, train: TrainConfig, device: str, place: int) -> None:
+    def __init__(
+        self, shape: Shape, train: TrainConfig, device: str, place: int, frees_early: bool | None = None
+    ) -> None:
         self.shape, self.train, self.device, self.place = shape, train, device, place
         parallel = train.parallel
         self.element = DTYPES[train.precision].itemsize
@@ -36,7 +38,8 @@ class Process:
         self.sequences = train.micro_batch_size
         self.tokens = self.sequences * train.seq_len / parallel.cp
         self.sharded = parallel.is_sharded
-        self.frees_early = device == "cuda" and parallel.pp == 1
+        on_gpus = device == "cuda" if frees_early is None else frees_early
+        self.frees_early = on_gpus and parallel.pp == 1
 
     # --- numbers ---
 

@@ -96,6 +96,23 @@ def test_it_is_what_torch_measures(case):
     assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize(("micro_batch_size", "mode"), [(1, "none"), (8, "none"), (1, "full"), (8, "full")])
+@pytest.mark.filterwarnings("ignore:Set timeout is now only supported")
+def test_what_is_freed_early_on_gpus_is_what_torch_measures(micro_batch_size, mode, batches):
+    config = ModelConfig(**LLAMA)
+    train = train_config(
+        micro_batch_size,
+        batches=batches,
+        precision="bf16",
+        activation_checkpointing=mode,
+        parallel={"dp_shard": 4},
+    )
+    predicted = memory_of(shape_of(config, 64), train, "cpu", frees_early=True)
+    measured = measured_peak(config, 64, train, frees_early=True)
+    assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
+
+
 MODEL = ModelConfig(num_layers=8, hidden_size=512, num_heads=8, num_kv_heads=4, max_seq_len=512)
 SHAPE = shape_of(MODEL, 4096)
 
