@@ -216,7 +216,9 @@ def plan(
             },
         }
         found = ask(settings, options)
+        busy = os.times()
         found["seconds"] = round(time.monotonic() - STARTED, 2)
+        found["processor_seconds"] = round(sum(busy[:4]), 2)
         show_plan(Console(), settings.name, found)
         _write_json(json_file, found)
 

@@ -40,11 +40,10 @@ def ask(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: what is asked for is not to be had.
     """
-    unit = getattr(recipe.model, "vocab_multiple", 1) or 1
     request = {
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
-        "vocab_size": -(-recipe.data.tokenizer.vocab_size // unit) * unit,
+        "vocab_size": recipe.data.tokenizer.vocab_size,
         **options,
     }
     done = subprocess.run(
@@ -66,8 +65,7 @@ def show_plan(console: Console, name: str, plan: dict[str, Any]) -> None:
     gpu = plan["gpu"]
     console.print(
         f"{name}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens in {plan['steps']:,} steps of "
-        f"{plan['global_batch_tokens']:,}; {plan['precision']}, {plan['optimizer']}, "
-        f"{'compiled' if plan['compiled'] else 'not compiled'}",
+        f"{plan['global_batch_tokens']:,}; {plan['precision']}, {plan['optimizer']}",
         highlight=False,
     )
     console.print(
@@ -123,7 +121,7 @@ def _messages(plan: dict[str, Any]) -> Table:
     title = "\nGB that a process sends in a step, and seconds that nothing hides; seconds of the rest"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("layout", no_wrap=True)
-    for heading in (*sent, "products", "attention", "memory", "optimizer", "idle"):
+    for heading in (*sent, "matmul", "attn", "mem", "opt", "idle"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layout in plan["layouts"]:
         seconds = layout["step_seconds"]
@@ -147,7 +145,8 @@ def _layout(layout: dict[str, Any]) -> str:
     elif schedule not in (None, "1f1b"):
         sizes.append(schedule)
     again = "" if mode == "none" else f", {mode} ckpt"
-    return f"{' '.join(sizes) or 'one'}, mb {layout['micro_batch_size']}{again}"
+    eager = "" if layout["compiled"] else ", eager"
+    return f"{' '.join(sizes) or 'one'}, mb {layout['micro_batch_size']}{again}{eager}"
 
 
 def _rates(plan: dict[str, Any]) -> str:
@@ -160,4 +159,5 @@ def _rates(plan: dict[str, Any]) -> str:
     text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
     text += f"x {rates['overhead']:g} for the building. "
     text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
-    return f"{text} Days are of steps alone. Planned in {plan['seconds']:.1f} s."
+    took = f"{plan['seconds']:.1f} s, {plan['processor_seconds']:.1f} of a processor"
+    return f"{text} Days are of steps alone. Planned in {took}."

@@ -97,8 +97,11 @@ def _branches(shape: Shape, train: TrainConfig) -> Iterator[Traffic]:
     config, parallel = shape.config, train.parallel
     element = DTYPES[train.precision].itemsize
     layers = config.num_layers / parallel.pp
-    # Forward and backward, and forward again where blocks are computed again.
-    passes = 3 if train.activation_checkpointing == "full" else 2
+    # Forward and backward, and forward again where blocks are computed again: selective checkpoints keep what
+    # was scattered, not what was gathered.
+    mode = train.activation_checkpointing
+    passes = 2 if mode == "none" else 3
+    along_tp = {"none": 2, "selective": 2.5, "full": 3}[mode]
     held = train.sequences_per_process * train.seq_len / parallel.cp  # tokens of a step
     batches = train.grad_accum_steps
     stream = element * held * config.hidden_size
@@ -107,8 +110,8 @@ def _branches(shape: Shape, train: TrainConfig) -> Iterator[Traffic]:
     # A branch gathers what it reads and scatters what it makes, or adds up what it makes (Korthikanti et al.
     # 2022); experts are whole on every process of tp.
     branches = 2 * layers - mixtures
-    sent = passes * branches * 2 * stream * (tp - 1) / tp
-    yield Traffic("tp", sent, passes * branches * 2 * batches, tp, inside_of(parallel, "tp"), False)
+    sent = along_tp * branches * 2 * stream * (tp - 1) / tp
+    yield Traffic("tp", sent, along_tp * branches * 2 * batches, tp, inside_of(parallel, "tp"), False)
     keys = 2 * element * held * config.kv_heads * config.head_size / tp
     sent = passes * layers * keys * (cp - 1)  # each process's part, to all the others
     yield Traffic("cp", sent, passes * layers * batches, cp, inside_of(parallel, "cp"), False)

@@ -10,7 +10,7 @@ from lmcore.plan.communication import Traffic, traffic_of
 from lmcore.plan.hardware import Cluster
 from lmcore.plan.memory import Memory, memory_of
 from lmcore.plan.shape import Shape
-from lmcore.plan.time import Efficiency, StepTime, step_time
+from lmcore.plan.time import Efficiency, StepTime, compiles, step_time
 
 AXES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")
 
@@ -48,6 +48,7 @@ class Estimate:
         kwh: At most: as if every node drew what its maker says it may, and the building on top.
         cost: None where no price was said.
         kg_co2: None where no grams were said.
+        compiled: Whether blocks are.
     """
 
     train: TrainConfig
@@ -59,6 +60,7 @@ class Estimate:
     kwh: float
     cost: float | None
     kg_co2: float | None
+    compiled: bool
 
     def as_json(self) -> dict[str, Any]:
         """All of it, in plain values."""
@@ -73,6 +75,7 @@ class Estimate:
             "micro_batch_size": self.train.micro_batch_size,
             "grad_accum_steps": self.train.grad_accum_steps,
             "activation_checkpointing": self.train.activation_checkpointing,
+            "compiled": self.compiled,
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
             "sent_bytes_per_step": sent,
             "step_seconds": {**asdict(self.time), "total": self.time.total},
@@ -91,11 +94,10 @@ def estimate(
     cluster: Cluster,
     rates: Rates,
     *,
-    compiled: bool,
     efficiency: Efficiency | None = None,
 ) -> Estimate:
     """Say what ``train`` would need on ``cluster``."""
-    time = step_time(shape, train, cluster, compiled=compiled, efficiency=efficiency)
+    time = step_time(shape, train, cluster, efficiency=efficiency)
     hours = train.steps * time.total / 3600
     gpu_hours = hours * cluster.num_gpus
     watts = cluster.gpu.node_watts - cluster.gpu.watts + cluster.watts
@@ -115,4 +117,5 @@ def estimate(
         kwh=kwh,
         cost=cost,
         kg_co2=None if grams is None else kwh * grams / 1000,
+        compiled=compiles(shape, train),
     )

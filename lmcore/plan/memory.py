@@ -42,19 +42,27 @@ class Memory:
         return states + self.gathered + self.activations + self.logits + self.buffers
 
 
-def memory_of(shape: Shape, train: TrainConfig, device: str = "cuda") -> Memory:
+def memory_of(
+    shape: Shape, train: TrainConfig, device: str = "cuda", *, frees_early: bool | None = None
+) -> Memory:
     """The largest memory of any process of a layout, without what the allocator and CUDA keep for themselves.
 
     Args:
         shape: Of the model.
         train: Layout, batch, precision and optimizer.
-        device: "cuda" or "cpu", which decides what is freed early (``lmcore.parallel.apply``).
+        device: "cuda" or "cpu", whose operations keep different things.
+        frees_early: Whether blocks are let go of between their passes, and gradients given away after each
+            micro-batch; None: as ``lmcore.parallel`` does it on that device.
     """
     last = train.parallel.pp - 1
     # The first has most micro-batches at once, the last the logits; the second may have more blocks.
     places = sorted({0, min(1, last), last})
     return max(
-        (moment for place in places for moment in _Step(Process(shape, train, device, place)).moments()),
+        (
+            moment
+            for place in places
+            for moment in _Step(Process(shape, train, device, place, frees_early)).moments()
+        ),
         key=lambda moment: moment.total,
     )
 
@@ -75,24 +83,10 @@ class _Step:
         if self.process.last:
             # The last norm's input and result, for the head.
             flying += 2 * stream
-            # Logits, the same in fp32, and their probabilities; going back the gradients of both instead, of
-            # which the second is cast at once where the loss is of a part of the vocabulary.
-            forward = 2 * FP32 + (self.process.element if self.process.element < FP32 else 0)
-            backward = 2 * FP32 + (self.process.element if self.train.parallel.tp > 1 else FP32)
-            backward += (
-                self.process.element if self.train.parallel.pp > 1 else 0
-            )  # a pipeline lets go of them later
-            for moment, each in (("loss", forward), ("loss going back", backward)):
-                yield self._at(
-                    moment, gradients.before, weights.at_loss, flying, self.process.logit_bytes(each)
-                )
-        head = (
-            self.process.element
-            * self.shape.vocab_size
-            * self.shape.config.hidden_size
-            / self.train.parallel.tp
-        )
-        head = head if self.process.last and self.process.sharded else 0.0
+            for moment, logits, beside in self._losses():
+                yield self._at(moment, gradients.before, weights.at_loss + beside, flying, logits)
+        # The head's gradient is there before those of blocks.
+        head = gradients.of_head if self.process.last else 0.0
         for done, layer in self._telling():
             again = self.process.kept(layer, "none") - activations[-1 - done]
             left = flying - sum(activations[len(activations) - done :])
@@ -106,6 +100,24 @@ class _Step:
             )
         yield self._at("last reduction", gradients.after(len(self.process.layers)), weights.last, 0.0, 0.0)
         yield self._at("optimizer step", gradients.all, 0.0, self.process.working(), 0.0)
+
+    def _losses(self) -> Iterator[tuple[str, float, float]]:
+        """Moments of the loss: bytes of logits, and of the head's gradient where that is found at once.
+
+        Logits, the same in fp32, and their probabilities; going back the gradients of both instead, of which
+        the second is cast at once where the loss is of a part of the vocabulary.
+        """
+        process, element = self.process, self.process.element
+        divided, narrow = self.train.parallel.tp > 1, element < FP32
+        forward = 2 * FP32 + (element if narrow else 0)
+        backward = 2 * FP32 + (element if divided else FP32)
+        if not process.chunk:
+            yield "loss", process.logit_bytes(forward), 0.0
+            yield "loss going back", process.logit_bytes(backward), 0.0
+            return
+        hidden = process.tokens * widths_of(self.shape.config, self.train).whole
+        weight = FP32 * process.head + (0 if process.sharded or not narrow else element * process.head)
+        yield "loss, a chunk", process.logit_bytes(backward + element), hidden + weight
 
     def _telling(self) -> list[tuple[int, int]]:
         """How many blocks went back, and the next one: at both ends, between which like blocks are even."""
@@ -144,6 +156,8 @@ class _Gradients:
         train = process.train
         self.accumulates = train.grad_accum_steps > 1
         self.all = FP32 * process.held
+        # DDP's are views of what it sends, and never forgotten.
+        self.stay = not process.sharded and train.parallel.num_processes > 1
         # In a pipeline, and on CPUs, gradients are shared out with the last micro-batch only.
         self.unshared = 0.0
         if process.sharded and self.accumulates and not process.frees_early:
@@ -152,7 +166,7 @@ class _Gradients:
     @property
     def before(self) -> float:
         """Before the last micro-batch goes back."""
-        if not self.accumulates:
+        if not self.accumulates and not self.stay:
             return 0.0
         return self.unshared or self.all
 
@@ -163,7 +177,15 @@ class _Gradients:
         mine = FP32 * sum(map(process.held_by, done))
         if self.unshared:
             return self.unshared + mine - FP32 * sum(map(process.gathered_by, done))
-        return self.all if self.accumulates else mine
+        return self.all if self.accumulates or self.stay else mine
+
+    @property
+    def of_head(self) -> float:
+        """Of the head, until it is added to the others."""
+        process = self.process
+        if process.sharded:
+            return process.element * process.head
+        return 0.0 if self.accumulates or self.stay else FP32 * process.head
 
 
 class _Weights:

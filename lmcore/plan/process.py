@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import torch
+
 from lmcore.config import TrainConfig
 from lmcore.parallel.apply import DTYPES
+from lmcore.parallel.head import chunk_size
 from lmcore.parallel.pipeline import layers_of_stages, own_stages
 from lmcore.plan.activations import FP32, kept_by_block
 from lmcore.plan.shape import BlockShape, Shape
@@ -16,7 +19,9 @@ from lmcore.train.optim import CHUNK_ELEMENTS
 class Process:
     """The process at a place of the pipeline."""
 
-    def __init__(self, shape: Shape, train: TrainConfig, device: str, place: int) -> None:
+    def __init__(
+        self, shape: Shape, train: TrainConfig, device: str, place: int, frees_early: bool | None = None
+    ) -> None:
         self.shape, self.train, self.device, self.place = shape, train, device, place
         parallel = train.parallel
         self.element = DTYPES[train.precision].itemsize
@@ -30,10 +35,11 @@ class Process:
         self.chunks = len(stages)
         self.first, self.last = 0 in stages, parallel.num_stages - 1 in stages
         self.mode = train.activation_checkpointing
-        self.sequences = getattr(train, "micro_batch_size", 1) or 1
+        self.sequences = train.micro_batch_size
         self.tokens = self.sequences * train.seq_len / parallel.cp
         self.sharded = parallel.is_sharded
-        self.frees_early = device == "cuda" and parallel.pp == 1
+        on_gpus = device == "cuda" if frees_early is None else frees_early
+        self.frees_early = on_gpus and parallel.pp == 1
 
     # --- numbers ---
 
@@ -90,7 +96,7 @@ class Process:
             each = FP32 * matrices + 2 * FP32 * (self.held - matrices)
         elif name == "sgd":
             each = FP32 * self.held if train.optimizer.sgd_momentum else 0.0
-        if getattr(train.optimizer, "offload", False):
+        if train.optimizer.offload:
             each = 0.0
         return each + (FP32 * self.held if train.ema_decay else 0.0)
 
@@ -143,10 +149,19 @@ class Process:
             warmup += pp - 1 - self.place
         return min(batches, warmup / chunks)
 
+    @functools.cached_property
+    def chunk(self) -> int:
+        """Tokens whose logits there are at a time; 0: all."""
+        share = -(-self.shape.vocab_size // self.train.parallel.tp)
+        wish = self.train.loss_chunk_tokens
+        return chunk_size(int(self.tokens), share, wish, torch.device(self.device))
+
     def logit_bytes(self, each: int) -> float:
         """``each`` bytes for every logit that is there at a time."""
-        if not self.last:
-            return 0.0
-        chunk = getattr(self.train, "loss_chunk_tokens", 0)
-        tokens = min(self.tokens, chunk) if chunk else self.tokens
+        tokens = self.chunk or self.tokens
         return each * tokens * self.shape.vocab_size / self.train.parallel.tp
+
+    @property
+    def head(self) -> float:
+        """Numbers of its part of the head, tied or not."""
+        return self.shape.vocab_size * self.shape.config.hidden_size / self.train.parallel.tp

@@ -55,19 +55,18 @@ def _wanted(shape: Shape, train: TrainConfig, request: dict[str, Any]) -> Wanted
         cluster,
         _rates(train, request),
         request.get("headroom", 0.1),
-        compiled=getattr(train, "compile", "off") != "off",
         efficiency=Efficiency(),
     )
 
 
 def _rates(train: TrainConfig, request: dict[str, Any]) -> Rates:
     """Those of the request, or else those of the recipe (``train.costs``)."""
-    costs = getattr(train, "costs", None)
+    costs = train.costs
     said = {
-        "per_gpu_hour": getattr(costs, "price_per_device_hour", None),
-        "per_kwh": getattr(costs, "price_per_kwh", None),
-        "grams_co2_per_kwh": getattr(costs, "grams_co2_per_kwh", None),
-        "currency": getattr(costs, "currency", "USD"),
+        "per_gpu_hour": costs.price_per_device_hour,
+        "per_kwh": costs.price_per_kwh,
+        "grams_co2_per_kwh": costs.grams_co2_per_kwh,
+        "currency": costs.currency,
     }
     said |= {name: value for name, value in request.get("rates", {}).items() if value is not None}
     return Rates(**said)
@@ -83,7 +82,6 @@ def _described(wanted: Wanted, plan: Plan, seconds: float) -> dict[str, Any]:
         "seq_len": train.seq_len,
         "precision": train.precision,
         "optimizer": train.optimizer.name,
-        "compiled": wanted.compiled,
         "gpus": cluster.num_gpus,
         "gpu": dataclasses.asdict(cluster.gpu),
         "gpus_per_node": cluster.gpus_per_node,

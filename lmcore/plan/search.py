@@ -59,7 +59,6 @@ class Wanted:
         cluster: Where.
         rates: Prices.
         headroom: Share of a GPU's memory that is left to CUDA, NCCL and gaps.
-        compiled: Whether blocks are compiled.
         efficiency: Constants of the time.
     """
 
@@ -68,7 +67,6 @@ class Wanted:
     cluster: Cluster
     rates: Rates = field(default_factory=Rates)
     headroom: float = 0.1
-    compiled: bool = False
     efficiency: Efficiency = field(default_factory=Efficiency)
 
     @property
@@ -95,7 +93,7 @@ def make_plan(wanted: Wanted) -> Plan:
     timed = sorted(
         (_seconds(wanted, train), _complexity(train), index) for index, train in enumerate(layouts)
     )
-    best, others, large = _pick(wanted, [layouts[index] for _, _, index in timed])
+    best, others, large = _pick(wanted, [(seconds, layouts[index]) for seconds, _, index in timed])
     if best is None:
         raise _too_large(wanted, layouts)
     taken = _estimate(wanted, best)
@@ -119,16 +117,15 @@ def make_plan(wanted: Wanted) -> Plan:
 
 
 def _pick(
-    wanted: Wanted, fastest_first: list[TrainConfig]
+    wanted: Wanted, fastest_first: list[tuple[float, TrainConfig]]
 ) -> tuple[TrainConfig | None, list[TrainConfig], list[TrainConfig]]:
     """The layout to take, the best of each other kind that fits, and faster ones that do not."""
     best: TrainConfig | None = None
     kinds: dict[tuple[int, ...], TrainConfig] = {}
     large: dict[tuple[int, ...], TrainConfig] = {}
     limit = 0.0
-    for train in fastest_first:
+    for seconds, train in fastest_first:
         kind = _kind(train)
-        seconds = _seconds(wanted, train)
         if best is not None and seconds > limit * SLOW:
             break
         if kind in kinds and (
@@ -167,20 +164,11 @@ def _complexity(train: TrainConfig) -> tuple[int, int, int]:
 
 
 def _seconds(wanted: Wanted, train: TrainConfig) -> float:
-    return step_time(
-        wanted.shape, train, wanted.cluster, compiled=wanted.compiled, efficiency=wanted.efficiency
-    ).total
+    return step_time(wanted.shape, train, wanted.cluster, efficiency=wanted.efficiency).total
 
 
 def _estimate(wanted: Wanted, train: TrainConfig) -> Estimate:
-    return estimate(
-        wanted.shape,
-        train,
-        wanted.cluster,
-        wanted.rates,
-        compiled=wanted.compiled,
-        efficiency=wanted.efficiency,
-    )
+    return estimate(wanted.shape, train, wanted.cluster, wanted.rates, efficiency=wanted.efficiency)
 
 
 def _same(a: TrainConfig, b: TrainConfig) -> bool:

@@ -106,7 +106,7 @@ def shape_of(config: ModelConfig, vocab_size: int) -> Shape:
     positions = model.position_embedding
     return Shape(
         config=config,
-        vocab_size=vocab_size,
+        vocab_size=model.embedding.weight.shape[0],  # with the rows that are added
         blocks=tuple(_block(block) for block in model.blocks if isinstance(block, Block)),
         embedding=model.embedding.weight.numel(),
         positions=0 if positions is None else positions.weight.numel(),

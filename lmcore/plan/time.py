@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lmcore.config import TrainConfig
 from lmcore.parallel.apply import DTYPES
+from lmcore.parallel.compile import FEW_STEPS
 from lmcore.plan.communication import Traffic, traffic_of
 from lmcore.plan.hardware import Cluster
 from lmcore.plan.shape import Shape
@@ -85,7 +86,7 @@ def step_time(
     train: TrainConfig,
     cluster: Cluster,
     *,
-    compiled: bool = False,
+    compiled: bool | None = None,
     skips_masked: bool = False,
     efficiency: Efficiency | None = None,
 ) -> StepTime:
@@ -95,12 +96,13 @@ def step_time(
         shape: Of the model.
         train: Layout, batch and precision.
         cluster: Where it runs.
-        compiled: Whether torch.compile merges what is bound by memory.
+        compiled: Whether torch.compile merges what is bound by memory; None: as ``train.compile`` has it.
         skips_masked: Whether attention over several processes skips what the causal mask hides; ours, which
             is given a mask, computes it.
         efficiency: Its constants.
     """
     use = efficiency or Efficiency()
+    compiled = compiles(shape, train) if compiled is None else compiled
     work = _Work(shape, train, cluster, compiled, skips_masked, use)
     batches = train.grad_accum_steps
     products, attention, memory = (
@@ -112,6 +114,13 @@ def step_time(
     exposed = _exposed(traffic_of(shape, train), cluster, use, computing, train)
     bubble = _bubble_share(train) * (computing + sum(exposed.get(axis, 0.0) for axis in ("tp", "cp", "ep")))
     return StepTime(products, attention, memory, work.optimizer(), exposed, bubble)
+
+
+def compiles(shape: Shape, train: TrainConfig) -> bool:
+    """Whether blocks are compiled on GPUs (``lmcore.parallel.compile``)."""
+    if train.compile != "auto":
+        return train.compile == "blocks"
+    return not shape.num_mixtures and train.parallel.tp == 1 and train.steps >= FEW_STEPS
 
 
 class _Work:
@@ -132,6 +141,8 @@ class _Work:
         self.tokens = train.micro_batch_size * train.seq_len / parallel.cp
         self.layers = -(-shape.config.num_layers // parallel.pp)
         self.mode = train.activation_checkpointing
+        # Schedules without bubbles go back for inputs and again for weights, each time from a checkpoint.
+        self.again = 2 if parallel.pipeline_schedule in ("zbv", "interleaved_zero_bubble") else 1
         power = (cluster.watts / gpu.watts) ** use.power
         self.bandwidth = gpu.memory_bytes_per_second * use.memory
         fp32 = train.precision == "fp32"
@@ -144,7 +155,7 @@ class _Work:
     def products(self) -> float:
         """Seconds of matrix products, forward and backward, and again."""
         config, tp = self.shape.config, self.train.parallel.tp
-        again = {"full": 1.0, "selective": self.use.selective}.get(self.mode, 0.0)
+        again = self.again * {"full": 1.0, "selective": self.use.selective}.get(self.mode, 0.0)
         seconds = 0.0
         for rows, depth, width, share in self._matrices():
             seconds += share * self._product(rows, depth, width, self.rate, 1 + again)
@@ -197,7 +208,7 @@ class _Work:
         length = self.train.seq_len
         masked = self.train.document_mask or (parallel.cp > 1 and not self.skips_masked)
         seen = length if masked else length / 2
-        forward = 2 if self.mode == "full" else 1
+        forward = 1 + self.again if self.mode == "full" else 1
         flops = 4 * self.tokens * seen * heads * (forward + 2.5) * self.layers
         rate = self.attention_rate * (self.use.pieces if parallel.cp > 1 else 1.0)
         return flops / rate
@@ -213,7 +224,7 @@ class _Work:
         # Two norms with the sums before them read two tensors and write two; rotation, activation.
         forward = 8 * stream + 2 * heads + gated * mlp
         backward = 12 * stream + 2 * heads + 2 * gated * mlp
-        again = forward if self.mode != "none" else 0.0
+        again = forward * self.again if self.mode != "none" else 0.0
         moved = element * (forward + backward + again) * self.layers
         if not self.compiled:
             moved *= self.use.eager
@@ -248,7 +259,7 @@ class _Work:
         held = self.shape.total / parallel.pp / parallel.tp / shards
         each = OPTIMIZER_PASSES[train.optimizer.name] + 8  # the norm of the gradient, and clipping
         seconds = held * each / self.bandwidth
-        if getattr(train.optimizer, "offload", False):
+        if train.optimizer.offload:
             seconds += held * 16 / 25e9  # moments over PCI Express and back, about 25 GB/s each way
         if train.optimizer.name == "muon":
             seconds += self._orthogonalizing()

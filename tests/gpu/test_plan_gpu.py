@@ -28,15 +28,14 @@ LLAMA = {
 def measured(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
     """Bytes that are allocated at most in the second of two steps."""
     world = World(0, 1, torch.device("cuda"))
-    annotation = str(DividedModel.__init__.__annotations__["checkpointing"])
-    mode = train.activation_checkpointing
     divided = DividedModel(
         model,
         vocab_size,
         make_layout(train.parallel, world),
         train.precision,
         lambda name, whole: torch.randn(whole) * 0.02,
-        checkpointing=mode == "full" if "bool" in annotation else mode,
+        checkpointing=train.activation_checkpointing,
+        loss_chunk_tokens=train.loss_chunk_tokens,
     )
     optimizers = Optimizers(divided.named_parameters(), train.optimizer, torch.bfloat16)
     shape = (train.micro_batch_size, train.seq_len)
@@ -52,10 +51,11 @@ def measured(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-@pytest.mark.parametrize("mode", ["none", "full"])
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize("chunk", [0, None])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("vocab_size", "tied"), [(1024, False), (32_768, True), (32_768, False)])
-def test_predicted_memory_is_what_the_gpu_measures(mode, precision, vocab_size, tied):
+def test_predicted_memory_is_what_the_gpu_measures(mode, precision, chunk, vocab_size, tied):
     torch.cuda.empty_cache()
     config = ModelConfig(**LLAMA, tie_embeddings=tied)
     train = TrainConfig(
@@ -64,6 +64,7 @@ def test_predicted_memory_is_what_the_gpu_measures(mode, precision, vocab_size, 
         global_batch_tokens=4 * 2048,
         precision=precision,
         activation_checkpointing=mode,
+        loss_chunk_tokens=chunk,
         parallel={"dp_replicate": 1},
         optimizer={"name": "adamw"},
     )

@@ -18,6 +18,12 @@ from lmcore.train.loss import loss_sums
 from lmcore.train.optim import Optimizers
 
 
+class _OfGPUs(DividedModel):
+    """Gives gradients away after each micro-batch."""
+
+    _saves_memory = True
+
+
 class _InTurn(list):
     """Micro-batches; the tracker keeps its account of modules for one forward pass at a time."""
 
@@ -31,21 +37,31 @@ class _InTurn(list):
             yield batch
 
 
-def measured_peak(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
-    """Bytes that the process has at most in a step, on the CPU."""
+def measured_peak(
+    model: ModelConfig, vocab_size: int, train: TrainConfig, *, frees_early: bool = False
+) -> int:
+    """Bytes that the process has at most in a step, on the CPU.
+
+    Args:
+        model: Its settings.
+        vocab_size: Entries of its vocabulary.
+        train: Layout and batch.
+        frees_early: Whether FSDP2 is told to let go of blocks and gradients, as it is on GPUs.
+    """
     size = train.parallel.num_processes
     if size > 1:
         dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
-        return _measure(model, vocab_size, train, World(0, size, torch.device("cpu")))
+        return _measure(model, vocab_size, train, World(0, size, torch.device("cpu")), frees_early)
     finally:
         if size > 1:
             dist.destroy_process_group()
 
 
-def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: World) -> int:
+def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: World, frees_early: bool) -> int:
     shape = (train.micro_batch_size, train.seq_len)
-    divided = DividedModel(
+    kind = _OfGPUs if frees_early else DividedModel
+    divided = kind(
         model,
         vocab_size,
         make_layout(train.parallel, world),
@@ -53,10 +69,13 @@ def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: Wor
         lambda name, whole: torch.randn(whole) * 0.02,
         batch_shape=shape,
         num_micro_batches=train.grad_accum_steps,
-        checkpointing=_mode(train),
+        checkpointing=train.activation_checkpointing,
+        loss_chunk_tokens=train.loss_chunk_tokens,
     )
     matrix_dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16  # the trainer's
     optimizers = Optimizers(divided.named_parameters(), train.optimizer, matrix_dtype, divided.num_copies)
+    for block in (block for stage in divided.stages for block in stage.blocks if frees_early):
+        block.set_reshard_after_forward(True)
     tracker = MemTracker()
     tracker.track_external(*divided.stages)
     with tracker:
@@ -70,10 +89,3 @@ def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: Wor
         del state
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     return peak["Total"]
-
-
-def _mode(train: TrainConfig):
-    """What a divided model is told of it: a name, or whether at all."""
-    annotation = DividedModel.__init__.__annotations__["checkpointing"]
-    mode = train.activation_checkpointing
-    return mode == "full" if "bool" in str(annotation) else mode

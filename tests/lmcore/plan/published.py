@@ -64,16 +64,16 @@ class Run:
         """Its settings."""
         parallel = {"dp_replicate": 1, **self.parallel}
         dp = parallel.get("dp_shard", 1)
-        config = TrainConfig(
+        return TrainConfig(
             seq_len=self.seq_len,
             micro_batch_size=self.sequences // self.micro_batches,
             global_batch_tokens=self.seq_len * self.sequences * dp,
             precision=self.precision,
             parallel=parallel,
             optimizer={"name": "adamw"},
+            activation_checkpointing=self.mode,
+            loss_chunk_tokens=0,
         )
-        # Copied, not validated: not every version of the settings has selective checkpoints.
-        return config.model_copy(update={"activation_checkpointing": self.mode})
 
     @property
     def cluster(self) -> Cluster:

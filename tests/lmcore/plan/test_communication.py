@@ -64,6 +64,7 @@ def test_tensor_parallel_sends_the_stream_four_times_a_branch(tp):
     expected = LAYERS * 2 * 2 * 2 * (tp - 1) / tp * 2 * TOKENS * WIDTH
     assert sent(tp=tp)["tp"] == pytest.approx(expected)
     assert sent(tp=tp, mode="full")["tp"] == pytest.approx(1.5 * expected)
+    assert sent(tp=tp, mode="selective")["tp"] == pytest.approx(1.25 * expected)
 
 
 @pytest.mark.parametrize("cp", [2, 4])

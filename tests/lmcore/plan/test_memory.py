@@ -47,6 +47,20 @@ CASES = {
     "heads that are shared, tied": (SHARED_HEADS, 64, 8, {}),
     "logits": (LLAMA, 2048, 4, {}),
     "logits, tied, in bf16": ({**LLAMA, "tie_embeddings": True}, 2048, 4, {"precision": "bf16"}),
+    "logits by chunks": (LLAMA, 2048, 8, {"loss_chunk_tokens": 128}),
+    "logits by chunks, shards in bf16": (
+        LLAMA,
+        2048,
+        8,
+        {"loss_chunk_tokens": 128, "precision": "bf16", "parallel": {"dp_shard": 4}},
+    ),
+    "selective": (LLAMA, 64, 8, {"activation_checkpointing": "selective"}),
+    "selective, shards in bf16": (
+        LLAMA,
+        64,
+        8,
+        {"activation_checkpointing": "selective", "precision": "bf16", "parallel": {"dp_shard": 4}},
+    ),
     "shards": (LLAMA, 64, 8, {"precision": "bf16", "parallel": {"dp_shard": 4}}),
     "shards that add up": (LLAMA, 64, 1, {"precision": "bf16", "parallel": {"dp_shard": 4}, "batches": 2}),
     "replicas of shards": (LLAMA, 64, 8, {"parallel": {"dp_replicate": 2, "dp_shard": 2}}),
@@ -62,7 +76,7 @@ CASES = {
 def train_config(micro_batch_size=1, seq_len=64, batches=1, parallel=None, **values):
     parallel = {"dp_replicate": 1, **(parallel or {})}
     dp = parallel["dp_replicate"] * parallel.get("dp_shard", 1)
-    values = {"optimizer": {"name": "adamw"}, **values}
+    values = {"optimizer": {"name": "adamw"}, "loss_chunk_tokens": 0, **values}
     return TrainConfig(
         seq_len=seq_len,
         micro_batch_size=micro_batch_size,
@@ -82,13 +96,21 @@ def test_it_is_what_torch_measures(case):
     assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
 
 
-@pytest.mark.skipif("selective" not in modes(), reason="there is no such checkpointing")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_selective_checkpoints_are_what_torch_measures(precision):
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize(("micro_batch_size", "mode"), [(1, "none"), (8, "none"), (1, "full"), (8, "full")])
+@pytest.mark.filterwarnings("ignore:Set timeout is now only supported")
+def test_what_is_freed_early_on_gpus_is_what_torch_measures(micro_batch_size, mode, batches):
     config = ModelConfig(**LLAMA)
-    train = train_config(8, precision=precision, activation_checkpointing="selective")
-    predicted = memory_of(shape_of(config, 64), train, "cpu").total
-    assert predicted == pytest.approx(measured_peak(config, 64, train), rel=TOLERANCE)
+    train = train_config(
+        micro_batch_size,
+        batches=batches,
+        precision="bf16",
+        activation_checkpointing=mode,
+        parallel={"dp_shard": 4},
+    )
+    predicted = memory_of(shape_of(config, 64), train, "cpu", frees_early=True)
+    measured = measured_peak(config, 64, train, frees_early=True)
+    assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
 
 
 MODEL = ModelConfig(num_layers=8, hidden_size=512, num_heads=8, num_kv_heads=4, max_seq_len=512)

@@ -60,7 +60,7 @@ def test_none_that_fits_is_much_faster():
     plan = make_plan(one)
     best = plan.choices[0].estimate
     rest = [train for train in layouts_of(MODEL, TRAIN, 16, 8) if memory_of(SHAPE, train).total <= one.room]
-    fastest = min(estimate(SHAPE, train, one.cluster, one.rates, compiled=False).time.total for train in rest)
+    fastest = min(estimate(SHAPE, train, one.cluster, one.rates).time.total for train in rest)
     assert best.time.total <= fastest * 1.03 + 1e-9
     assert plan.num_layouts >= len(rest) > 10
 
@@ -105,7 +105,7 @@ def test_energy_days_and_money():
     cluster = Cluster(GPUS["H100"], 8)
     train = TRAIN.model_copy(update={"parallel": ParallelConfig(dp_replicate=1, dp_shard=8)})
     rates = Rates(per_gpu_hour=2.0, per_kwh=0.1, grams_co2_per_kwh=400, overhead=1.5)
-    one = estimate(SHAPE, train, cluster, rates, compiled=False)
+    one = estimate(SHAPE, train, cluster, rates)
     hours = TRAIN.steps * one.time.total / 3600
     assert one.days == pytest.approx(hours / 24)
     assert one.kwh == pytest.approx(hours * 10.2 * 1.5)  # of a node of 10.2 kW
@@ -113,7 +113,7 @@ def test_energy_days_and_money():
     assert one.kg_co2 == pytest.approx(one.kwh * 0.4)
     tokens = TRAIN.global_batch_tokens / one.time.total
     assert one.mfu == pytest.approx(SHAPE.flops_per_token(2048) * tokens / (8 * 989e12))
-    unsaid = estimate(SHAPE, train, cluster, Rates(), compiled=False)
+    unsaid = estimate(SHAPE, train, cluster, Rates())
     assert (unsaid.cost, unsaid.kg_co2) == (None, None)
 
 
