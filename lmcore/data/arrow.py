@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +66,11 @@ def to_numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.from_dlpack(whole)
 
 
+def joined(values: pa.ChunkedArray) -> pa.Array:
+    """``values`` as one array; ``combine_chunks`` copies even what is one already."""
+    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+
+
 def places(values: pa.Array | pa.ChunkedArray, among: Sequence[str]) -> np.ndarray:
     """Where each of ``values`` (strings) is ``among`` those; -1: nowhere; int32 [n]."""
     options = pc.SetLookupOptions(string_column(among))
@@ -77,12 +84,19 @@ def text_array(texts: Sequence[str]) -> pa.Array:
     return bytes_array([text.encode("utf-8") for text in texts])
 
 
-def bytes_array(raw: Sequence[bytes], room: int = 0) -> pa.Array:
+def bytes_array(raw: Sequence[bytes | memoryview], room: int = 0) -> pa.Array:
     """Texts that are UTF-8 already, as ``pa.large_string``; ``room`` bytes behind them may be read."""
     ends = np.zeros(len(raw) + 1, np.int64)
     np.cumsum([len(one) for one in raw], out=ends[1:])
     data = b"".join([*raw, bytes(room)] if room else raw)
     return pa.LargeStringArray.from_buffers(len(raw), pa.py_buffer(ends), pa.py_buffer(data))
+
+
+def views_of(texts: pa.Array) -> list[memoryview]:
+    """The UTF-8 bytes of each of ``texts`` (``pa.large_string``), where they are."""
+    data, offsets = text_buffers(texts)
+    whole = memoryview(cast("bytes", data))
+    return [whole[start:end] for start, end in itertools.pairwise(offsets.tolist())]
 
 
 def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

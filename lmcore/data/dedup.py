@@ -7,13 +7,11 @@ the same split wherever it is found.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
-from lmcore.data.arrow import text_buffers
+from lmcore.data.arrow import views_of
 
 HASH_BYTES = 16
 
@@ -28,12 +26,7 @@ def content_hash(text: str) -> bytes:
 
 def content_hashes(texts: pa.Array) -> pa.Array:
     """``content_hash`` of each of ``texts`` (``pa.large_string``); ``pa.binary(16)``."""
-    data, offsets = text_buffers(texts)
-    ends, view = offsets.tolist(), memoryview(cast("bytes", data))
-    digests = [
-        hashlib.blake2b(view[start:end], digest_size=HASH_BYTES).digest()
-        for start, end in itertools.pairwise(ends)
-    ]
+    digests = [hashlib.blake2b(text, digest_size=HASH_BYTES).digest() for text in views_of(texts)]
     return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(digests), [None, pa.py_buffer(b"".join(digests))])
 
 

@@ -1,11 +1,11 @@
 """Find the documents that are copies of, or much like, one that came before.
 
-Who shares a value (a content hash, a band of a signature) is found by sorting, if all documents fit into the
-memory that may be used; and else by DuckDB, which goes to the disk when its share of it is used up. Only pairs
-come back. Each worker has bands of its own. Documents that
-pairs connect form a cluster, of which the first in the order of the corpus stays: the order of the sources,
-then of the files' names, then of their records; with ``data.incremental`` what came earlier goes first, and a
-document that was kept once is never dropped for one that came later.
+Who shares a value (a content hash, a band of a signature) is found by sorting, if all documents fit into
+the memory that may be used; and else by DuckDB, which goes to the disk when its share of it is used up. Only
+pairs come back. Each worker has bands of its own. Documents that pairs connect form a cluster, of which the
+first in the order of the corpus stays: the order of the sources, then of the files' names, then of their
+records; with ``data.incremental`` what came earlier goes first, and a document that was kept once is never
+dropped for one that came later.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _sorted_pairs(files: Sequence[Path], bands: Sequence[str], copies: np.ndarra
 
 
 def _pairs_of(documents: np.ndarray, order: np.ndarray, *values: np.ndarray) -> np.ndarray:
-    """Each of ``documents`` (ascending; int64 [n]) whose ``values`` an earlier one has, and the first such one.
+    """Those of ``documents`` (ascending; int64 [n]) whose ``values`` an earlier one has; and the first such.
 
     Args:
         documents: Numbers in the corpus.

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, Identity
-from lmcore.data.arrow import batches_of_lengths, column, text_buffers
+from lmcore.data.arrow import batches_of_lengths, column, joined, text_buffers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.encoding import Encoder
 from lmcore.data.pool import Threads, Unit, Workshop, local_workers
@@ -135,7 +135,7 @@ def encode_shard(
             continue
         options = {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
         with TokenWriter(out / split, **options) as writer:
-            whole = table["text"].combine_chunks()
+            whole = joined(table["text"])
             sizes = np.diff(text_buffers(whole)[1])
             for rows in batches_of_lengths(sizes, _BATCH_BYTES):
                 batch = table.slice(rows.start, rows.stop - rows.start)

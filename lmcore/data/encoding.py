@@ -67,6 +67,7 @@ class Encoder:
         self, tokenizer_dir: Path, engine: str = "", sample: Callable[[], Sequence[str]] = tuple
     ) -> None:
         self.engine, self.reason = "tokenizers", "chosen before"
+        self._compared: tuple[Sequence[str], int] = ((), 0)  # the sample, and its tokens
         with ThreadPoolExecutor(1) as beside:
             texts = beside.submit(sample)
             self._reference = load_tokenizer(tokenizer_dir)
@@ -120,10 +121,13 @@ class Encoder:
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
         words = sum(len(text.split()) for text in texts)
-        return {"tokens_per_word": round(len(self.encode(texts)[0]) / max(1, words), 4)}
+        compared, tokens = self._compared
+        if texts is not compared:
+            tokens = len(self.encode(texts)[0])
+        return {"tokens_per_word": round(tokens / max(1, words), 4)}
 
-    def _compare(self, texts: Sequence[str]) -> None:
-        texts = [*HOSTILE_TEXTS, *texts]
+    def _compare(self, sample: Sequence[str]) -> None:
+        texts = [*HOSTILE_TEXTS, *sample]
         with self._or_without(), ThreadPoolExecutor(1) as beside:  # it does not hold the interpreter's lock
             reference = beside.submit(self._encode_reference, texts)
             # In one batch, as documents are encoded. The first one imports for as long as the other encodes.
@@ -131,12 +135,10 @@ class Encoder:
             if not all(map(np.array_equal, reference.result(), found)):
                 self._do_without("gigatoken gives other tokens on the sample")
                 return
+            self._compared = sample, int(found[1][len(HOSTILE_TEXTS) :].sum())
             self.engine, self.reason = (
                 "gigatoken",
-                (
-                    f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and "
-                    f"{len(texts) - len(HOSTILE_TEXTS)} documents"
-                ),
+                f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {len(sample)} documents",
             )
 
     def _load_fast(self, tokenizer_dir: Path) -> Any:

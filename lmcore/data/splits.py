@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig
-from lmcore.data.arrow import column, places, string_column, to_numbers
+from lmcore.data.arrow import bytes_array, column, joined, places, string_column, to_numbers, views_of
 from lmcore.data.books import Books
 from lmcore.data.dedup import HASH_BYTES, draws, halves, order_by_hash
 from lmcore.data.documents import band_names, nothing_left
@@ -532,9 +532,10 @@ def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
     start = 0
     with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
-            texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+            texts = joined(file.read_row_group(group, columns=["text"])["text"])
             texts = _without_repeated(texts, decided, start)
-            yield texts.filter(column(kept[start : (start := start + len(texts))]))
+            rows = kept[start : (start := start + len(texts))]
+            yield texts if rows.all() else texts.filter(column(rows))
 
 
 def splits_of_shard(
@@ -562,6 +563,7 @@ def splits_of_shard(
     if below < 1.0:
         chosen &= halves(hashes)[0].astype(np.float64) * 2.0**-64 < below
     parts, start = [], 0
+    kept: list[memoryview] = []  # texts are long: they are copied once, to where they end up
     with pq.ParquetFile(documents, page_checksum_verification=True) as file:
         if file.metadata.num_rows != len(chosen):
             raise _other_documents(documents, f"{file.metadata.num_rows} rows", str(len(chosen)))
@@ -571,14 +573,21 @@ def splits_of_shard(
                 table = file.read_row_group(group, columns=list(_DOCUMENT_COLUMNS))
                 if not np.array_equal(hashes_of(table["content_hash"]), hashes[start - len(rows) : start]):
                     raise _other_documents(documents, "the same content hashes", "others")
-                texts = _without_repeated(table["text"].combine_chunks(), decided, start - len(rows))
-                table = table.set_column(2, table.schema.field("text"), texts)
+                texts = _without_repeated(joined(table["text"]), decided, start - len(rows))
+                kept += itertools.compress(views_of(texts), rows.tolist())
+                table = table.drop_columns(["text"])
                 parts.append(table if rows.all() else table.filter(column(rows)))
         schema = pa.schema([file.schema_arrow.field(name) for name in _DOCUMENT_COLUMNS])
-    whole = pa.concat_tables(parts or [schema.empty_table()]).combine_chunks()
+    place_of_text = schema.get_field_index("text")
+    whole = pa.concat_tables(parts or [schema.remove(place_of_text).empty_table()]).combine_chunks()
     order = order_by_hash(hashes[chosen])
     of_row = decision[chosen][order]
-    return {split: whole.take(column(order[of_row == place])) for place, split in enumerate(splits)}
+    found: dict[Split, pa.Table] = {}
+    for place, split in enumerate(splits):
+        rows = order[of_row == place]
+        texts = bytes_array([kept[row] for row in rows.tolist()])
+        found[split] = whole.take(column(rows)).add_column(place_of_text, schema.field("text"), texts)
+    return found
 
 
 def _other_documents(shard: Path, expected: str, found: str) -> DataError:

@@ -38,6 +38,14 @@ def test_gigatoken_knows_every_pattern_and_agrees(encoder):
     assert encoder.reason.endswith(" and 20 documents")
 
 
+def test_tokens_to_a_word_are_those_of_encoding_whether_the_engines_were_compared_on_it_or_not(directory):
+    sample = CORPUS[:20]
+    encoder = Encoder(directory, sample=lambda: sample)
+    expected = len(encoder.encode(sample)[0]) / sum(len(text.split()) for text in sample)
+    for texts in (sample, list(sample)):
+        assert encoder.fertility(texts) == {"tokens_per_word": round(expected, 4)}
+
+
 def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path, monkeypatch):
     save_tokenizer(train_tokenizer(TokenizerConfig(vocab_size=300), CORPUS), tmp_path)
     other = Encoder(tmp_path)
