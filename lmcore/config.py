@@ -969,8 +969,8 @@ class TrainConfig(Config):
     )
     cuda_graphs: bool = setting(
         False,
-        "Have the GPU replay what it is told to do in a compiled block, for models so small that telling it is "
-        "what takes long; costs memory",
+        "Have the GPU replay what it is told to do in a compiled block, for models so small that telling it "
+        "takes longer; costs memory",
         identity=False,
     )
     attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
