@@ -232,6 +232,8 @@ def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypat
     result, found = train(corpus, tmp_path / "little", "cuda", steps=3, micro_batch_size=0)
     assert 1 <= result["micro_batch_size"] < 16
     assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
     size = {"seq_len": 64, "global_batch_tokens": 8192, "micro_batch_size": 64, "steps": 60}
     costs = {"every_steps": 20, "price_per_device_hour": 2.0, "grams_co2_per_kwh": 400}
