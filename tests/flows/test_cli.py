@@ -21,7 +21,7 @@ def refused(mill, *arguments, status, **environment):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("run", "nowhere"), "quickstart, or the path"),
+        (("run", "nowhere"), ", quickstart, "),
         (("run", "quickstrat"), "did you mean 'quickstart'?"),
         (("run", "missing.yaml"), "missing.yaml"),
         (("inspect", "--decision", "quarantined"), "near_duplicate"),

@@ -45,9 +45,9 @@ ANSWERS_LATE = """
 import http.server, pathlib, sys, time
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        pathlib.Path(sys.argv[2], "asked").touch()
         self.send_response(200)
         self.end_headers()
-        pathlib.Path(sys.argv[2], "asked").touch()
 time.sleep(2)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
 """
@@ -61,12 +61,14 @@ def test_a_command_waits_for_servers_that_still_start(tmp_path):
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     with subprocess.Popen([sys.executable, "-c", ANSWERS_LATE, str(port), str(tmp_path)]) as server:
-        created = psutil.Process(server.pid).create_time()
-        service = Service("prefect", server.pid, created, port, str(tmp_path / "log"))
-        (home.services / "prefect.json").write_text(json.dumps(asdict(service)))
-        wait_until_ready(home)
-        assert (tmp_path / "asked").exists()
-        server.kill()
+        try:
+            created = psutil.Process(server.pid).create_time()
+            service = Service("prefect", server.pid, created, port, str(tmp_path / "log"))
+            (home.services / "prefect.json").write_text(json.dumps(asdict(service)))
+            wait_until_ready(home)
+            assert (tmp_path / "asked").exists()
+        finally:
+            server.kill()
 
 
 SAVES_FOR_3_SECONDS = """

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
+from torch.distributed import pipelining
 from torch.distributed.pipelining import schedules
 
 from lmcore.config import ModelConfig, ParallelConfig, Recipe, TrainConfig, load_recipe, parse
@@ -122,7 +123,9 @@ def check_schedule(parallel, num_micro_batches):
         for place in own_stages(parallel, 0)
     ]
     one = parallel.pipeline_schedule in ("1f1b", "gpipe")
-    made = _SCHEDULES[parallel.pipeline_schedule](stages[0] if one else stages, num_micro_batches)
+    made = getattr(pipelining, _SCHEDULES[parallel.pipeline_schedule])(
+        stages[0] if one else stages, num_micro_batches
+    )
     if one:
         assert len(stages) == 1  # torch has no order to look at
         return

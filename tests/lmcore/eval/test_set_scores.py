@@ -79,11 +79,13 @@ class Letters(torch.nn.Module):
     def __init__(self, shares):
         super().__init__()
         self.vocab_size = len(shares)
-        self.logits = torch.nn.Embedding.from_pretrained(shares.log().repeat(len(shares), 1))
-        self.head = torch.nn.Identity()
+        self.table = torch.nn.Embedding.from_pretrained(shares.log().repeat(len(shares), 1))
 
     def hidden(self, tokens, positions=None, document_ids=None):
-        return self.logits(tokens)
+        return self.table(tokens)
+
+    def logits(self, hidden):
+        return hidden
 
 
 def test_accuracy_is_that_of_shares_that_were_written_down(corpus, encoder):
