@@ -257,7 +257,8 @@ def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
     assert (meter is None) == (result["costs"]["energy"] == "not measured")
     events = read_trace(tmp_path / "run" / "profile" / "rank0-steps30-31.json.gz")
     parts = exposed_communication(events)
-    assert parts["backward"].seconds > 0  # parts stand on the time line of the GPU
+    # Its kernels are launched by autograd's own thread, and are of the backward pass all the same.
+    assert parts["backward"].seconds > parts["forward"].seconds / 2
     assert largest_operators(events, 1)[0][1] > 0
 
 
