@@ -131,11 +131,17 @@ def _costs(summary: Summary) -> str:
     if "mfu" in costs:
         told.append(f"MFU {costs['mfu']:.1%}")
     if costs.get("tokens_per_joule"):
-        told.append(f"{costs['tokens_per_joule']:,.3g} tokens/J ({costs['energy']})")
+        most = "at most " if "covers" in costs else ""
+        told.append(f"{most}{costs['tokens_per_joule']:,.3g} tokens/J ({costs['energy']})")
     elif "energy" in costs:
         told.append(f"energy {costs['energy']}")
     if isinstance(costs.get("cost"), float):
-        told.append(f"{costs['cost']:,.3g} {costs['currency']}")
+        least = "at least " if "covers" in costs else ""
+        told.append(f"{least}{costs['cost']:,.3g} {costs['currency']}")
+    if costs.get("tokens_repeated"):
+        told.append(f"{costs['tokens_repeated']:,} tokens done again after a stop")
+    if "covers" in costs:
+        told.append(f"costs cover {costs['covers']}")
     return ", ".join(told)
 
 

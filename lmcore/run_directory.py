@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,6 +78,15 @@ class EventLog:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``events.jsonl``, but for a line that a killed process left torn."""
+    with contextlib.suppress(FileNotFoundError), (run_dir / EVENTS_FILE).open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                if isinstance(row := json.loads(line), dict):
+                    yield row
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float | None]:
     return {
         "perf/mfu": costs.get("mfu"),
         "perf/peak_memory_bytes": costs.get("peak_memory_bytes"),
+        "perf/tokens_repeated": costs.get("tokens_repeated"),
         "perf/cost": None if cost == NOT_MEASURED else cost,
         "energy/joules": costs.get("joules"),
         "energy/tokens_per_joule": costs.get("tokens_per_joule"),
@@ -44,8 +45,9 @@ def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def cost_tags(costs: Mapping[str, Any]) -> dict[str, str]:
-    """What is known by words: by what energy was measured, or that it was not; the currency."""
-    return {name: str(costs[name]) for name in ("energy", "currency") if name in costs}
+    """What is known by words: how energy was measured, or that it was not; the currency; what is missing."""
+    tags = {"energy": "energy", "currency": "currency", "covers": "costs_cover"}
+    return {tag: str(costs[name]) for name, tag in tags.items() if name in costs}
 
 
 def cost_table(costs: Mapping[str, Any], tokens_per_second: float | None) -> list[str]:
@@ -65,25 +67,41 @@ def cost_table(costs: Mapping[str, Any], tokens_per_second: float | None) -> lis
         told = ", ".join(
             f"{name.replace('_', ' ')} {share:.1%}" for name, share in largest if share >= 0.0005
         )
-        lines.append(f"| time | {costs['seconds']:,.0f} s: {told} |")
+        lines.append(f"| time | {_least(costs)}{costs['seconds']:,.0f} s: {told} |")
         lines.append(f"| peak memory | {costs['peak_memory_bytes'] / 1e9:,.2f} GB a process |")
-        lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs)]
+        lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs), *_waste(costs)]
     return [*lines, ""]
 
 
 def _energy(costs: Mapping[str, Any]) -> str:
     if costs["energy"] == NOT_MEASURED:
         return NOT_MEASURED
-    told = f"{costs['joules'] / 1000:,.4g} kJ ({costs['energy']})"
-    return f"{told}, {costs['tokens_per_joule']:,.4g} tokens/J" if costs.get("tokens_per_joule") else told
+    told = f"{_least(costs)}{costs['joules'] / 1000:,.4g} kJ ({costs['energy']})"
+    if not costs.get("tokens_per_joule"):
+        return told
+    return f"{told}, {'at most ' if 'covers' in costs else ''}{costs['tokens_per_joule']:,.4g} tokens/J"
+
+
+def _least(costs: Mapping[str, Any]) -> str:
+    """For sums that do not tell of all."""
+    return "at least " if "covers" in costs else ""
+
+
+def _waste(costs: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if costs.get("tokens_repeated"):
+        lines.append(f"| done again after a stop | {costs['tokens_repeated']:,} tokens |")
+    if "covers" in costs:
+        lines.append(f"| these costs cover | {costs['covers']}: the rest was of processes that were killed |")
+    return lines
 
 
 def _co2_and_money(costs: Mapping[str, Any]) -> list[str]:
     lines = []
     if "co2_grams" in costs:
-        lines.append(f"| carbon dioxide | {costs['co2_grams']:,.4g} g |")
+        lines.append(f"| carbon dioxide | {_least(costs)}{costs['co2_grams']:,.4g} g |")
     if "cost" in costs:
         cost = costs["cost"]
-        told = cost if cost == NOT_MEASURED else f"{cost:,.4g} {costs['currency']}"
+        told = cost if cost == NOT_MEASURED else f"{_least(costs)}{cost:,.4g} {costs['currency']}"
         lines.append(f"| cost | {told} |")
     return lines

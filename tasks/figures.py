@@ -103,7 +103,8 @@ def draw_energy(events: Path, target: Path) -> bool:
 def _cost_rows(events: Path) -> list[dict[str, Any]]:
     """Rows of kind ``costs`` by step; of those that were replayed after a resume, the last."""
     rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
-    by_step = {row["step"]: row for row in rows if row["kind"] == "costs"}
+    # Not what came before an attempt's first step: it is of no steps.
+    by_step = {row["step"]: row for row in rows if row["kind"] == "costs" and row["steps"]}
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from lmcore import BEGAN
 from lmcore.parallel.mesh import join_world
 from lmcore.run_directory import RESULT_FILE, write_result
 from lmcore.run_process import StopRequest, leave, run_process
@@ -24,7 +25,7 @@ def train(run_dir: Path) -> None:
     with join_world(job.train.launch) as world:
         # Not before: asked to stop while it waits for another that is gone, a process has nothing to save,
         # and would wait until it is killed.
-        result = Trainer(job, run_dir, world, StopRequest()).run()
+        result = Trainer(job, run_dir, world, StopRequest(), began=BEGAN).run()
         if world.is_main:
             write_result(run_dir, result)
         world.barrier()

@@ -11,6 +11,7 @@ from lmcore.config import CostsConfig
 NOT_MEASURED = "not measured"
 JOULES_PER_KWH = 3.6e6
 SHARE = "perf/share/"
+START = "start"  # the part that came before the first step of an attempt
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Spent:
                 found[f"energy/{name}_joules"] = part
         if self.joules is not None:
             found["energy/joules"] = self.joules
-            found["energy/watts"] = self.joules / self.seconds if self.seconds else 0.0
-            if self.joules:
+            if self.tokens:  # at the start meters are opened later than time begins
+                found["energy/watts"] = self.joules / self.seconds if self.seconds else 0.0
+            if self.tokens and self.joules:
                 found["energy/tokens_per_joule"] = self.tokens / self.joules
             if config.grams_co2_per_kwh is not None:
                 found["energy/co2_grams"] = config.grams_co2_per_kwh * self.joules / JOULES_PER_KWH
@@ -81,6 +83,8 @@ class Spent:
 class Bill:
     """Adds up rows of kind ``costs``; steps that were done twice were paid for twice.
 
+    An attempt that was killed had no time to tell of its last steps: how many of all the rows cover is told.
+
     Args:
         tokens_per_step: Over all processes.
     """
@@ -89,17 +93,30 @@ class Bill:
 
     def __post_init__(self) -> None:
         self._seconds = self._memory = 0.0
-        self._tokens = 0
+        self._attempts = self._starts = 0
+        self._steps = self._covered = 0  # that were done, those that were done again too
+        self._step = 0  # that the run has come to
         self._shares: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         self._energies: list[str] = []
         self._costs: list[str] = []
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take note of a row."""
+        """Take note of a row of any kind."""
+        if row["kind"] in ("start", "resume"):
+            self._attempts += 1
+            self._step = row["step"]
+        elif row["kind"] in ("step", "costs"):
+            self._steps += max(0, row["step"] - self._step)
+            self._step = max(self._step, row["step"])
+        if row["kind"] == "costs":
+            self._add_costs(row)
+
+    def _add_costs(self, row: Mapping[str, Any]) -> None:
         values, seconds = row["values"], row["seconds"]
         self._seconds += seconds
-        self._tokens += row["steps"] * self.tokens_per_step
+        self._covered += row["steps"]
+        self._starts += not row["steps"]
         self._memory = max(self._memory, values.get("perf/peak_memory_bytes", 0.0))
         for name, value in values.items():
             if name.startswith(SHARE):
@@ -114,7 +131,8 @@ class Bill:
     def told(self, currency: str) -> dict[str, Any]:
         """Return the sums for ``result.json``; empty without a row.
 
-        Energy and cost are said of the whole or not at all.
+        Energy and cost are said of all that rows tell of or not at all; ``covers`` says in words what they do
+        not tell of. Tokens per joule are those that the run has come to, each once.
         """
         if not self._seconds:
             return {}
@@ -122,11 +140,21 @@ class Bill:
             "seconds": self._seconds,
             "shares": {part: value / self._seconds for part, value in self._shares.items()},
             "peak_memory_bytes": self._memory,
+            "steps_done": self._steps,
+            "steps_covered": self._covered,
+            "attempts": self._attempts,
+            "attempts_covered": self._starts,
+            "tokens_repeated": (self._steps - self._step) * self.tokens_per_step,
             "energy": NOT_MEASURED if NOT_MEASURED in self._energies else ", ".join(self._energies),
         }
+        if self._covered < self._steps or self._starts < self._attempts:
+            told["covers"] = (
+                f"{self._covered:,} of {self._steps:,} steps, the start of {self._starts:,} of "
+                f"{self._attempts:,} attempts"
+            )
         if told["energy"] != NOT_MEASURED:
             told["joules"] = joules = self._sums.get("energy/joules", 0.0)
-            told["tokens_per_joule"] = self._tokens / joules if joules else None
+            told["tokens_per_joule"] = self._step * self.tokens_per_step / joules if joules else None
             if "energy/co2_grams" in self._sums:
                 told["co2_grams"] = self._sums["energy/co2_grams"]
         if "perf/cost" in self._sums or NOT_MEASURED in self._costs:
@@ -139,8 +167,7 @@ def bill_of(rows: Iterable[Mapping[str, Any]], tokens_per_step: int, currency: s
     """Return what all attempts at a run cost together, by the rows of its events."""
     bill = Bill(tokens_per_step)
     for row in rows:
-        if row["kind"] == "costs":
-            bill.add(row)
+        bill.add(row)
     return bill.told(currency)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch.distributed as dist
 from lmcore.clock import PARTS, Clock, Lap
 from lmcore.config import TrainConfig
 from lmcore.parallel.mesh import World
-from lmcore.run_directory import EventLog
-from lmcore.train.bill import SHARE, Bill, Spent
-from lmcore.train.energy import GpuMeter, MachineMeter, open_gpu, open_machine
+from lmcore.run_directory import EventLog, read_rows
+from lmcore.train.bill import SHARE, START, Spent, bill_of
+from lmcore.train.energy import Meters
 from lmcore.train.profile import CommunicationSample, StepProfile
 
 
@@ -26,7 +27,8 @@ class Costs:
     """Follows the steps of a run; all processes do so alike.
 
     A row of kind ``costs`` tells of ``every_steps`` steps and of what came after each, such as a validation
-    or a checkpoint. It is written when it is known everywhere, without anybody waiting: a little later.
+    or a checkpoint. One with no steps tells of all that came before the first. They are written when they are
+    known everywhere, without anybody waiting: a little later.
 
     Args:
         train: What is measured and traced, and the prices.
@@ -35,6 +37,8 @@ class Costs:
         run_dir: The run directory.
         events: Where rows go.
         say: Tells people.
+        began: By ``time.monotonic``, since when this process has been there for the run.
+        meters: Of energy; None: nothing is measured.
     """
 
     def __init__(
@@ -45,20 +49,20 @@ class Costs:
         run_dir: Path,
         events: EventLog,
         say: Callable[[str], object],
+        began: float,
+        meters: Meters | None,
     ) -> None:
         self.config = config = train.costs
         self.world, self.clock, self._events = world, clock, events
+        self._run_dir, self._began, self._meters = run_dir, began, meters
         self._tokens_per_step = train.global_batch_tokens
         self._profile = StepProfile(train.profile, run_dir, world.rank, self.clock, world.device, say)
         self._sample = None
         if world.size > 1 and world.is_main and config.every_steps and config.sample_communication:
             self._sample = CommunicationSample(self.clock, world.device)
-        self._gpu: GpuMeter | None = None
-        self._machine: MachineMeter | None = None
-        self._joules = self._read_meters()
         self._steps, self._last = 0, 0
         self._pending: list[_Interval] = []
-        self._bill = Bill(self._tokens_per_step)
+        self.keep_up()
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -66,23 +70,32 @@ class Costs:
         if self._last and self.config.every_steps and self._last % self.config.every_steps == 0:
             self._close_interval()
         elif not self._last:
-            self._start()
+            self._start(step - 1)
         with self._profile.step(step), self._sampled():
             yield
         self._last, self._steps = step, self._steps + 1
-        if self._machine is not None:
-            self._machine.keep_up()
+        self.keep_up()
+        self._write_known()  # at once: what a killed process has not written is lost
 
-    def finish(self) -> None:
-        """Tell of the steps since the last row; wait for all that is not known yet."""
+    def keep_up(self) -> None:
+        """Have no counter of energy wrap around unseen; for what takes long."""
+        if self._meters is not None:
+            self._meters.keep_up()
+
+    def finish(self, step: int) -> None:
+        """Tell of what came since the last row, up to ``step``; wait for all that is not known yet."""
         self._profile.close()
-        if self.config.every_steps and self._steps:
+        if not self._last:
+            self._start(step)  # no step was left to do
+        elif self.config.every_steps and self._steps:
             self._close_interval()
         self._write_known(wait=True)
 
     def result(self) -> dict[str, Any]:
-        """What all steps of this process's attempt cost together, for ``result.json``."""
-        return self._bill.told(self.config.currency)
+        """What all attempts at the run cost together, for ``result.json``; empty but on the main process."""
+        if not self.world.is_main:
+            return {}
+        return bill_of(read_rows(self._run_dir), self._tokens_per_step, self.config.currency)
 
     # --- an interval ---
 
@@ -91,30 +104,22 @@ class Costs:
         sample = self._sample if not self._profile.is_under_way else None
         return contextlib.nullcontext() if sample is None else sample.step()
 
-    def _start(self) -> None:
-        on_gpu = self.world.device.type == "cuda"
+    def _start(self, step: int) -> None:
         if self.config.every_steps:
-            self._machine = open_machine()
-            self._gpu = open_gpu(self.world.device) if on_gpu else None
-            self._joules = self._read_meters()
+            self._tell(_Interval(step, 0, _Start(time.monotonic() - self._began), {}))
         self.clock.start()
 
     def _close_interval(self) -> None:
         sample = self._sample
         alone = {part: sample.alone(part) for part in PARTS} if sample and sample.parts else {}
-        before, self._joules = self._joules, self._read_meters()
-        joules = [
-            None if b is None or n is None else n - b for b, n in zip(before, self._joules, strict=True)
-        ]
-        interval = _Interval(self._last, self._steps, self.clock.lap(), alone)
-        interval.gather(self.world, peak_memory_bytes(self.world.device), *joules)
+        self._tell(_Interval(self._last, self._steps, self.clock.lap(), alone))
         self._steps = 0
+
+    def _tell(self, interval: _Interval) -> None:
+        joules = self._meters.since_last() if self._meters is not None else [None, None]
+        interval.gather(self.world, peak_memory_bytes(self.world.device), *joules)
         self._pending.append(interval)
         self._write_known()
-
-    def _read_meters(self) -> list[float | None]:
-        """Joules of our GPU and of our machine since the start."""
-        return [None if meter is None else meter.joules() for meter in (self._gpu, self._machine)]
 
     def _write_known(self, *, wait: bool = False) -> None:
         while self._pending and (wait or self._pending[0].is_known):
@@ -138,8 +143,19 @@ class Costs:
             if isinstance(cost := spent.cost(self.config), str):
                 row["cost"] = cost
             row |= {"tokens": interval.step * self._tokens_per_step, "values": values}
-            self._bill.add(row)
             self._events.write("costs", interval.step, **row)
+
+
+class _Start:
+    """What came before the first step, as a lap."""
+
+    is_known = True
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def seconds(self) -> dict[str, float]:
+        return {START: self._seconds}
 
 
 class _Interval:

@@ -159,3 +159,34 @@ def open_machine(root: Path | None = None) -> MachineMeter | None:
         return MachineMeter(root or POWERCAP)
     except (OSError, ValueError):
         return None
+
+
+class Meters:
+    """What this process reads of energy from now on: its GPU, and its machine if it speaks for it.
+
+    Args:
+        device: Where it computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = open_gpu(device) if device.type == "cuda" else None
+        self._machine = open_machine()
+        self._last = self._read()
+
+    def since_last(self) -> list[float | None]:
+        """Joules of the GPU and of the machine since this was asked last; None: not measured."""
+        before, self._last = self._last, self._read()
+        joules = [None if b is None or n is None else n - b for b, n in zip(before, self._last, strict=True)]
+        if self._machine is not None and self._last[1] is None:
+            # What was missed stays so; what comes can be measured.
+            self._machine = open_machine()
+            self._last = self._read()
+        return joules
+
+    def keep_up(self) -> None:
+        """Read counters that may wrap around unseen, if that was not done for a while."""
+        if self._machine is not None:
+            self._machine.keep_up()
+
+    def _read(self) -> list[float | None]:
+        return [None if meter is None else meter.joules() for meter in (self._gpu, self._machine)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import json
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from lmcore.clock import ANNOTATION, OTHER, PARTS
 
 STEP = ANNOTATION + "step"
 _WAITS = ("c10d::", "_c10d_functional")
+_DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
 Span = tuple[float, float]
 
 
@@ -29,7 +32,8 @@ class PartTimes:
     exposed: float
 
 
-Event = dict[str, Any]  # name, cat (its kind), tid (thread or stream), ts and dur in microseconds
+# Name, cat (its kind), tid (thread or stream), ts and dur in microseconds, args.
+Event = dict[str, Any]
 
 
 def read_trace(trace: Path) -> list[Event]:
@@ -44,19 +48,19 @@ def exposed_communication(events: list[Event]) -> dict[str, PartTimes]:
     On CUDA what kernels of NCCL did while no other work of the device ran; on CPU what gloo did while the
     thread that trains was in no operation of ATen.
     """
-    on_gpu = _is_of_gpu(events)
     annotations = [
         event
         for event in events
-        if event.get("cat") == ("gpu_user_annotation" if on_gpu else "user_annotation")
-        and event["name"].startswith(ANNOTATION)
+        if event.get("cat") == "user_annotation" and event["name"].startswith(ANNOTATION)
     ]
     if not annotations:
         return {}
-    if on_gpu:
-        work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-        sent = union(_span(event) for event in work if "nccl" in event["name"].lower())
-        computed = union(_span(event) for event in work if "nccl" not in event["name"].lower())
+    parts = exclusive((event["name"].removeprefix(ANNOTATION), *_span(event)) for event in annotations)
+    if _is_of_gpu(events):
+        work = [event for event in events if event.get("cat") in _DEVICE_WORK]
+        sent = union(_span(event) for event in work if _sends(event))
+        computed = union(_span(event) for event in work if not _sends(event))
+        parts = _parts_of_device(work, events, parts)
     else:
         thread = annotations[0]["tid"]
         ours = [event for event in events if event["tid"] == thread and event.get("cat") == "cpu_op"]
@@ -64,11 +68,88 @@ def exposed_communication(events: list[Event]) -> dict[str, PartTimes]:
         waited = union(_span(event) for event in ours if event["name"].startswith(_WAITS))
         computed = subtract(union(_span(e) for e in ours if e["name"].startswith("aten::")), waited)
     alone = subtract(sent, computed)
-    parts = exclusive((event["name"].removeprefix(ANNOTATION), *_span(event)) for event in annotations)
     return {
         name: PartTimes(length(spans) / 1e6, length(intersect(spans, alone)) / 1e6)
         for name, spans in parts.items()
     }
+
+
+def _parts_of_device(
+    work: list[Event], events: list[Event], host: dict[str, list[Span]]
+) -> dict[str, list[Span]]:
+    """Give the device's time to the parts that launched its work, whichever thread did.
+
+    The profiler's own annotations of the device (gpu_user_annotation) hold nothing that another thread
+    launched, and autograd has a thread for the backward pass.
+    """
+    work = sorted(work, key=lambda event: event["ts"])
+    launches = _launch_times(work, events)
+    part_at = _Lookup(host)
+    own: list[str | None] = []
+    for at in launches:
+        # A launch that the trace does not hold: with the work before it.
+        own.append(part_at(at) if at is not None else own[-1] if own else None)
+    parts: dict[str | None, list[Span]] = {}
+    busy: list[Span] = []
+    # What computes goes before copies that run beside it, and both before collectives.
+    for layer in (0, 1, 2):
+        layered: dict[str | None, list[Span]] = {}
+        for event, part in zip(work, own, strict=True):
+            if _layer(event) == layer:
+                layered.setdefault(part, []).append(_span(event))
+        for part, spans in layered.items():
+            free = subtract(union(spans), busy)
+            busy = union([*busy, *free])
+            parts.setdefault(part, []).extend(free)
+    # Idle before the next work was launched, it waits for what the host is at; after that, for that work.
+    begin = min(start for spans in host.values() for start, _ in spans)
+    end = max(stop for spans in (busy, *host.values()) for _, stop in spans)
+    starts = [event["ts"] for event in work]
+    not_launched: list[Span] = []
+    for start, stop in subtract([(begin, end)], busy):
+        following = bisect.bisect_left(starts, stop)
+        at = launches[following] if following < len(work) else None
+        middle = stop if at is None else min(max(at, start), stop)
+        not_launched.append((start, middle))
+        if at is not None:
+            parts.setdefault(own[following], []).append((middle, stop))
+    for part, spans in host.items():
+        parts.setdefault(part, []).extend(intersect(spans, union(not_launched)))
+    return {part: union(spans) for part, spans in parts.items() if part is not None}
+
+
+def _launch_times(work: list[Event], events: list[Event]) -> list[float | None]:
+    """When the host launched each work: by the call that did, or else by the operator that it was for."""
+    calls: dict[Any, float] = {}
+    operators: dict[Any, float] = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("cat") in _LAUNCHES and "correlation" in arguments:
+            calls[arguments["correlation"]] = event["ts"]
+        elif event.get("cat") == "cpu_op" and "External id" in arguments:
+            operators[arguments["External id"]] = event["ts"]
+    told = [event.get("args", {}) for event in work]
+    return [calls.get(a.get("correlation"), operators.get(a.get("External id"))) for a in told]
+
+
+class _Lookup:
+    """Which part a moment is of."""
+
+    def __init__(self, parts: dict[str, list[Span]]) -> None:
+        self._spans = sorted((*span, name) for name, spans in parts.items() for span in spans)
+        self._starts = [start for start, _, _ in self._spans]
+
+    def __call__(self, moment: float) -> str | None:
+        place = bisect.bisect_right(self._starts, moment) - 1
+        return self._spans[place][2] if place >= 0 and moment <= self._spans[place][1] else None
+
+
+def _sends(event: Event) -> bool:
+    return "nccl" in event["name"].lower()
+
+
+def _layer(event: Event) -> int:
+    return 2 if _sends(event) else int(event["cat"] != "kernel")
 
 
 def largest_operators(events: list[Event], number: int) -> list[tuple[str, float, int]]:

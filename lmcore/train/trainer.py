@@ -35,6 +35,7 @@ from lmcore.parallel.mesh import World, make_layout
 from lmcore.run_directory import EventLog
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.costs import Costs
+from lmcore.train.energy import Meters
 from lmcore.train.fitting import Trials, find_largest, out_of_memory_explained
 from lmcore.train.garbage import collected_every
 from lmcore.train.inputs import open_inputs
@@ -58,6 +59,7 @@ class Trainer:
         run_dir: Its run directory.
         world: This process among its peers.
         stop_requested: Asked after each step; when any process says yes, all save and stop.
+        began: By ``time.monotonic``, when this process began to be there for the run, if before now.
 
     Raises:
         ConfigError: the settings do not fit each other or the processes.
@@ -66,8 +68,16 @@ class Trainer:
     """
 
     def __init__(
-        self, job: TrainJob, run_dir: Path, world: World, stop_requested: Callable[[], bool]
+        self,
+        job: TrainJob,
+        run_dir: Path,
+        world: World,
+        stop_requested: Callable[[], bool],
+        *,
+        began: float | None = None,
     ) -> None:
+        began = time.monotonic() if began is None else began
+        meters = Meters(world.device) if job.train.costs.every_steps else None
         self.finds_micro_batch = job.train.micro_batch_size == 0
         job = with_a_micro_batch(job)
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
@@ -80,7 +90,9 @@ class Trainer:
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
         tokens, flops = self.config.global_batch_tokens, self.whole.flops_per_token(self.config.seq_len)
-        self.costs = Costs(self.config, world, self.model.clock, run_dir, self.events, self.progress.say)
+        self.costs = Costs(
+            self.config, world, self.model.clock, run_dir, self.events, self.progress.say, began, meters
+        )
         self.peak = find_peak(self.config.costs, world.device, self.config.precision)
         self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
         self.step = 0
@@ -190,7 +202,7 @@ class Trainer:
             self._validate()
             with self._averaged():
                 self._save_model()
-        self.costs.finish()
+        self.costs.finish(self.step)
         self.events.write("end", self.step, status=outcome)
         self.events.close()
         return self._result(outcome, started)
@@ -230,6 +242,7 @@ class Trainer:
     def _use_micro_batch(self, size: int) -> None:
         self.config = self.config.model_copy(update={"micro_batch_size": size})
         self.inputs.loader.micro_batch_size = size
+        self.costs.keep_up()
         self.model.use_micro_batches(size, self.config.grad_accum_steps)
 
     def _train(self, collect_garbage: Callable[[int], None]) -> Outcome:
@@ -376,6 +389,7 @@ class Trainer:
         if state is None:
             self.events.write("start", 0, passed_over=damaged)
             return
+        self.costs.keep_up()
         self.model.weights_changed()
         self.step = state.step
         self.steps.loss_scale = LossScale(**state.loss_scale)

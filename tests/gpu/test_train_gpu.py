@@ -242,7 +242,8 @@ def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
         corpus, tmp_path / "run", "cuda", precision="bf16", costs=costs, profile=profile, **size
     )
     lines = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
-    rows = [row for row in lines if row["kind"] == "costs"]
+    start, *rows = [row for row in lines if row["kind"] == "costs"]
+    assert start["steps"] == 0 < start["seconds"]
     assert [row["step"] for row in rows] == [20, 40, 60]
     for row in rows:
         found = {name: value for name, value in row["values"].items() if name.startswith("perf/share/")}
@@ -257,7 +258,8 @@ def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
     assert (meter is None) == (result["costs"]["energy"] == "not measured")
     events = read_trace(tmp_path / "run" / "profile" / "rank0-steps30-31.json.gz")
     parts = exposed_communication(events)
-    assert parts["backward"].seconds > 0  # parts stand on the time line of the GPU
+    # Its kernels are launched by autograd's own thread, and are of the backward pass all the same.
+    assert parts["backward"].seconds > parts["forward"].seconds / 2
     assert largest_operators(events, 1)[0][1] > 0
 
 

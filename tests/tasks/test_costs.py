@@ -12,7 +12,10 @@ RESULT = {"peak_tflops": 0.31, "peak_source": "a product, measured", "mfu": 0.5}
 
 
 def rows(*, measured):
-    found = []
+    found = [{"kind": "start", "step": 0}]
+    start = {"perf/share/start": 1.0} | ({"energy/joules": 0.0, "perf/cost": 0.0} if measured else {})
+    start_words = {"energy": "NVML"} if measured else {"energy": "not measured", "cost": "not measured"}
+    found.append({"kind": "costs", "step": 0, "steps": 0, "seconds": 1.0, "values": start, **start_words})
     for step in range(1, 41):
         values = {"perf/mfu": 0.5, "train/loss": 2.0, "perf/step_seconds": 0.1}
         found.append({"kind": "step", "step": step, "tokens": step * 100, "values": values})
@@ -35,6 +38,7 @@ def test_what_is_measured_is_told_with_its_units():
     assert cost_metrics(costs) == {
         "perf/mfu": 0.5,
         "perf/peak_memory_bytes": 2e9,
+        "perf/tokens_repeated": 0,
         "perf/cost": 1.0,
         "energy/joules": 200.0,
         "energy/tokens_per_joule": 20.0,
@@ -44,13 +48,26 @@ def test_what_is_measured_is_told_with_its_units():
     assert cost_table(costs, 1000.0)[4:] == [
         "| speed | 1,000 tokens/s |",
         "| MFU | 50.0% of 0.31 TFLOP/s a device (a product, measured) |",
-        "| time | 4 s: backward 50.0%, forward 40.0%, other 10.0% |",
+        "| time | 5 s: backward 40.0%, forward 32.0%, start 20.0%, other 8.0% |",
         "| peak memory | 2.00 GB a process |",
         "| energy | 0.2 kJ (NVML), 20 tokens/J |",
         "| carbon dioxide | 0.04 g |",
         "| cost | 1 EUR |",
         "",
     ]
+
+
+def test_sums_that_do_not_cover_all_steps_say_so():
+    killed = [row for row in rows(measured=True) if not (row["kind"] == "costs" and row["step"] == 40)]
+    costs = costs_of([*killed, {"kind": "resume", "step": 30}, *killed[-10:]], RESULT, 100, "EUR")
+    assert cost_tags(costs)["costs_cover"] == "30 of 50 steps, the start of 1 of 2 attempts"
+    assert cost_metrics(costs)["perf/tokens_repeated"] == 10 * 100
+    table = "\n".join(cost_table(costs, None))
+    assert "| time | at least 4 s" in table
+    assert "| energy | at least 0.15 kJ (NVML), at most 26.67 tokens/J |" in table
+    assert "| cost | at least 0.75 EUR |" in table
+    assert "| done again after a stop | 1,000 tokens |" in table
+    assert "| these costs cover | 30 of 50 steps, the start of 1 of 2 attempts: the rest" in table
 
 
 def test_what_is_not_measured_is_said_by_words_alone():
@@ -60,6 +77,7 @@ def test_what_is_not_measured_is_said_by_words_alone():
     assert [name for name, value in metrics.items() if value is not None] == [
         "perf/mfu",
         "perf/peak_memory_bytes",
+        "perf/tokens_repeated",
     ]
     assert cost_tags(costs)["energy"] == "not measured"
     table = cost_table(costs, None)
@@ -79,7 +97,7 @@ def test_pictures_show_what_there_is(tmp_path, measured):
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
     assert draw_energy(events, tmp_path / "energy.png") is measured
     assert (tmp_path / "energy.png").exists() is measured
-    events.write_text(json.dumps(told[0]) + "\n")
+    events.write_text("".join(json.dumps(row) + "\n" for row in told[:2]))
     assert not draw_costs(events, tmp_path / "none.png")
 
 

@@ -39,11 +39,12 @@ def test_what_is_not_measured_has_words_and_no_numbers():
     assert spent(gpu=1.0).cost(CostsConfig()) is None
 
 
-def row(config, one, steps=10):
+def row(config, one, step=10, steps=10):
     words = {"cost": cost} if isinstance(cost := one.cost(config), str) else {}
     shares = {"perf/share/forward": 0.75, "perf/share/other": 0.25, "perf/peak_memory_bytes": 9.0}
     return {
         "kind": "costs",
+        "step": step,
         "steps": steps,
         "seconds": one.seconds,
         "energy": one.energy,
@@ -53,20 +54,39 @@ def row(config, one, steps=10):
 
 
 def test_steps_that_were_done_again_were_paid_for_again():
-    rows = [row(PRICES, spent(gpu=1.8e6)), {"kind": "resume"}, row(PRICES, spent(gpu=1.8e6))]
+    half, start = spent(gpu=1.8e6), Spent(0, 0.0, 4, 0.0, None, on_gpus=True)
+    rows = [{"kind": "start", "step": 0}, row(PRICES, start, 0, 0), row(PRICES, half)]
+    rows += [{"kind": "resume", "step": 5}, row(PRICES, start, 5, 0), row(PRICES, half, 15)]
     told = bill_of(rows, 720_000, "EUR")
     assert told == {
         "seconds": 3600.0,
         "shares": {"forward": 0.75, "other": 0.25},
         "peak_memory_bytes": 9.0,
+        "steps_done": 20,
+        "steps_covered": 20,
+        "attempts": 2,
+        "attempts_covered": 2,
+        "tokens_repeated": 5 * 720_000,
         "energy": "NVML",
         "joules": 3.6e6,
-        "tokens_per_joule": 4.0,
+        "tokens_per_joule": 3.0,  # those of 15 steps, by the joules of 20
         "co2_grams": 400.0,
         "cost": pytest.approx(8.0 + 0.3),
         "currency": "EUR",
     }
     json.dumps(told, allow_nan=False)
+
+
+def test_steps_that_no_row_tells_of_are_said_to_be_missing():
+    # 149 steps, killed; on from 100 to 200: 249 steps, of which rows tell of 200.
+    rows = [{"kind": "start", "step": 0}, row(PRICES, spent(gpu=1e5), 100, 100)]
+    rows += [{"kind": "step", "step": step} for step in range(1, 150)]
+    rows += [{"kind": "resume", "step": 100}, row(PRICES, spent(gpu=0.0), 100, 0)]
+    rows += [row(PRICES, spent(gpu=1e5), 200, 100)]
+    told = bill_of(rows, 1000, "EUR")
+    assert (told["steps_done"], told["steps_covered"], told["tokens_repeated"]) == (249, 200, 49_000)
+    assert told["covers"] == "200 of 249 steps, the start of 1 of 2 attempts"
+    assert told["tokens_per_joule"] == 1.0
 
 
 def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def shares(row):
 def test_rows_tell_of_all_steps_and_their_shares_are_of_all_time(make_run, train_here):
     run = make_run(steps=9, checkpoint_every=4, validate_every=6, costs={"every_steps": 4})
     result = train_here(run)
-    rows = run.rows("costs")
+    start, *rows = run.rows("costs")
+    assert (start["step"], start["steps"], start["values"][SHARE + "start"]) == (0, 0, 1)
     assert [(row["step"], row["steps"], row["tokens"]) for row in rows] == [
         (4, 4, 4 * 256),
         (8, 4, 8 * 256),
@@ -54,7 +56,9 @@ def test_rows_tell_of_all_steps_and_their_shares_are_of_all_time(make_run, train
     costs = result["costs"]
     assert costs["energy"] == "not measured"
     assert sum(costs["shares"].values()) == pytest.approx(1)
-    assert costs["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert costs["seconds"] == pytest.approx(sum(row["seconds"] for row in [start, *rows]))
+    assert costs["shares"]["start"] == pytest.approx(start["seconds"] / costs["seconds"])
+    assert "covers" not in costs
     median = sorted(run.values("perf/step_seconds").values())[4]
     flops = 256 * Trainer(run.job, run.directory, ALONE, lambda: False).whole.flops_per_token(32)
     assert result["mfu"] == pytest.approx(flops / median / (result["peak_tflops"] * 1e12))
@@ -68,6 +72,7 @@ def busy():
         product = product @ product / 400
 
 
+@pytest.mark.usefixtures("train_here")  # one thread: two that wait for each other would be the slow part
 @pytest.mark.parametrize("slow", ["data", "forward", "backward", "optimizer", "checkpoint"])
 def test_a_part_that_is_slow_has_the_time(make_run, slow):
     run = make_run(steps=4, checkpoint_every=1, costs={"measure_peak": "never"})
@@ -91,6 +96,7 @@ def test_a_part_that_is_slow_has_the_time(make_run, slow):
     else:
         trainer.checkpoints.save = slowed(trainer.checkpoints.save)
     found = trainer.run()["costs"]["shares"]
+    del found["start"]
     assert max(found, key=found.__getitem__) == slow
 
 
@@ -116,7 +122,10 @@ def test_joules_of_a_recorded_counter_are_those_of_the_run(make_run, train_here,
     prices = {"price_per_kwh": 3.6, "price_per_device_hour": 0.0, "grams_co2_per_kwh": 360, "currency": "EUR"}
     run = make_run(steps=6, costs={"every_steps": 2, **prices})
     costs = train_here(run, each_step)["costs"]
-    for row in run.rows("costs"):
+    start, *rows = run.rows("costs")
+    assert start["values"]["energy/joules"] == 0
+    assert not {"energy/watts", "energy/tokens_per_joule"} & set(start["values"])
+    for row in rows:
         assert row["energy"] == "RAPL"
         assert row["values"]["energy/joules"] == row["values"]["energy/cpu_joules"] == pytest.approx(6)
         assert row["values"]["energy/tokens_per_joule"] == pytest.approx(2 * 256 / 6)
@@ -132,7 +141,57 @@ def test_a_run_that_was_stopped_goes_on_with_its_rows(make_run, train_here):
     stopped = train_here(run, lambda: bool(asked.append(True)) or len(asked) == 6)
     assert stopped["status"] == "preempted"
     train_here(run)
-    assert [(row["step"], row["steps"]) for row in run.rows("costs")] == [(4, 4), (6, 2), (8, 2), (10, 2)]
+    assert [(row["step"], row["steps"]) for row in run.rows("costs")] == [
+        *[(0, 0), (4, 4), (6, 2)],
+        *[(6, 0), (8, 2), (10, 2)],
+    ]
+
+
+def test_what_a_killed_attempt_could_not_tell_of_is_said_to_be_missing(make_run, train_here, no_counters):
+    write_counter(no_counters, 0)
+    asked = []
+
+    def each_step():  # four joules a step, and dead in the eighth
+        asked.append(True)
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        write_counter(no_counters, 4_000_000 * len(asked))
+        return False
+
+    run = make_run(steps=10, checkpoint_every=3, costs={"every_steps": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train_here(run, each_step)
+    costs = train_here(run, each_step)["costs"]  # from step 6 on
+    assert [(row["step"], row["steps"]) for row in run.rows("costs")] == [
+        (0, 0),
+        (4, 4),
+        (6, 0),
+        (8, 2),
+        (10, 2),
+    ]
+    assert (costs["steps_done"], costs["steps_covered"]) == (7 + 4, 4 + 4)
+    assert (costs["attempts"], costs["attempts_covered"]) == (2, 2)
+    assert costs["covers"] == "8 of 11 steps, the start of 2 of 2 attempts"
+    assert costs["tokens_repeated"] == 256  # step 7
+    assert costs["tokens_per_joule"] == pytest.approx(10 * 256 / costs["joules"])
+    again = train_here(run)["costs"]  # nothing is left to do but to validate and to write the model
+    assert again["attempts_covered"] == again["attempts"] == 3
+    assert again["steps_done"] == 11
+    assert again["seconds"] > costs["seconds"]
+
+
+def test_a_start_that_takes_long_is_part_of_the_costs(make_run):
+    run = make_run(steps=2)
+    result = Trainer(run.job, run.directory, ALONE, lambda: False, began=time.monotonic() - 3600).run()
+    assert 3600 < run.rows("costs")[0]["seconds"] < result["costs"]["seconds"]
+    assert result["costs"]["shares"]["start"] > 0.9
+
+
+def test_a_process_of_its_own_counts_from_its_begin(make_run):
+    run = make_run(steps=2).finish()
+    (start, _) = run.rows("costs")
+    assert start["seconds"] > 0.3  # to import torch alone takes more
+    assert "covers" not in run.result["costs"]
 
 
 def test_nothing_is_measured_where_nothing_was_asked_for(make_run, train_here):
@@ -149,14 +208,15 @@ def test_processes_say_together_what_they_cost(make_run, run_together):
     run_together(made)
     for run in made[:2]:
         rows = run.rows("costs")
-        assert [(row["step"], row["steps"]) for row in rows] == [(3, 3), (6, 3)]
+        assert [(row["step"], row["steps"]) for row in rows] == [(0, 0), (3, 3), (6, 3)]
+        rows = rows[1:]
         for row in rows:
             found = shares(row)
             assert sum(found.values()) == pytest.approx(1)
             assert set(found) == {*PARTS, "communication_sampled"}
             assert 0 < found["communication_sampled"] < 1
         assert rows[0]["values"][SHARE + "measuring"] > 0
-    (row,) = made[2].rows("costs")
+    _, row = made[2].rows("costs")
     assert set(shares(row)) == set(PARTS)
     assert sum(shares(row).values()) == pytest.approx(1)
 
