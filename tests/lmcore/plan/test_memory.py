@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import ModelConfig, OptimizerConfig, TrainConfig
+from lmcore.model.backends import document_blocks
+from lmcore.plan.kernels import has_mask
 from lmcore.plan.layouts import modes
 from lmcore.plan.memory import memory_of
 from lmcore.plan.shape import shape_of
@@ -141,6 +144,41 @@ def test_cutting_matrices_and_blocks_needs_less_of_states(tp, pp, shards):
 
     assert states(tp=2 * tp) < states(tp=tp)
     assert states(pp=2 * pp) < states(pp=pp)
+
+
+@pytest.mark.parametrize("length", [256, 500])
+def test_documents_by_blocks_need_their_blocks_alone(length):
+    """Of the keys that heads share nothing is repeated, and there is no mask of pairs."""
+    model = MODEL.model_copy(update={"max_seq_len": length})
+    train = train_config(2, length, precision="bf16")
+    plain, documents = (
+        memory_of(shape_of(model, 4096), train.model_copy(update={"document_mask": masked}))
+        for masked in (False, True)
+    )
+    blocks = document_blocks(torch.zeros(2, length, dtype=torch.long))
+    made = sum(part.nbytes for part in blocks.as_tuple() if isinstance(part, torch.Tensor))
+    assert documents.total - plain.total == made
+    assert documents.activations == plain.activations
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"document_mask": True}, False),
+        ({"document_mask": True, "attention": "flex"}, False),
+        ({"document_mask": True, "attention": "cudnn"}, True),
+        ({"document_mask": True, "activation_checkpointing": "full", "compile": "off"}, False),
+        ({"document_mask": True, "activation_checkpointing": "selective", "steps": 1000}, False),
+        ({"document_mask": True, "activation_checkpointing": "selective", "compile": "off"}, True),
+        ({"parallel": {"cp": 2}}, True),
+        ({"document_mask": True, "parallel": {"cp": 2}}, True),
+    ],
+)
+def test_there_is_a_mask_of_all_pairs_where_a_run_would_choose_one(values, expected):
+    train = train_config(**values)
+    assert has_mask(MODEL, train) is expected
+    assert has_mask(MODEL, train, "cpu") is (train.document_mask or train.parallel.cp > 1)
 
 
 def test_computing_again_needs_less_and_nothing_else_changes():
