@@ -81,8 +81,8 @@ def test_tensor_parallel_sends_the_stream_four_times_a_branch(tp, sequence_paral
 def counted():
     """What two processes really send, in a process of its own: ``count_messages``."""
     script = Path(__file__).with_name("count_messages.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if not done.returncode else done.stderr
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
@@ -91,7 +91,9 @@ def counted():
 def test_tensor_parallel_sends_as_many_messages_as_torch_counts(kind, mode, sequence_parallel):
     config, train = setting_of(kind, mode, sequence_parallel)
     (predicted,) = (one for one in traffic_of(shape_of(config, VOCAB), train) if one.axis == "tp")
-    found = counted()[name_of(kind, mode, sequence_parallel)]
+    counts = counted()
+    assert isinstance(counts, dict), counts
+    found = counts[name_of(kind, mode, sequence_parallel)]
     assert predicted.messages == sum(found.values())
     # Of two processes a gather or a scatter sends half of the stream, and adding up does both.
     one_way = found["gather"] + found["scatter"] + 2 * found["add up"]

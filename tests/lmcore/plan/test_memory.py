@@ -1,6 +1,9 @@
 """Predicted memory is what torch's tracker measures of the real code, and behaves as memory does."""
 
+import functools
+import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,6 +77,17 @@ CASES = {
     "muon of shards": (LLAMA, 64, 1, {"optimizer": {"name": "muon"}, "parallel": {"dp_shard": 4}}),
     "sgd": (LLAMA, 64, 1, {"optimizer": {"name": "sgd"}}),
 }
+REPLICAS = {
+    "replicas": (LLAMA, 64, 8, {"parallel": {"dp_replicate": 2}}),
+    "replicas that add up": (LLAMA, 64, 1, {"parallel": {"dp_replicate": 2}, "batches": 2}),
+    "replicas in bf16, again": (
+        LLAMA,
+        64,
+        8,
+        {"parallel": {"dp_replicate": 2}, "precision": "bf16", "activation_checkpointing": "full"},
+    ),
+    "replicas, logits, tied": ({**LLAMA, "tie_embeddings": True}, 2048, 4, {"parallel": {"dp_replicate": 2}}),
+}
 
 
 def train_config(micro_batch_size=1, seq_len=64, batches=1, parallel=None, **values):
@@ -97,6 +111,24 @@ def test_it_is_what_torch_measures(case):
     predicted = memory_of(shape_of(config, vocab_size), train, "cpu")
     measured = measured_peak(config, vocab_size, train)
     assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
+
+
+@functools.cache
+def measured_replicas():
+    """In processes of their own: ``measure_replicas``."""
+    script = Path(__file__).with_name("measure_replicas.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if not done.returncode else done.stderr
+
+
+@pytest.mark.parametrize("case", REPLICAS)
+def test_replicas_need_what_torch_measures_of_two(case):
+    model, vocab_size, micro_batch_size, values = REPLICAS[case]
+    config, train = ModelConfig(**model), train_config(micro_batch_size, **values)
+    predicted = memory_of(shape_of(config, vocab_size), train, "cpu")
+    measured = measured_replicas()
+    assert isinstance(measured, dict), measured
+    assert predicted.total == pytest.approx(measured[case], rel=TOLERANCE), predicted
 
 
 @pytest.mark.parametrize("batches", [1, 2])
