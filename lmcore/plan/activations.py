@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.parallel.apply import DTYPES
+from lmcore.plan.kernels import has_mask
 
 FP32 = 4
 
@@ -102,7 +103,7 @@ def _attention(model: ModelConfig, train: TrainConfig, w: Widths, device: str) -
     # all of it stays for their sake.
     kept = w.whole + w.qkv
     group = model.num_heads // model.kv_heads
-    masked = train.parallel.cp > 1 or train.document_mask
+    masked = has_mask(model, train, device)
     queries = w.queries if group > 1 else 0.0  # taken out of the product: a copy, unless heads are not shared
     if model.qk_norm:
         plain = device == "cpu" and w.element == FP32

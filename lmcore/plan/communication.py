@@ -97,21 +97,16 @@ def _branches(shape: Shape, train: TrainConfig) -> Iterator[Traffic]:
     config, parallel = shape.config, train.parallel
     element = DTYPES[train.precision].itemsize
     layers = config.num_layers / parallel.pp
-    # Forward and backward, and forward again where blocks are computed again: selective checkpoints keep what
-    # was scattered, not what was gathered.
-    mode = train.activation_checkpointing
-    passes = 2 if mode == "none" else 3
-    along_tp = {"none": 2, "selective": 2.5, "full": 3}[mode]
+    # Forward and backward, and forward again where blocks are computed again.
+    passes = 2 if train.activation_checkpointing == "none" else 3
     held = train.sequences_per_process * train.seq_len / parallel.cp  # tokens of a step
     batches = train.grad_accum_steps
     stream = element * held * config.hidden_size
     tp, cp, ep = parallel.tp, parallel.cp, parallel.ep
     mixtures = shape.num_mixtures / parallel.pp
-    # A branch gathers what it reads and scatters what it makes, or adds up what it makes (Korthikanti et al.
-    # 2022); experts are whole on every process of tp.
-    branches = 2 * layers - mixtures
-    sent = along_tp * branches * 2 * stream * (tp - 1) / tp
-    yield Traffic("tp", sent, along_tp * branches * 2 * batches, tp, inside_of(parallel, "tp"), False)
+    one_way, messages = _along_tp(train, layers, layers - mixtures)
+    sent = one_way * stream * (tp - 1) / tp
+    yield Traffic("tp", sent, messages * batches, tp, inside_of(parallel, "tp"), False)
     keys = 2 * element * held * config.kv_heads * config.head_size / tp
     sent = passes * layers * keys * (cp - 1)  # each process's part, to all the others
     yield Traffic("cp", sent, passes * layers * batches, cp, inside_of(parallel, "cp"), False)
@@ -119,6 +114,26 @@ def _branches(shape: Shape, train: TrainConfig) -> Iterator[Traffic]:
     visits = config.moe.num_experts_per_token * own
     sent = passes * mixtures * 2 * visits * (ep - 1) / ep
     yield Traffic("ep", sent, passes * mixtures * 3 * batches, ep, inside_of(parallel, "ep"), False)
+
+
+def _along_tp(train: TrainConfig, attentions: float, mlps: float) -> tuple[float, float]:
+    """How often tp sends the residual stream one way for a micro-batch, and in how many messages.
+
+    A branch gathers what it reads and scatters what it makes, and the same for gradients; without sequence
+    parallel it adds up once each way, which is both in one message (Korthikanti et al. 2022, figure 5).
+    Experts are whole on every process. Blocks that are computed again stop at the last result that is needed:
+    the sum of an MLP, which ends a block, is not made again.
+    """
+    parallel, mode = train.parallel, train.activation_checkpointing
+    # The embedding and the head do each half of what a branch does.
+    ends = 1.0 if parallel.pp == 1 or parallel.pipeline_schedule == "zbv" else 0.5
+    branches = attentions + mlps
+    if parallel.sequence_parallel:
+        # Selective checkpoints keep what was scattered, not what was gathered.
+        again = {"none": 0.0, "selective": branches, "full": branches + attentions}[mode]
+        return 4 * (branches + ends) + again, 4 * (branches + ends) + again
+    added = 2 * (branches + ends) + (attentions if mode == "full" else 0.0)
+    return 2 * added, added
 
 
 def _stages(shape: Shape, train: TrainConfig) -> Iterator[Traffic]:

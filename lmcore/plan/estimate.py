@@ -8,9 +8,10 @@ from typing import Any
 from lmcore.config import TrainConfig
 from lmcore.plan.communication import Traffic, traffic_of
 from lmcore.plan.hardware import Cluster
+from lmcore.plan.kernels import compiles
 from lmcore.plan.memory import Memory, memory_of
 from lmcore.plan.shape import Shape
-from lmcore.plan.time import Efficiency, StepTime, compiles, step_time
+from lmcore.plan.time import Efficiency, StepTime, step_time
 
 AXES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")
 
@@ -117,5 +118,5 @@ def estimate(
         kwh=kwh,
         cost=cost,
         kg_co2=None if grams is None else kwh * grams / 1000,
-        compiled=compiles(shape, train),
+        compiled=compiles(shape.config, train),
     )

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from lmcore.config import ModelConfig, ParallelConfig, TrainConfig
 from lmcore.layout import find_misfit
+from lmcore.plan.kernels import is_refused
 
 MAX_MICRO_BATCH = 32
 MAX_CP = 16
@@ -38,7 +39,9 @@ def layouts_of(
             if find_misfit(model, laid_out):
                 continue
             for mode in modes():
-                yield laid_out.model_copy(update={"activation_checkpointing": mode})
+                moded = laid_out.model_copy(update={"activation_checkpointing": mode})
+                if not is_refused(model, moded):
+                    yield moded
 
 
 def modes() -> tuple[str, ...]:

@@ -12,8 +12,12 @@ from lmcore.parallel.apply import DTYPES
 from lmcore.parallel.head import chunk_size
 from lmcore.parallel.pipeline import layers_of_stages, own_stages
 from lmcore.plan.activations import FP32, kept_by_block
+from lmcore.plan.kernels import has_mask
 from lmcore.plan.shape import BlockShape, Shape
 from lmcore.train.optim import CHUNK_ELEMENTS
+
+BLOCK = 128  # flex_attention's, in tokens
+INDICES = 4 * 4  # bytes: of blocks that are partly and wholly seen, from queries and from keys
 
 
 class Process:
@@ -115,10 +119,15 @@ class Process:
         """Bytes of rotary tables and masks."""
         config = self.shape.config
         table = FP32 * config.max_seq_len * config.head_size if config.position == "rope" else 0.0
-        cp = self.train.parallel.cp
-        masked = self.train.seq_len**2 / cp if cp > 1 else 0.0
-        if self.train.document_mask:
-            masked = self.sequences * self.train.seq_len**2 / cp
+        train, pairs = self.train, self.train.seq_len**2 / self.train.parallel.cp
+        sequences = self.sequences if train.document_mask else 1
+        if has_mask(config, train, self.device):
+            masked = sequences * pairs
+        elif train.document_mask:
+            blocks = -(-train.seq_len // BLOCK)
+            masked = sequences * INDICES * blocks * (blocks + 1)  # which, and how many
+        else:
+            masked = 0.0
         return table * self.chunks + masked
 
     def kept(self, layer: int, mode: str) -> float:

@@ -24,8 +24,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     model = parse(ModelConfig, request["model"], where="the model")
     train = parse(TrainConfig, request["train"], where="the training")
-    if not train.micro_batch_size:  # to be found: any will do to begin with
-        train = train.model_copy(update={"micro_batch_size": 1})
     wanted = _wanted(shape_of(model, request["vocab_size"]), train, request)
     plan = make_plan(wanted)
     return _described(wanted, plan, time.perf_counter() - started)

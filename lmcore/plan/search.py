@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lmcore.config import ModelConfig, TrainConfig, parse
 from lmcore.errors import ConfigError
+from lmcore.layout import micro_batch_sizes
 from lmcore.plan.estimate import Estimate, Rates, estimate
 from lmcore.plan.hardware import GB, Cluster
 from lmcore.plan.layouts import layouts_of, modes
@@ -105,7 +106,7 @@ def make_plan(wanted: Wanted) -> Plan:
         gain = 1 - one.time.total / taken.time.total
         if gain > ALIKE:
             choices.append(Choice(one, False, f"{gain:.1%} faster, but {why_too_large(one, wanted.room)}"))
-    own = wanted.train
+    own = _own(wanted)
     if own.parallel.num_processes == cluster.num_gpus and not any(
         _same(own, c.estimate.train) for c in choices
     ):
@@ -169,6 +170,17 @@ def _seconds(wanted: Wanted, train: TrainConfig) -> float:
 
 def _estimate(wanted: Wanted, train: TrainConfig) -> Estimate:
     return estimate(wanted.shape, train, wanted.cluster, wanted.rates, efficiency=wanted.efficiency)
+
+
+def _own(wanted: Wanted) -> TrainConfig:
+    """The recipe's own layout; a micro-batch that is to be found is the largest that fits, as it will be."""
+    train = wanted.train
+    if train.micro_batch_size:
+        return train
+    sizes = [train.model_copy(update={"micro_batch_size": size}) for size in micro_batch_sizes(train)]
+    fitting = [one for one in sizes if memory_of(wanted.shape, one).total <= wanted.room]
+    smallest = sizes[0] if sizes else train.model_copy(update={"micro_batch_size": 1})
+    return fitting[-1] if fitting else smallest
 
 
 def _same(a: TrainConfig, b: TrainConfig) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from lmcore.config import TrainConfig
 from lmcore.parallel.apply import DTYPES
-from lmcore.parallel.compile import FEW_STEPS
 from lmcore.plan.communication import Traffic, traffic_of
 from lmcore.plan.hardware import Cluster
+from lmcore.plan.kernels import compiles, has_mask
 from lmcore.plan.shape import Shape
 
 OPTIMIZER_PASSES = {"adamw": 28, "adam": 28, "adafactor": 24, "sgd": 20, "muon": 20}  # bytes a number
@@ -102,7 +102,7 @@ def step_time(
         efficiency: Its constants.
     """
     use = efficiency or Efficiency()
-    compiled = compiles(shape, train) if compiled is None else compiled
+    compiled = compiles(shape.config, train) if compiled is None else compiled
     work = _Work(shape, train, cluster, compiled, skips_masked, use)
     batches = train.grad_accum_steps
     products, attention, memory = (
@@ -114,13 +114,6 @@ def step_time(
     exposed = _exposed(traffic_of(shape, train), cluster, use, computing, train)
     bubble = _bubble_share(train) * (computing + sum(exposed.get(axis, 0.0) for axis in ("tp", "cp", "ep")))
     return StepTime(products, attention, memory, work.optimizer(), exposed, bubble)
-
-
-def compiles(shape: Shape, train: TrainConfig) -> bool:
-    """Whether blocks are compiled on GPUs (``lmcore.parallel.compile``)."""
-    if train.compile != "auto":
-        return train.compile == "blocks"
-    return not shape.num_mixtures and train.parallel.tp == 1 and train.steps >= FEW_STEPS
 
 
 class _Work:
@@ -206,8 +199,8 @@ class _Work:
         config, parallel = self.shape.config, self.train.parallel
         heads = config.num_heads * config.head_size / parallel.tp
         length = self.train.seq_len
-        masked = self.train.document_mask or (parallel.cp > 1 and not self.skips_masked)
-        seen = length if masked else length / 2
+        masked = has_mask(config, self.train) and not (parallel.cp > 1 and self.skips_masked)
+        seen = length if masked else length / 2  # at most: how long documents are is not known here
         forward = 1 + self.again if self.mode == "full" else 1
         flops = 4 * self.tokens * seen * heads * (forward + 2.5) * self.layers
         rate = self.attention_rate * (self.use.pieces if parallel.cp > 1 else 1.0)

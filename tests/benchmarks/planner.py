@@ -40,7 +40,7 @@ def show_speed() -> None:
 def show_memory() -> None:
     """Predicted and measured memory of a process, on the CPU, by torch's tracker."""
     from measure import measured_peak
-    from test_memory import CASES, train_config
+    from test_memory import CASES, REPLICAS, measured_replicas, train_config
 
     from lmcore.config import ModelConfig
     from lmcore.plan.memory import memory_of
@@ -48,10 +48,11 @@ def show_memory() -> None:
 
     print("| case | predicted MB | measured MB | error | worst moment |")
     print("|---|---|---|---|---|")
-    for name, (model, vocab_size, micro_batch_size, values) in CASES.items():
+    replicas = measured_replicas()
+    for name, (model, vocab_size, micro_batch_size, values) in {**CASES, **REPLICAS}.items():
         config, train = ModelConfig(**model), train_config(micro_batch_size, **values)
         predicted = memory_of(shape_of(config, vocab_size), train, "cpu")
-        measured = measured_peak(config, vocab_size, train)
+        measured = replicas[name] if name in REPLICAS else measured_peak(config, vocab_size, train)
         error = predicted.total / measured - 1
         sizes = f"{predicted.total / 1e6:.2f} | {measured / 1e6:.2f} | {error:+.1%}"
         print(f"| {name} | {sizes} | {predicted.moment} |")

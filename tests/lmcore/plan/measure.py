@@ -1,6 +1,7 @@
 """The memory of one process of a layout, measured by torch's own tracker while it takes a real step.
 
-The other processes are torch's fake ones: collectives return at once, with what is in memory.
+The other processes are torch's fake ones: collectives return at once, with what is in memory. DDP, whose hook
+needs a result, has real ones (``measure_replicas``).
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ def measured_peak(
     if size > 1:
         dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
-        return _measure(model, vocab_size, train, World(0, size, torch.device("cpu")), frees_early)
+        return peak_of(model, vocab_size, train, World(0, size, torch.device("cpu")), frees_early)
     finally:
         if size > 1:
             dist.destroy_process_group()
 
 
-def _measure(model: ModelConfig, vocab_size: int, train: TrainConfig, world: World, frees_early: bool) -> int:
+def peak_of(
+    model: ModelConfig, vocab_size: int, train: TrainConfig, world: World, frees_early: bool = False
+) -> int:
+    """The same in processes that are there."""
     shape = (train.micro_batch_size, train.seq_len)
     kind = _OfGPUs if frees_early else DividedModel
     divided = kind(

@@ -1,11 +1,21 @@
 """What is sent is what the field's formulas say."""
 
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.plan.communication import traffic_of
 from lmcore.plan.hardware import GPUS, Cluster
+from lmcore.plan.layouts import modes
 from lmcore.plan.shape import shape_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from count_messages import VOCAB, name_of, setting_of
 
 WIDTH, LAYERS, LENGTH, BATCH = 256, 4, 128, 16
 MODEL = ModelConfig(
@@ -59,12 +69,36 @@ def test_shards_gather_twice_and_scatter_once(n):
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-def test_tensor_parallel_sends_the_stream_four_times_a_branch(tp):
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_tensor_parallel_sends_the_stream_four_times_a_branch(tp, sequence_parallel):
     """A gather and a scatter for each of two branches, forward and backward (Korthikanti et al. 2022)."""
-    expected = LAYERS * 2 * 2 * 2 * (tp - 1) / tp * 2 * TOKENS * WIDTH
-    assert sent(tp=tp)["tp"] == pytest.approx(expected)
-    assert sent(tp=tp, mode="full")["tp"] == pytest.approx(1.5 * expected)
-    assert sent(tp=tp, mode="selective")["tp"] == pytest.approx(1.25 * expected)
+    # The embedding and the head together are as one branch more.
+    expected = (2 * LAYERS + 1) * 4 * (tp - 1) / tp * 2 * TOKENS * WIDTH
+    assert sent(tp=tp, sequence_parallel=sequence_parallel)["tp"] == pytest.approx(expected)
+
+
+@functools.cache
+def counted():
+    """What two processes really send, in a process of its own: ``count_messages``."""
+    script = Path(__file__).with_name("count_messages.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if not done.returncode else done.stderr
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+@pytest.mark.parametrize("mode", modes())
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_tensor_parallel_sends_as_many_messages_as_torch_counts(kind, mode, sequence_parallel):
+    config, train = setting_of(kind, mode, sequence_parallel)
+    (predicted,) = (one for one in traffic_of(shape_of(config, VOCAB), train) if one.axis == "tp")
+    counts = counted()
+    assert isinstance(counts, dict), counts
+    found = counts[name_of(kind, mode, sequence_parallel)]
+    assert predicted.messages == sum(found.values())
+    # Of two processes a gather or a scatter sends half of the stream, and adding up does both.
+    one_way = found["gather"] + found["scatter"] + 2 * found["add up"]
+    stream = 4 * train.micro_batch_size * train.seq_len * config.hidden_size
+    assert predicted.bytes == one_way * stream / 2
 
 
 @pytest.mark.parametrize("cp", [2, 4])

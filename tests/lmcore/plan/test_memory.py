@@ -1,14 +1,20 @@
 """Predicted memory is what torch's tracker measures of the real code, and behaves as memory does."""
 
+import functools
+import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import ModelConfig, OptimizerConfig, TrainConfig
+from lmcore.model.backends import document_blocks
+from lmcore.plan.kernels import has_mask
 from lmcore.plan.layouts import modes
 from lmcore.plan.memory import memory_of
 from lmcore.plan.shape import shape_of
@@ -71,6 +77,17 @@ CASES = {
     "muon of shards": (LLAMA, 64, 1, {"optimizer": {"name": "muon"}, "parallel": {"dp_shard": 4}}),
     "sgd": (LLAMA, 64, 1, {"optimizer": {"name": "sgd"}}),
 }
+REPLICAS = {
+    "replicas": (LLAMA, 64, 8, {"parallel": {"dp_replicate": 2}}),
+    "replicas that add up": (LLAMA, 64, 1, {"parallel": {"dp_replicate": 2}, "batches": 2}),
+    "replicas in bf16, again": (
+        LLAMA,
+        64,
+        8,
+        {"parallel": {"dp_replicate": 2}, "precision": "bf16", "activation_checkpointing": "full"},
+    ),
+    "replicas, logits, tied": ({**LLAMA, "tie_embeddings": True}, 2048, 4, {"parallel": {"dp_replicate": 2}}),
+}
 
 
 def train_config(micro_batch_size=1, seq_len=64, batches=1, parallel=None, **values):
@@ -94,6 +111,24 @@ def test_it_is_what_torch_measures(case):
     predicted = memory_of(shape_of(config, vocab_size), train, "cpu")
     measured = measured_peak(config, vocab_size, train)
     assert predicted.total == pytest.approx(measured, rel=TOLERANCE), predicted
+
+
+@functools.cache
+def measured_replicas():
+    """In processes of their own: ``measure_replicas``."""
+    script = Path(__file__).with_name("measure_replicas.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if not done.returncode else done.stderr
+
+
+@pytest.mark.parametrize("case", REPLICAS)
+def test_replicas_need_what_torch_measures_of_two(case):
+    model, vocab_size, micro_batch_size, values = REPLICAS[case]
+    config, train = ModelConfig(**model), train_config(micro_batch_size, **values)
+    predicted = memory_of(shape_of(config, vocab_size), train, "cpu")
+    measured = measured_replicas()
+    assert isinstance(measured, dict), measured
+    assert predicted.total == pytest.approx(measured[case], rel=TOLERANCE), predicted
 
 
 @pytest.mark.parametrize("batches", [1, 2])
@@ -141,6 +176,41 @@ def test_cutting_matrices_and_blocks_needs_less_of_states(tp, pp, shards):
 
     assert states(tp=2 * tp) < states(tp=tp)
     assert states(pp=2 * pp) < states(pp=pp)
+
+
+@pytest.mark.parametrize("length", [256, 500])
+def test_documents_by_blocks_need_their_blocks_alone(length):
+    """Of the keys that heads share nothing is repeated, and there is no mask of pairs."""
+    model = MODEL.model_copy(update={"max_seq_len": length})
+    train = train_config(2, length, precision="bf16")
+    plain, documents = (
+        memory_of(shape_of(model, 4096), train.model_copy(update={"document_mask": masked}))
+        for masked in (False, True)
+    )
+    blocks = document_blocks(torch.zeros(2, length, dtype=torch.long))
+    made = sum(part.nbytes for part in blocks.as_tuple() if isinstance(part, torch.Tensor))
+    assert documents.total - plain.total == made
+    assert documents.activations == plain.activations
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"document_mask": True}, False),
+        ({"document_mask": True, "attention": "flex"}, False),
+        ({"document_mask": True, "attention": "cudnn"}, True),
+        ({"document_mask": True, "activation_checkpointing": "full", "compile": "off"}, False),
+        ({"document_mask": True, "activation_checkpointing": "selective", "steps": 1000}, False),
+        ({"document_mask": True, "activation_checkpointing": "selective", "compile": "off"}, True),
+        ({"parallel": {"cp": 2}}, True),
+        ({"document_mask": True, "parallel": {"cp": 2}}, True),
+    ],
+)
+def test_there_is_a_mask_of_all_pairs_where_a_run_would_choose_one(values, expected):
+    train = train_config(**values)
+    assert has_mask(MODEL, train) is expected
+    assert has_mask(MODEL, train, "cpu") is (train.document_mask or train.parallel.cp > 1)
 
 
 def test_computing_again_needs_less_and_nothing_else_changes():

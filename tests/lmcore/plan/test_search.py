@@ -15,6 +15,7 @@ from lmcore.plan.estimate import Rates, estimate
 from lmcore.plan.hardware import GB, GPUS, Cluster, find_gpu
 from lmcore.plan.layouts import layouts_of
 from lmcore.plan.memory import memory_of
+from lmcore.plan.request import answer
 from lmcore.plan.search import Wanted, make_plan
 from lmcore.plan.shape import shape_of
 
@@ -124,6 +125,35 @@ def test_a_mixture_may_divide_its_experts():
     plan = make_plan(wanted(16, 24, shape=shape_of(model, 32_768)))
     assert find_misfit(model, plan.choices[0].estimate.train) == ""
     assert any(train.parallel.ep > 1 for train in layouts_of(model, TRAIN, 16, 8))
+
+
+def test_a_micro_batch_that_is_to_be_found_is_the_largest_that_fits():
+    own = TRAIN.model_copy(
+        update={"parallel": ParallelConfig(dp_replicate=1, tp=4, pp=4), "micro_batch_size": 0}
+    )
+    one = wanted(16, 8, train=own)
+    mine = make_plan(one).choices[-1]
+    assert mine.why.startswith("the recipe's own")
+    size = mine.estimate.train.micro_batch_size
+    more = own.model_copy(update={"micro_batch_size": 2 * size})
+    assert mine.fits
+    assert memory_of(SHAPE, more).total > one.room
+
+
+def test_a_batch_to_be_found_is_planned_as_any():
+    values = {"model": MODEL.model_dump(), "vocab_size": 32_768, "gpus": 8, "gpu_memory": 80}
+    found = [
+        answer({**values, "train": TRAIN.model_copy(update={"micro_batch_size": size}).model_dump()})
+        for size in (0, 1)
+    ]
+    assert found[0]["layouts"][0] == found[1]["layouts"][0]
+
+
+def test_flex_attention_by_name_is_planned_only_where_a_run_would_have_it():
+    own = TRAIN.model_copy(update={"attention": "flex", "document_mask": True})
+    for train in layouts_of(MODEL, own, 16, 8):
+        assert train.parallel.cp == 1
+        assert train.activation_checkpointing != "selective" or train.parallel.tp == 1  # compiled
 
 
 # --- refusals --------------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ def test_computing_again_and_idle_stages_cost_time():
     assert interleaved.bubble == pytest.approx(plain.bubble / 2, rel=0.1)
 
 
+def test_documents_cost_nothing_where_they_are_kept_apart_by_blocks():
+    """And a mask of all pairs has all of them computed."""
+    plain = seconds(parallel={"dp_shard": 8})
+    assert seconds(parallel={"dp_shard": 8}, document_mask=True) == plain
+    dense = seconds(parallel={"dp_shard": 8}, document_mask=True, attention="sdpa")
+    assert dense.attention == pytest.approx(2 * plain.attention)
+
+
 def test_every_part_of_a_step_is_counted_once():
     time = seconds(parallel={"dp_shard": 2, "tp": 4})
     parts = time.products + time.attention + time.memory + time.optimizer + time.bubble
