@@ -92,6 +92,7 @@ class DividedModel:
         share = -(-rows // parallel.tp)
         first = share * layout.tp_rank
         self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
+        self._largest_share = share  # one number for all: they sum chunk by chunk
         self._num_entries = max(0, min(vocab_size - first, share))  # the others were added
         if parallel.tp > 1:
             self.vocabulary = VocabularyShard(layout.group("tp"), first)
@@ -317,7 +318,7 @@ class DividedModel:
         return Shard(1) if self.layout.divides_sequence else Replicate()
 
     def _chunk_size(self, targets: Tensor) -> int:
-        return chunk_size(targets.numel(), self._vocab_share, self.loss_chunk_tokens, targets.device)
+        return chunk_size(targets.numel(), self._largest_share, self.loss_chunk_tokens, targets.device)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
