@@ -83,6 +83,7 @@ class DividedModel:
         self.attention = attention or Backend()
         self.clock = Clock(layout.world.device)
         self._marks_steps = cuda_graphs
+        self._in_step = False
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -131,8 +132,8 @@ class DividedModel:
                 num_micro_batches,
             )
             for wrapped in self.wrapped:
-                wrapped.register_forward_pre_hook(lambda *_: self.clock.enter("forward"), prepend=True)
-                wrapped.register_forward_hook(lambda *_: self.clock.leave(), always_call=True)
+                wrapped.register_forward_pre_hook(self._enter_forward, prepend=True)
+                wrapped.register_forward_hook(self._leave_forward, always_call=True)
 
     def _tie(self) -> TiedHead | None:
         if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
@@ -248,7 +249,11 @@ class DividedModel:
                 joined = _joined([self.own_part(batch) for batch in batches])
                 # All that is not forward: backward passes, and waiting for the other stages.
                 with self.clock.part("backward"):
-                    self.pipeline.step(joined)
+                    self._in_step = True
+                    try:
+                        self.pipeline.step(joined)
+                    finally:
+                        self._in_step = False
             else:
                 self._in_turn(batches)
         if self._partial:
@@ -284,6 +289,15 @@ class DividedModel:
                     )
                 with self.clock.part("backward"):
                     loss.backward()
+
+    def _enter_forward(self, *_: object) -> None:
+        # The schedule calls the stages: only they know when. Validation's passes are validation's.
+        if self._in_step:
+            self.clock.enter("forward")
+
+    def _leave_forward(self, *_: object) -> None:
+        if self._in_step:
+            self.clock.leave()
 
     def _finish_with(self, finish: Finish) -> None:
         for stage in self.stages:

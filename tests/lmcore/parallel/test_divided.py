@@ -1,5 +1,9 @@
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
+import pytest
 import torch
 
 from lmcore.config import ModelConfig, ParallelConfig
@@ -31,3 +35,11 @@ def test_logits_are_gone_before_the_backward_pass_is_done():
     tokens = torch.arange(8)[None]
     model.forward_backward([Batch(tokens, tokens)] * 2, criterion)
     assert there == [[None], [None, None]]
+
+
+@pytest.mark.layouts
+def test_validation_in_a_pipeline_is_no_forward_pass_of_a_step():
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = Path(__file__).with_name("pipeline_clock.py")
+    done = subprocess.run([*agent, program], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
