@@ -339,12 +339,7 @@ class DividedModel:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
         self._finish_with(self._each_loss)
-        if self.pipeline is not None:
-            losses = self.pipeline.forward(part, part.targets.shape)
-        else:
-            (wrapped,) = self.wrapped
-            with autocast(wrapped, self.precision, self.layout.world.device):
-                losses = wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
+        losses = self._forward(part, part.targets.shape)
         return losses if self.shared is None else self.shared.gather(losses)
 
     @torch.no_grad()
@@ -365,7 +360,7 @@ class DividedModel:
         ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
         shape = torch.Size((len(ours), self._vocab_share))
         self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
-        found = self.wrapped[0](part.tokens) if self.pipeline is None else self.pipeline.forward(part, shape)
+        found = self._forward(part, shape)
         whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
@@ -376,6 +371,15 @@ class DividedModel:
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
         return whole[: self.vocab_size].cpu()
+
+    def _forward(self, part: Batch, shape: torch.Size) -> Tensor:
+        """What the last stage makes of ``part``, of ``shape``, computed as a step computes it."""
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                return self.pipeline.forward(part, shape)
+            (wrapped,) = self.wrapped
+            with autocast(wrapped, self.precision, self.layout.world.device):
+                return wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         flat = hide_added(logits, self._num_entries).flatten(0, 1)
