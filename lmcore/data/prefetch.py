@@ -12,6 +12,8 @@ import torch
 
 from lmcore.data.loader import Batch
 
+LOOK_SECONDS = 1.0  # who waits for a batch looks this often whether the thread is still there
+
 
 class StepBatches(Protocol):
     """Where they come from; ``lmcore.data.loader.TrainLoader`` is one."""
@@ -44,14 +46,15 @@ class Prefetcher:
     """Hands out the data of one step after another, read ahead where there is time.
 
     What a step gets is a function of its number alone, read ahead or not. What goes wrong on the thread is
-    raised where the step is asked for that it happened to, and not before.
+    raised where the step is asked for that it happened to, and not before. Nobody waits for a thread that is
+    no more.
 
     Args:
         loader: Read by one thread at a time.
         num_steps: Steps of the run: nothing behind them is read.
         depth: Steps that may lie ready; 0: each is read when it is asked for.
         device: Where they are computed; for CUDA they are put into pinned memory, from which copies go on
-            while the host does other things.
+            while the host does other things. Without a number it is the current one of who takes.
     """
 
     def __init__(self, loader: StepBatches, num_steps: int, depth: int, device: torch.device) -> None:
@@ -67,13 +70,17 @@ class Prefetcher:
 
         Raises:
             DataError: the tokens are damaged, or not of the model's tokenizer.
+            RuntimeError: the thread ended and left nothing.
         """
         if not self.depth or step >= self.num_steps:  # no thread goes beyond the end
             return self._read(step)
-        if self._thread is None or step != self._next:
-            self._start(step)
+        thread = self._thread
+        if thread is None or step != self._next:
+            thread = self._start(step)
         with self._changed:
-            self._changed.wait_for(lambda: self._ready)
+            while not self._changed.wait_for(lambda: self._ready, LOOK_SECONDS):
+                if not thread.is_alive() and not self._ready:
+                    raise RuntimeError(f"the thread that reads batches ended before it had read step {step}")
             found = self._ready.popleft()
             self._changed.notify_all()
         self._next = step + 1
@@ -92,29 +99,36 @@ class Prefetcher:
         self._thread = None
         self._ready.clear()
 
-    def _start(self, step: int) -> None:
+    def _start(self, step: int) -> threading.Thread:
         self.close()
         self._next, self._closed = step, False
+        device = self.device
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         # A daemon: whatever ends the process need not wait for it.
-        self._thread = threading.Thread(target=self._work, args=(step,), name="prefetch", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(step, device), name="prefetch", daemon=True)
+        self._thread = thread
+        thread.start()
+        return thread
 
-    def _work(self, first: int) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # a thread begins with the first GPU, which is another's
-        for step in range(first, self.num_steps):
-            try:
-                found = self._read(step)
-            except BaseException as error:  # raised again where the step is taken
-                found = error
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._ready) < self.depth)
-                if self._closed:
+    def _work(self, first: int, device: torch.device) -> None:
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a thread begins with the first GPU, which is another's
+            for step in range(first, self.num_steps):
+                if not self._lay_ready(self._read(step)):
                     return
+        except BaseException as error:  # raised again where the step is taken
+            self._lay_ready(error)
+
+    def _lay_ready(self, found: StepData | BaseException) -> bool:
+        """Wait for room, and return whether anybody still wants it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._ready) < self.depth)
+            if not self._closed:
                 self._ready.append(found)
                 self._changed.notify_all()
-            if isinstance(found, BaseException):
-                return
+            return not self._closed
 
     def _read(self, step: int) -> StepData:
         batches = list(self.loader.micro_batches(step))

@@ -83,6 +83,7 @@ class DividedModel:
         self.attention = attention or Backend()
         self.clock = Clock(layout.world.device)
         self._marks_steps = cuda_graphs
+        self._in_step = False
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
@@ -92,6 +93,7 @@ class DividedModel:
         share = -(-rows // parallel.tp)
         first = share * layout.tp_rank
         self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
+        self._largest_share = share  # one number for all: they sum chunk by chunk
         self._num_entries = max(0, min(vocab_size - first, share))  # the others were added
         if parallel.tp > 1:
             self.vocabulary = VocabularyShard(layout.group("tp"), first)
@@ -130,8 +132,8 @@ class DividedModel:
                 num_micro_batches,
             )
             for wrapped in self.wrapped:
-                wrapped.register_forward_pre_hook(lambda *_: self.clock.enter("forward"), prepend=True)
-                wrapped.register_forward_hook(lambda *_: self.clock.leave(), always_call=True)
+                wrapped.register_forward_pre_hook(self._enter_forward, prepend=True)
+                wrapped.register_forward_hook(self._leave_forward, always_call=True)
 
     def _tie(self) -> TiedHead | None:
         if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
@@ -247,7 +249,11 @@ class DividedModel:
                 joined = _joined([self.own_part(batch) for batch in batches])
                 # All that is not forward: backward passes, and waiting for the other stages.
                 with self.clock.part("backward"):
-                    self.pipeline.step(joined)
+                    self._in_step = True
+                    try:
+                        self.pipeline.step(joined)
+                    finally:
+                        self._in_step = False
             else:
                 self._in_turn(batches)
         if self._partial:
@@ -284,6 +290,15 @@ class DividedModel:
                 with self.clock.part("backward"):
                     loss.backward()
 
+    def _enter_forward(self, *_: object) -> None:
+        # The schedule calls the stages: only they know when. Validation's passes are validation's.
+        if self._in_step:
+            self.clock.enter("forward")
+
+    def _leave_forward(self, *_: object) -> None:
+        if self._in_step:
+            self.clock.leave()
+
     def _finish_with(self, finish: Finish) -> None:
         for stage in self.stages:
             stage.finish = finish
@@ -317,19 +332,14 @@ class DividedModel:
         return Shard(1) if self.layout.divides_sequence else Replicate()
 
     def _chunk_size(self, targets: Tensor) -> int:
-        return chunk_size(targets.numel(), self._vocab_share, self.loss_chunk_tokens, targets.device)
+        return chunk_size(targets.numel(), self._largest_share, self.loss_chunk_tokens, targets.device)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
         self._finish_with(self._each_loss)
-        if self.pipeline is not None:
-            losses = self.pipeline.forward(part, part.targets.shape)
-        else:
-            (wrapped,) = self.wrapped
-            with autocast(wrapped, self.precision, self.layout.world.device):
-                losses = wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
+        losses = self._forward(part, part.targets.shape)
         return losses if self.shared is None else self.shared.gather(losses)
 
     @torch.no_grad()
@@ -350,7 +360,7 @@ class DividedModel:
         ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
         shape = torch.Size((len(ours), self._vocab_share))
         self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
-        found = self.wrapped[0](part.tokens) if self.pipeline is None else self.pipeline.forward(part, shape)
+        found = self._forward(part, shape)
         whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
             first = self.vocabulary.first if self.vocabulary is not None else 0
@@ -361,6 +371,15 @@ class DividedModel:
         if self.layout.world.size > 1:
             dist.broadcast(whole, 0)  # replicas may differ in the last bit
         return whole[: self.vocab_size].cpu()
+
+    def _forward(self, part: Batch, shape: torch.Size) -> Tensor:
+        """What the last stage makes of ``part``, of ``shape``, computed as a step computes it."""
+        with self.attention.chosen():
+            if self.pipeline is not None:
+                return self.pipeline.forward(part, shape)
+            (wrapped,) = self.wrapped
+            with autocast(wrapped, self.precision, self.layout.world.device):
+                return wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         flat = hide_added(logits, self._num_entries).flatten(0, 1)

@@ -67,7 +67,7 @@ class DividedExperts(Experts):
         dist.all_to_all_single(coming, going, group=group)
         sizes = torch.stack((going.sum(1), coming.sum(1))).tolist()  # one wait for the device, not two
         rows = _Exchange.apply(x, *sizes, group)
-        order, place = _by_expert(coming)
+        order, place = _by_expert(coming, sum(sizes[1]))
         y = self.compute(spread(rows, order, place, 1), coming.sum(0), local(self.up), local(self.down))
         return _Exchange.apply(spread(y, place, order, 1), *reversed(sizes), group)
 
@@ -84,11 +84,11 @@ def _own_part(weight: Tensor, mesh: DeviceMesh) -> DTensor:
     return DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
 
 
-def _by_expert(coming: Tensor) -> tuple[Tensor, Tensor]:
-    """Order by expert of rows that came by process and expert, [processes, experts]; and its inverse."""
+def _by_expert(coming: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Order by expert of ``rows`` that came by process and expert, [processes, experts]; and its inverse."""
     processes, experts = coming.shape
     expert = torch.arange(experts, device=coming.device).repeat(processes)
-    order = expert.repeat_interleave(coming.flatten()).argsort(stable=True)
+    order = expert.repeat_interleave(coming.flatten(), output_size=rows).argsort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return order, place
 

@@ -25,7 +25,8 @@ def chunk_size(num_tokens: int, vocab_share: int, wish: int | None, device: torc
 
     Args:
         num_tokens: Of a micro-batch.
-        vocab_share: Logits of a token that this process makes.
+        vocab_share: Most logits of a token that a process makes; one number for all that share a vocabulary,
+            since the loss of a chunk is a collective of theirs.
         wish: Most tokens of a chunk; 0: all; None: by the size of their logits.
         device: Where they are made.
     """

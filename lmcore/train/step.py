@@ -1,8 +1,9 @@
-"""One optimizer step. Nothing in it waits for the device: what it finds out is read later.
+"""One optimizer step. What it finds out is read later, so that little in it waits for the device.
 
 Forward, backward, one sum over all processes, clipping and the update are only told to the device, so that it
-has the next step to do when it is done with this one. fp16 alone waits: whether its step counts is known no
-earlier than the norm of its gradient.
+has the next step to do when it is done with this one. Some wait even so: fp16, where whether a step counts
+is known no earlier than the norm of its gradient; experts that are divided over processes, in each layer, for
+how many rows each process gets; and experts where no kernel computes all groups of rows (fp32, older GPUs).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class TrainingStep:
         found = self.world.sum_(torch.cat((sums, squares[None], stop)))
         grad_norm = found[2:3].sqrt() / self.loss_scale.scale
         with self.clock.part("optimizer"):
-            # The one place where the host waits, and for fp16 alone.
+            # The one place here where the host waits, and for fp16 alone.
             if not self.loss_scale.dynamic or math.isfinite(grad_norm.item()):
                 self._update(grad_norm, step)
             else:

@@ -27,7 +27,7 @@ LLAMA = {
 
 def measured(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
     """Bytes that are allocated at most in the second of two steps."""
-    world = World(0, 1, torch.device("cuda"))
+    world = World(0, 1, torch.device("cuda", 0))
     divided = DividedModel(
         model,
         vocab_size,

@@ -8,6 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmcore.config import ModelConfig, OptimizerConfig, TrainConfig
+from lmcore.data.loader import Batch
+from lmcore.data.prefetch import Prefetcher
 from lmcore.data.token_writer import TokenWriter
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
@@ -58,7 +60,8 @@ def make_trainer(corpus, run_dir, device="cuda", model=(), **settings):
         tokenizer=str(corpus),
     )
     job.write(run_dir)
-    return Trainer(job, run_dir, World(0, 1, torch.device(device)), lambda: False)
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return Trainer(job, run_dir, World(0, 1, place), lambda: False)
 
 
 def train(corpus, run_dir, device, **settings):
@@ -261,6 +264,22 @@ def test_a_gpu_says_what_its_steps_cost(corpus, tmp_path):
     # Its kernels are launched by autograd's own thread, and are of the backward pass all the same.
     assert parts["backward"].seconds > parts["forward"].seconds / 2
     assert largest_operators(events, 1)[0][1] > 0
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 0)])
+def test_batches_are_read_ahead_for_a_gpu_with_a_number_or_without(device):
+    class Steps:
+        def num_targets(self, step):
+            return step
+
+        def micro_batches(self, step):
+            yield Batch(torch.full((1, 3), step), torch.full((1, 3), step))
+
+    batches = Prefetcher(Steps(), 5, 2, device)
+    found = [batches.take(step).batches[0] for step in range(5)]
+    batches.close()
+    assert [int(batch.tokens[0, 0]) for batch in found] == [0, 1, 2, 3, 4]
+    assert all(batch.tokens.is_pinned() for batch in found)
 
 
 def test_a_gpu_is_measured_where_its_vendor_is_not_asked():

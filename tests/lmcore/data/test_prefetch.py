@@ -79,3 +79,19 @@ def test_a_step_behind_the_end_is_not_waited_for_in_vain():
     assert batches.take(8).step == 8
     with pytest.raises(ValueError, match="step 9"):
         batches.take(9)
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_wait_for_ever():
+    batches = Prefetcher(Source(), 9, 2, torch.device("cuda", 99))
+    with pytest.raises((RuntimeError, AssertionError, AttributeError)):  # whatever this torch says
+        batches.take(0)
+    assert threads() == []
+
+
+def test_a_thread_that_is_no_more_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("lmcore.data.prefetch.LOOK_SECONDS", 0.01)
+    batches = Prefetcher(Source(), 9, 2, CPU)
+    batches._work = lambda first, device: None  # as if it had been killed
+    with pytest.raises(RuntimeError, match="before it had read step 4"):
+        batches.take(4)
+    batches.close()

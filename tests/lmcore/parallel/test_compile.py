@@ -28,7 +28,8 @@ def make(config, *, compiled, checkpointing):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_blocks_compute_the_same_under_the_same_names():
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_compiled_blocks_compute_the_same_under_the_same_names(checkpointing):
     config = ModelConfig(
         num_layers=3, hidden_size=16, num_heads=2, max_seq_len=16, zero_init_projections=False
     )
@@ -36,7 +37,7 @@ def test_compiled_blocks_compute_the_same_under_the_same_names():
     documents = (torch.arange(16) // 6).expand(2, 16)
     found = []
     for compiled in (False, True):
-        model = make(config, compiled=compiled, checkpointing=True)
+        model = make(config, compiled=compiled, checkpointing=checkpointing)
         logits = model(tokens, None, documents)
         logits.square().sum().backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

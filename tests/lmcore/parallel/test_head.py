@@ -1,5 +1,9 @@
 """The head and the loss by chunks of tokens: the same loss and gradient, and no whole logits."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.distributed.tensor import Replicate
@@ -94,3 +98,11 @@ def test_logits_are_never_whole():
 def test_chunks_are_about_as_large_as_one_another(vocab, wish, expected):
     assert chunk_size(2048, vocab, wish, CPU) == expected
     assert chunk_size(1000, vocab, 300, CPU) == 250
+
+
+@pytest.mark.layouts
+def test_who_has_less_of_the_vocabulary_makes_as_many_chunks():
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = Path(__file__).with_name("odd_vocabulary.py")
+    done = subprocess.run([*agent, program], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr

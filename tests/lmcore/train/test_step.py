@@ -5,25 +5,107 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmcore.errors import TrainingDiverged
+from lmcore.parallel.experts import _by_expert
 from lmcore.parallel.mesh import World
 from lmcore.train.trainer import Trainer
 
+aten = torch.ops.aten
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 class Waits(TorchDispatchMode):
-    """Counts the times that a number goes from a tensor to Python, for which a GPU would be waited for."""
+    """Lists what a GPU would be waited for, as far as it shows where everything is on a CPU.
+
+    That is: a number or a list that goes from a tensor to Python, a result whose size is that of what is in
+    a tensor, and a tensor made of numbers, whose memory is not pinned. A copy from one device to another
+    does not show itself, ``x.to(device)``: ``tests/gpu`` sees it.
+    """
+
+    SIZED_BY_NUMBERS = (
+        aten.nonzero.default,
+        aten.masked_select.default,
+        aten._unique2.default,
+        aten.unique_consecutive.default,
+        aten.unique_dim.default,
+        aten.bincount.default,
+    )
 
     def __init__(self):
         super().__init__()
-        self.number = 0
+        self.found = []
+        self.calls = _Calls(self.found)
+
+    def __enter__(self):
+        self.calls.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.calls.__exit__(*error)
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        self.number += function is torch.ops.aten._local_scalar_dense.default
+        named = named or {}
+        waits = function in (aten._local_scalar_dense.default, *self.SIZED_BY_NUMBERS)
+        if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+            waits = any(index is not None and index.dtype == torch.bool for index in arguments[1])
+        if function is aten.repeat_interleave.Tensor:
+            waits = named.get("output_size") is None
+        self.found += [str(function)] * waits
+        return function(*arguments, **named)
+
+
+class _Calls(TorchFunctionMode):
+    """What no operation shows where a tensor is on the CPU already."""
+
+    NAMES = ("tolist", "numpy", "__array__", "cpu", "tensor", "as_tensor", "from_numpy")
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        name = getattr(function, "__name__", "")
+        self.found += [name] * (name in self.NAMES)
         return function(*arguments, **(named or {}))
+
+
+NUMBERS, MASK = torch.arange(4), torch.tensor([True, False, True, False])
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: NUMBERS[0].item(),
+        lambda: bool(MASK.any()),
+        lambda: NUMBERS.tolist(),
+        lambda: NUMBERS.numpy(),
+        lambda: NUMBERS.cpu(),
+        lambda: torch.tensor([1, 2]),
+        lambda: torch.as_tensor([1, 2]),
+        lambda: NUMBERS.nonzero(),
+        lambda: NUMBERS[MASK],
+        lambda: NUMBERS.clone().index_put_((MASK,), NUMBERS[:2]),
+        lambda: NUMBERS.masked_select(MASK),
+        lambda: NUMBERS.unique(),
+        lambda: NUMBERS.bincount(),
+        lambda: NUMBERS.repeat_interleave(NUMBERS),
+        lambda: torch.where(MASK),
+    ],
+)
+def test_what_waits_is_seen(wait):
+    with Waits() as waits:
+        wait()
+    assert len(waits.found) >= 1
+    with Waits() as waits:
+        NUMBERS[NUMBERS].cumsum(0).where(MASK, 0)
+        NUMBERS.repeat_interleave(NUMBERS, output_size=6)
+        NUMBERS.masked_fill(MASK, 1)
+        torch.full((2,), 1.5)
+    assert waits.found == []
 
 
 @pytest.fixture
@@ -54,17 +136,26 @@ def test_nothing_in_a_step_is_waited_for(make_trainer, optimizer, document_mask)
     trainer.steps.launch(0)
     with Waits() as waits:
         reading = trainer.steps.launch(1)
-        assert waits.number == 0
+        assert waits.found == []
         reading.numbers[0].item()  # what is counted
-        assert waits.number == 1
+        assert len(waits.found) == 1
 
 
-def test_only_fp16_waits_and_only_once(make_trainer):
+def test_rows_for_divided_experts_are_put_in_order_without_another_wait():
+    coming = torch.tensor([[2, 0, 1], [1, 1, 0]])  # by process and expert
+    with Waits() as waits:
+        order, place = _by_expert(coming, 5)
+    assert waits.found == []
+    assert order.tolist() == [0, 1, 3, 4, 2]
+    assert order[place].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_dense_model_waits_in_fp16_alone_and_only_once(make_trainer):
     _, trainer = make_trainer(precision="fp16", optimizer={"name": "adamw"})
     trainer.steps.launch(0)
     with Waits() as waits:
         trainer.steps.launch(1)
-    assert waits.number == 1
+    assert waits.found == ["aten._local_scalar_dense.default"]
 
 
 @pytest.mark.parametrize("every", [0, 3])
