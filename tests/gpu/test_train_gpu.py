@@ -169,8 +169,14 @@ def test_attention_is_the_same_by_every_kernel(corpus, tmp_path, name, document_
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("document_mask", [False, True])
-def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask):
-    settings = {"document_mask": document_mask, "steps": 12}
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask, grad_accum_steps):
+    settings = {
+        "document_mask": document_mask,
+        "steps": 12,
+        "micro_batch_size": 16 // grad_accum_steps,
+        "validate_every": 5,
+    }
     _, expected = train(corpus, tmp_path / "eager", "cuda", compile="off", **settings)
     _, found = train(
         corpus, tmp_path / "compiled", "cuda", compile="blocks", cuda_graphs=cuda_graphs, **settings
