@@ -145,6 +145,7 @@ class Trainer:
             model.head_size,
             documents=config.document_mask,
             in_parts=config.parallel.cp > 1,
+            repeated=config.activation_checkpointing == "selective" and not self.compiled,
         )
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:

@@ -184,6 +184,17 @@ def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_
     assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
 
 
+@pytest.mark.parametrize("compiling", ["off", "blocks"])
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_checkpoints_with_documents_train_the_same(corpus, tmp_path, mode, compiling):
+    settings = {"document_mask": True, "steps": 12}
+    _, expected = train(corpus, tmp_path / "plain", "cuda", compile="off", **settings)
+    _, found = train(
+        corpus, tmp_path / "saving", "cuda", compile=compiling, activation_checkpointing=mode, **settings
+    )
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
 def test_added_rows_of_the_vocabulary_change_nothing(corpus, tmp_path):
     _, expected = train(corpus, tmp_path / "plain", "cuda", steps=12)
     _, found = train(corpus, tmp_path / "added", "cuda", model={"vocab_multiple": 128}, steps=12)
