@@ -239,6 +239,27 @@ def test_offloaded_state_lies_in_pinned_memory():
     assert all(slot.any() for name, slot in state.items() if name.endswith("exp_avg"))
 
 
+def test_three_runs_of_offloaded_state_are_on_the_device_at_most(monkeypatch):
+    size, count = 1 << 20, 24
+    monkeypatch.setattr("lmcore.train.offload.RUN_ELEMENTS", size)
+    parameters = [torch.nn.Parameter(torch.ones(1024, 1024, device="cuda")) for _ in range(count)]
+    names = [(f"blocks.{index}.mlp.up.weight", p) for index, p in enumerate(parameters)]
+    optimizers = Optimizers(names, OptimizerConfig(name="adamw", offload=True), torch.float32)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(1.0)  # which creates the state
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    torch.cuda._sleep(10**8)  # the host is far ahead
+    for _ in range(3):
+        optimizers.step(1.0)
+    torch.cuda.synchronize()
+    # Memory that waits for a stream counts as active.
+    assert torch.cuda.memory_stats()["active_bytes.all.peak"] - before <= 3 * 2 * 4 * size + (1 << 20)
+
+
 def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypatch):
     _, expected = train(corpus, tmp_path / "told", "cuda", steps=3)
     result, found = train(corpus, tmp_path / "found", "cuda", steps=3, micro_batch_size=0)
