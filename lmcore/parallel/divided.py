@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -229,6 +230,25 @@ class DividedModel:
         """Have each of the next steps take ``count`` micro-batches of ``size`` sequences."""
         if self.pipeline is not None:
             self.pipeline.use_micro_batches(size, count)
+
+    @contextlib.contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Compute by plain operations inside, for shapes that the compiler is not worth waiting for.
+
+        Attention by blocks is nothing without it: the mask of all pairs takes its place.
+        """
+        attention = self.attention
+        self._attend_by(Backend() if attention.flex else attention)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self._attend_by(attention)
+
+    def _attend_by(self, attention: Backend) -> None:
+        self.attention = attention
+        for stage in self.stages:
+            stage.attention = attention
 
     def own_part(self, batch: Batch) -> Batch:
         """The part of ``batch`` that this process has tokens of, on its device; documents stay whole."""

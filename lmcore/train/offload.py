@@ -66,7 +66,9 @@ class HostState:
                     self._give_back(host, optimizer.state[parameter])
                     optimizer.state[parameter] = host
                 if self._outbound is not None:
-                    self._leaving.append(self._outbound.record_event())
+                    left = torch.cuda.Event()
+                    left.record(self._outbound)
+                    self._leaving.append(left)
             if self._leaving:
                 self._returned[optimizer] = self._leaving[-1]
         finally:
