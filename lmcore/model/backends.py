@@ -59,6 +59,8 @@ class Task:
         heads, kv_heads, head_dim: Of a layer.
         documents: Whether attention stays within documents.
         in_parts: Whether sequences are divided over processes, whose mask is always one of pairs.
+        repeated: Whether blocks that are not compiled are checkpointed selectively: what looks on there has
+            no rule for flex_attention.
     """
 
     device: torch.device
@@ -68,6 +70,7 @@ class Task:
     head_dim: int
     documents: bool = False
     in_parts: bool = False
+    repeated: bool = False
 
     @property
     def masked(self) -> bool:
@@ -90,6 +93,9 @@ def choose_backend(name: Name, task: Task) -> Backend:
             raise _refusal(name, "a GPU and the package triton", f"{task.device.type}")
         if task.in_parts:
             raise _refusal(name, "whole sequences (train.parallel.cp 1)", "parts of them")
+        if task.repeated:
+            expected = "compiled blocks (train.compile), or train.activation_checkpointing none or full"
+            raise _refusal(name, expected, "activation_checkpointing selective, and blocks not compiled")
         return Backend("flex", flex=True)
     if name == "flash3":
         _use_flash_3(task.device)
@@ -103,7 +109,8 @@ def _fastest(task: Task) -> Backend:
         return Backend()
     hopper = torch.cuda.get_device_capability(task.device) >= HOPPER
     order = ["cudnn", "flash"] if hopper else ["flash", "cudnn"]
-    if task.documents and not task.in_parts and importlib.util.find_spec("triton") is not None:
+    by_blocks = task.documents and not task.in_parts and not task.repeated
+    if by_blocks and importlib.util.find_spec("triton") is not None:
         return Backend("flex", flex=True)
     if hopper and task.dtype != torch.float32 and not task.masked:
         with contextlib.suppress(ConfigError):

@@ -36,17 +36,29 @@ class Dropout(nn.Module):
     Args:
         rate: Share that is zeroed.
         site: Place of this module in the model.
+
+    Attributes:
+        at: The site, as a tensor: one for the compiler to read, which would compile each block anew for a
+            number. It is no part of the state.
     """
+
+    at: Tensor
 
     def __init__(self, rate: float, site: int) -> None:
         super().__init__()
         self.rate, self.site = rate, site
+        self.restore_site()
+
+    def restore_site(self, device: torch.device | str | None = None) -> None:
+        """Put the site where the model is."""
+        at = torch.tensor(self.site, dtype=torch.int64, device=device)
+        self.register_buffer("at", at, persistent=False)
 
     def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
         """Map ``x`` [B, T, D] to the same shape; without a key nothing is dropped."""
         if not self.training or not self.rate or key is None:
             return x
-        tokens = key.sequences[:, None] * _MIX_1 + key.places * _STEP + self.site  # [B, T]
+        tokens = key.sequences[:, None] * _MIX_1 + key.places * _STEP + self.at  # [B, T]
         numbers = torch.arange(x.shape[-1], device=x.device) * _STEP  # [D]
         draws = _mix(_mix(tokens)[:, :, None] + numbers) & 0xFFFFFFFF  # [B, T, D], uniform in 32 bits
         kept = draws >= int(self.rate * 2**32)

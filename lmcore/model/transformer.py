@@ -72,11 +72,14 @@ class Transformer(nn.Module):
         self.restore_tables()
 
     def restore_tables(self, device: torch.device | str | None = None) -> None:
-        """Compute what is no part of the state: the rotary table, in fp32 whatever the weights; counts."""
+        """Compute what is no part of the state: the rotary table, in fp32 whatever the weights; others."""
         if self.config.position == "rope":
             self.register_buffer("rotary", rotary_table(self.config).to(device), persistent=False)
         for router in routers(self):
             router.restart_counts(device)
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.restore_site(device)
 
     def forward(
         self,

@@ -31,6 +31,7 @@ _ATTENTION = (
     "aten._efficient_attention_forward",
     "aten._cudnn_attention_forward",
 )
+_FLEX = "flex_attention"  # where blocks are compiled; it has no rule for modes of our own
 _COLLECTIVES = ("_c10d_functional.reduce_scatter_tensor.default", "_c10d_functional.all_reduce.default")
 
 
@@ -60,7 +61,8 @@ def keeps(op: Any, args: tuple[Any, ...], width: int) -> bool:
     name = _name(op)
     place = _SECOND_FACTOR.get(name)
     if place is None:
-        return name in _COLLECTIVES or (name.startswith(_ATTENTION) and "_math" not in name)
+        attends = name == _FLEX or (name.startswith(_ATTENTION) and "_math" not in name)
+        return attends or name in _COLLECTIVES
     factor = args[place]
     divided = isinstance(factor, DTensor) and any(placement.is_shard(0) for placement in factor.placements)
     return factor.shape[-2] == width and not divided
@@ -76,12 +78,13 @@ def _contexts(width: int) -> tuple[Any, Any]:
     experts) or that comes twice (zero-bubble schedules); they are what ``torch.compile`` understands.
     """
     if TracingContext.try_get() is not None:
-        return create_selective_checkpoint_contexts(functools.partial(_policy, width))
+        return create_selective_checkpoint_contexts(functools.partial(policy, width))
     kept: list[Any] = []
     return _Keep(width, kept), _Repeat(width, kept)
 
 
-def _policy(width: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def policy(width: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """What ``keeps`` says, as ``torch.compile`` asks it."""
     del context, kwargs
     return CheckpointPolicy.MUST_SAVE if keeps(op, args, width) else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -121,6 +122,8 @@ class DividedModel:
         ]
         self.tied_head = self._tie()
         self._partial = [p for stage in self.stages for p in partial_over_tp(stage, layout)]
+        if cuda_graphs:
+            self._place_gradients()
         self.pipeline = None
         if parallel.pp > 1:
             self.pipeline = Pipeline(
@@ -230,6 +233,25 @@ class DividedModel:
         if self.pipeline is not None:
             self.pipeline.use_micro_batches(size, count)
 
+    @contextlib.contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Compute by plain operations inside, for shapes that the compiler is not worth waiting for.
+
+        Attention by blocks is nothing without it: the mask of all pairs takes its place.
+        """
+        attention = self.attention
+        self._attend_by(Backend() if attention.flex else attention)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self._attend_by(attention)
+
+    def _attend_by(self, attention: Backend) -> None:
+        self.attention = attention
+        for stage in self.stages:
+            stage.attention = attention
+
     def own_part(self, batch: Batch) -> Batch:
         """The part of ``batch`` that this process has tokens of, on its device; documents stay whole."""
         batch = batch.to(self.layout.world.device)
@@ -263,11 +285,27 @@ class DividedModel:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether gradients have a place that they are not to lose: views of DDP's buckets.
+        """Whether gradients have a place that they are not to lose.
 
-        Else micro-batches but the last would be added up in tensors of their own, a second gradient.
+        Views of DDP's buckets: else micro-batches but the last would be added up in tensors of their own, a
+        second gradient. And with CUDA graphs (``_place_gradients``).
         """
-        return isinstance(self.wrapped[0], DistributedDataParallel)
+        return self._marks_steps or isinstance(self.wrapped[0], DistributedDataParallel)
+
+    def _place_gradients(self) -> None:
+        """Give gradients memory of their own, to which backward passes add.
+
+        Autograd makes the first gradient that it meets the parameter's own. Where a graph wrote it, it lies
+        in the graph's memory, which the next micro-batch writes to.
+        """
+        for _, parameter in self.named_parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _begin_pass(self) -> None:
+        """Have graphs start from their first: what they wrote before may now be overwritten."""
+        if self._marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()
 
     @property
     def _saves_memory(self) -> bool:
@@ -278,9 +316,7 @@ class DividedModel:
         (wrapped,) = self.wrapped
         for index, batch in enumerate(batches):
             part = self.own_part(batch)
-            if self._marks_steps:
-                # What graphs wrote for the micro-batch before may now be overwritten.
-                torch.compiler.cudagraph_mark_step_begin()
+            self._begin_pass()
             last = index == len(batches) - 1
             with reduce_gradients(wrapped, last=last, save_memory=self._saves_memory):
                 with self.clock.part("forward"), autocast(wrapped, self.precision, self.layout.world.device):
@@ -338,6 +374,7 @@ class DividedModel:
     def token_losses(self, batch: Batch) -> Tensor:
         """Return the loss in nats of each target, [B, T] in fp32, on every process that shares ``batch``."""
         part = self.own_part(batch)
+        self._begin_pass()
         self._finish_with(self._each_loss)
         losses = self._forward(part, part.targets.shape)
         return losses if self.shared is None else self.shared.gather(losses)

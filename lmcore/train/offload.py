@@ -2,12 +2,14 @@
 
 The update is computed where the weights are, by the same kernels as without, so its numbers are the same
 bits; a host that computed it would be slow at Muon's products. While one run is updated, the next one's state
-is on its way, and the last one's on its way back (Rajbhandari et al. 2021 stream in the same manner).
+may be on its way, and the last one's on its way back (Rajbhandari et al. 2021 stream in the same manner). No
+more than these three are on the device: the host waits before it sends for another.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from lmcore.parallel.parts import local
 
-RUN_ELEMENTS = 1 << 26  # parameters whose state is on the device at a time, twice or three times
+RUN_ELEMENTS = 1 << 26  # parameters whose state is on the device at a time, at most three times
 Slots = dict[str, Tensor]
 
 
@@ -34,6 +36,8 @@ class HostState:
         cuda = device.type == "cuda"
         self._inbound = torch.cuda.Stream(device) if cuda else None
         self._outbound = torch.cuda.Stream(device) if cuda else None
+        self._leaving: deque[torch.cuda.Event] = deque()  # of runs that were given back, in order
+        self._returned: dict[torch.optim.Optimizer, torch.cuda.Event] = {}  # the last of them of each
 
     def create(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> Slots:
         """The state of ``parameter`` before its first step, on the host; scalars stay where they are."""
@@ -43,6 +47,8 @@ class HostState:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Do what ``optimizer.step`` does, run by run."""
         groups, runs = optimizer.param_groups, list(_runs(optimizer))
+        if self._inbound is not None and optimizer in self._returned:
+            self._inbound.wait_event(self._returned[optimizer])  # what its last step gave back
         try:
             ahead = self._bring(optimizer, runs[0][1]) if runs else {}
             for place, (group, parameters) in enumerate(runs):
@@ -59,6 +65,12 @@ class HostState:
                 for parameter, host in hosts.items():
                     self._give_back(host, optimizer.state[parameter])
                     optimizer.state[parameter] = host
+                if self._outbound is not None:
+                    left = torch.cuda.Event()
+                    left.record(self._outbound)
+                    self._leaving.append(left)
+            if self._leaving:
+                self._returned[optimizer] = self._leaving[-1]
         finally:
             optimizer.param_groups = groups
 
@@ -68,13 +80,16 @@ class HostState:
             self._outbound.synchronize()
 
     def _bring(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> dict[Tensor, Slots]:
-        """Start the copies of the state of ``parameters`` to the device."""
+        """Start the copies of the state of ``parameters`` to the device, once there is room.
+
+        The host could send for all runs at once, and torch would keep the memory of each until it has left.
+        """
+        while len(self._leaving) > 1:
+            self._leaving.popleft().synchronize()
         for parameter in parameters:
             if not optimizer.state[parameter]:
                 optimizer.state[parameter] = self.create(optimizer, parameter)
         with _on(self._inbound):
-            if self._inbound is not None and self._outbound is not None:
-                self._inbound.wait_stream(self._outbound)  # what the last step gave back
             found = {
                 parameter: {
                     name: self._copy(slot, self.device) for name, slot in optimizer.state[parameter].items()

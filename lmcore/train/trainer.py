@@ -157,6 +157,7 @@ class Trainer:
             model.head_size,
             documents=config.document_mask,
             in_parts=config.parallel.cp > 1,
+            repeated=config.activation_checkpointing == "selective" and not self.compiled,
         )
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:
@@ -237,7 +238,9 @@ class Trainer:
         wanted = None if self.config.parallel.pp > 1 else 2
         batches = list(itertools.islice(self.inputs.loader.micro_batches(self.step), wanted))
         num_targets = self.inputs.loader.num_targets(self.step)
-        self.steps.forward_backward(StepData(self.step, num_targets, batches))
+        # They need the most memory; compiled, each size would take its time and leave its graphs behind.
+        with self.model.uncompiled() if self.compiled else contextlib.nullcontext():
+            self.steps.forward_backward(StepData(self.step, num_targets, batches))
 
     def _use_micro_batch(self, size: int) -> None:
         self.config = self.config.model_copy(update={"micro_batch_size": size})

@@ -172,11 +172,28 @@ def test_attention_is_the_same_by_every_kernel(corpus, tmp_path, name, document_
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("document_mask", [False, True])
-def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask):
-    settings = {"document_mask": document_mask, "steps": 12}
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+def test_compiled_blocks_train_the_same(corpus, tmp_path, cuda_graphs, document_mask, grad_accum_steps):
+    settings = {
+        "document_mask": document_mask,
+        "steps": 12,
+        "micro_batch_size": 16 // grad_accum_steps,
+        "validate_every": 5,
+    }
     _, expected = train(corpus, tmp_path / "eager", "cuda", compile="off", **settings)
     _, found = train(
         corpus, tmp_path / "compiled", "cuda", compile="blocks", cuda_graphs=cuda_graphs, **settings
+    )
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+@pytest.mark.parametrize("compiling", ["off", "blocks"])
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_checkpoints_with_documents_train_the_same(corpus, tmp_path, mode, compiling):
+    settings = {"document_mask": True, "steps": 12}
+    _, expected = train(corpus, tmp_path / "plain", "cuda", compile="off", **settings)
+    _, found = train(
+        corpus, tmp_path / "saving", "cuda", compile=compiling, activation_checkpointing=mode, **settings
     )
     assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
 
@@ -223,6 +240,27 @@ def test_offloaded_state_lies_in_pinned_memory():
     state = optimizers.state()
     assert all(slot.is_pinned() for slot in state.values() if slot.ndim)
     assert all(slot.any() for name, slot in state.items() if name.endswith("exp_avg"))
+
+
+def test_three_runs_of_offloaded_state_are_on_the_device_at_most(monkeypatch):
+    size, count = 1 << 20, 24
+    monkeypatch.setattr("lmcore.train.offload.RUN_ELEMENTS", size)
+    parameters = [torch.nn.Parameter(torch.ones(1024, 1024, device="cuda")) for _ in range(count)]
+    names = [(f"blocks.{index}.mlp.up.weight", p) for index, p in enumerate(parameters)]
+    optimizers = Optimizers(names, OptimizerConfig(name="adamw", offload=True), torch.float32)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(1.0)  # which creates the state
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    torch.cuda._sleep(10**8)  # the host is far ahead
+    for _ in range(3):
+        optimizers.step(1.0)
+    torch.cuda.synchronize()
+    # Memory that waits for a stream counts as active.
+    assert torch.cuda.memory_stats()["active_bytes.all.peak"] - before <= 3 * 2 * 4 * size + (1 << 20)
 
 
 def test_the_micro_batch_that_fits_is_found_by_trial(corpus, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,18 @@ def test_a_stage_with_blocks_is_one_with_a_mask():
 def test_a_cpu_is_left_to_torch():
     assert choose_backend("auto", MASKED) == Backend()
     assert choose_backend("sdpa", TASK) == Backend()
+
+
+def test_blocks_are_for_checkpoints_that_are_full_or_compiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton" or None)
+    task = replace(MASKED, device=torch.device("cuda"))
+    assert choose_backend("auto", task).flex
+    assert choose_backend("flex", task).flex
+    repeated = replace(task, repeated=True)
+    assert not choose_backend("auto", repeated).flex
+    with pytest.raises(ConfigError, match=r"flex .*activation_checkpointing.*train\.attention=auto"):
+        choose_backend("flex", repeated)
 
 
 @pytest.mark.parametrize(

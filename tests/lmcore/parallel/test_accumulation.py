@@ -26,11 +26,16 @@ def alone_in_a_group(tmp_path):
     dist.destroy_process_group()
 
 
-def make(*, replicated):
+def make(*, replicated, cuda_graphs=False):
     size = 2 if replicated else 1  # more than one has DDP wrap it; that there is one process is not seen
     layout = make_layout(ParallelConfig(dp_replicate=size), World(0, size, CPU))
     return DividedModel(
-        CONFIG, 64, layout, "fp32", lambda name, shape: initial_weight(name, shape, CONFIG, 0)
+        CONFIG,
+        64,
+        layout,
+        "fp32",
+        lambda name, shape: initial_weight(name, shape, CONFIG, 0),
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -64,3 +69,27 @@ def test_more_micro_batches_take_no_more_memory(alone_in_a_group, replicated):
     assert peaks[8] < 3 * whole  # weights, their gradient, and what a micro-batch needs
     if replicated:
         assert [p.grad.data_ptr() for p in weights] == places
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_with_cuda_graphs_gradients_are_added_to_memory_outside_of_them(alone_in_a_group, replicated):
+    plain, model = make(replicated=replicated), make(replicated=replicated, cuda_graphs=True)
+    optimizers = Optimizers(model.named_parameters(), OptimizerConfig(name="sgd"), torch.float32)
+    weights = [p for _, p in model.named_parameters()]
+    assert all(p.grad is not None and not p.grad.any() for p in weights)  # before any pass
+    tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    first, second = (Batch(row[None], row[None]) for row in tokens)
+    if replicated:
+        step(model, [first])  # after which DDP makes its buckets anew
+    places = None if replicated else [p.grad.data_ptr() for p in weights]
+    for batches in ([first], [first, second], [second]):
+        optimizers.zero_grad(keep=model.keeps_gradients)
+        for _, parameter in plain.named_parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        step(plain, batches)
+        step(model, batches)
+        places = places or [p.grad.data_ptr() for p in weights]
+        assert [p.grad.data_ptr() for p in weights] == places
+        for (name, expected), found in zip(plain.named_parameters(), weights, strict=True):
+            assert torch.equal(found.grad, expected.grad), name

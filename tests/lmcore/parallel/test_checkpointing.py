@@ -1,15 +1,19 @@
 """Activation checkpoints: the same numbers in less memory."""
 
+import functools
 import gc
 from collections import Counter
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from lmcore.config import ModelConfig, ParallelConfig
 from lmcore.data.loader import Batch
+from lmcore.model.backends import attend_by_blocks, document_blocks
 from lmcore.model.transformer import initial_weight
+from lmcore.parallel.checkpointing import policy
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.train.loss import loss_sums
@@ -104,3 +108,17 @@ def test_a_selective_checkpoint_can_be_compiled():
         found, _ = gradients(MODELS["relu2"], "fp32", mode, compiled=True)
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_compiled_keeps_attention_by_blocks():
+    q, k, v = (torch.randn(1, 2, 64, 8) for _ in range(3))  # [B, H, T, hd]
+    blocks = document_blocks(torch.arange(64)[None] // 20)
+    contexts = create_selective_checkpoint_contexts(functools.partial(policy, 16))
+    found = []
+    for context in contexts:
+        with context:
+            found.append(attend_by_blocks(q, k, v, blocks))
+        k.zero_()  # who computed it again would see it
+    assert found[0].any()
+    assert torch.equal(*found)

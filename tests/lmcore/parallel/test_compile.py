@@ -48,6 +48,30 @@ def test_compiled_blocks_compute_the_same_under_the_same_names(checkpointing):
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_blocks_that_are_alike_share_a_graph_with_dropout_too(monkeypatch, checkpointing):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        "lmcore.parallel.apply.compile_block",
+        lambda forward, **_: torch.compile(forward, dynamic=False, backend=count),
+    )
+    torch._dynamo.reset()
+    config = ModelConfig(num_layers=3, hidden_size=16, num_heads=2, max_seq_len=16, dropout=0.1)
+    tokens, found = torch.zeros(2, 16, dtype=torch.int64), []
+    for compiled in (False, True):
+        model = make(config, compiled=compiled, checkpointing=checkpointing)
+        assert not any("dropout" in name for name in model.state_dict())
+        found.append(model(tokens, None, None, torch.arange(2)))
+    torch.testing.assert_close(*found)
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize(
     ("model", "train", "device", "reason"),
     [

@@ -41,6 +41,30 @@ def test_the_memory_of_this_machine_is_some():
     assert 1e8 < free_memory(torch.device("cpu")) < 1e15
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_sizes_that_are_tried_are_not_compiled(make_run, train_here, monkeypatch):
+    shapes = set()
+
+    def look(graph, inputs):
+        shapes.update(x.shape[0] for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 3)
+        return graph.forward
+
+    monkeypatch.setattr(
+        "lmcore.parallel.apply.compile_block",
+        lambda forward, **_: torch.compile(forward, dynamic=False, backend=look),
+    )
+    monkeypatch.setattr("lmcore.train.trainer.choose_compile", lambda *_: (True, "asked to"))
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 1e9)
+    torch._dynamo.reset()
+    run = make_run("compiled", micro_batch_size=0, steps=2, activation_checkpointing="selective")
+    train_here(run)
+    (event,) = run.rows("micro_batch")
+    assert event["size"] == 8
+    assert len(event["memory_shares"]) > 1
+    assert shapes
+    assert not shapes & ({int(size) for size in event["memory_shares"]} - {8})
+
+
 MODEL = {"moe": {"num_experts": 3, "balance": "bias"}, "activation": "swiglu", "zero_init_projections": False}
 
 

@@ -66,6 +66,22 @@ def test_only_a_run_of_it_visits_the_device_at_a_time(monkeypatch, name):
     assert len(seen) == len(set(seen)) == len(list(model.parameters()))
 
 
+def test_a_run_comes_in_when_all_but_the_last_before_it_have_left():
+    class Left:
+        def __init__(self):
+            self.waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    _, optimizers, _ = run("adamw", offload=True, steps=1)
+    host, (optimizer,) = optimizers._host, optimizers._all
+    runs = [Left() for _ in range(3)]
+    host._leaving.extend(runs)
+    assert host._bring(optimizer, optimizer.param_groups[0]["params"])
+    assert [left.waited for left in runs] == [True, True, False]
+
+
 def test_a_run_goes_on_with_its_state_elsewhere(make_run, train_here):
     settings = {"steps": 6, "schedule": {"warmup_steps": 1}, "optimizer": {"name": "muon"}}
     straight, other = make_run("straight", **settings), make_run("other", **settings)
