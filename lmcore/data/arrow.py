@@ -19,7 +19,7 @@ def keep_memory() -> None:
     """Have this process keep the memory that it frees: to get it anew, cleared, took a tenth of all time.
 
     Arrow's own pools give it back, as glibc does with large pieces. What Parquet works in is of the pool that
-    ``lmcore.data`` names, unless Arrow was loaded before.
+    ``ARROW_DEFAULT_MEMORY_POOL`` names when Arrow is loaded (``flows.environment``).
     """
     pa.set_memory_pool(pa.system_memory_pool())
     with contextlib.suppress(OSError, AttributeError):  # not glibc
