@@ -29,9 +29,9 @@ types: .venv/.installed-dev ## types of lmcore
 imports: .venv/.installed-dev ## who imports whom
 	$(BIN)/lint-imports
 
-parity: .venv/.installed-test ## every layout against one process: some 6 minutes on 2 cores
+parity: .venv/.installed-test ## every layout against one process: some 10 minutes on 2 cores
 	$(BIN)/python -m pytest tests/parity -p no:randomly --timeout 600
-	$(BIN)/python -m pytest tests/lmcore -m layouts -p no:randomly --timeout 600
+	$(BIN)/python -m pytest tests/lmcore tests/flows -m layouts -p no:randomly --timeout 600
 
 torture: .venv/.installed-test ## kill, damage and starve what must survive it
 	$(BIN)/python -m pytest tests/torture -p no:randomly --timeout 900

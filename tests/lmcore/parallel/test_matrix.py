@@ -1,5 +1,6 @@
 """A few of the layouts of the matrix (`make parity` has them all) train what one process does."""
 
+import pytest
 from parity.corpus import write_corpus
 from parity.layouts import EXPERTS, LAYOUTS
 from parity.matrix import TOLERANCE, compare, write_job
@@ -33,6 +34,7 @@ def test_layouts_train_what_one_process_does_and_mistakes_show(pool, corpus, tmp
     ] == []
 
 
+@pytest.mark.layouts
 def test_a_vocabulary_that_tp_does_not_divide_is_shared_and_one_too_small_is_refused(pool, tmp_path):
     odd = write_corpus(tmp_path / "odd", vocab=301)
     (row,) = compare(pool, tmp_path, odd, [("tp+sp", LAYOUTS["tp+sp"], "tied", "plain")])

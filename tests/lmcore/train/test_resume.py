@@ -75,6 +75,7 @@ def test_biases_of_experts_go_on_where_they_were(make_run, train_here):
     assert all(bias.any() for bias in biases)
 
 
+@pytest.mark.layouts
 def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_together, train_here):
     straight, run = (make_run(name, **SETTINGS, dp_shard=2) for name in ("straight", "run"))
     run_together([straight])
@@ -93,6 +94,7 @@ def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_
     goes_on_alone(run, make_run("alone", **SETTINGS), train_here)
 
 
+@pytest.mark.layouts
 def test_a_packed_mixture_goes_on_where_it_stopped_in_two_processes(make_run, run_together, train_here):
     settings = {
         "steps": 40,
