@@ -219,7 +219,7 @@ def plan(
         busy = os.times()
         found["seconds"] = round(time.monotonic() - STARTED, 2)
         found["processor_seconds"] = round(sum(busy[:4]), 2)
-        show_plan(Console(), settings.name, found)
+        show_plan(settings.name, found)
         _write_json(json_file, found)
 
 

@@ -16,6 +16,7 @@ from lmcore.config import Recipe, load_recipe
 from lmcore.errors import ConfigError
 
 GB = 1e9
+LEAST_WIDTH = 170  # of a terminal: what is too long for it goes on in its next line, and no number is cut
 _AXES = {"dp_replicate": "replicas", "dp_shard": "fsdp", "tp": "tp", "pp": "pp", "cp": "cp", "ep": "ep"}
 
 
@@ -60,9 +61,10 @@ def ask(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def show_plan(console: Console, name: str, plan: dict[str, Any]) -> None:
+def show_plan(name: str, plan: dict[str, Any]) -> None:
     """Print what is planned for, a row for each layout, what is sent, and why the first is taken."""
     gpu = plan["gpu"]
+    console = Console(width=max(LEAST_WIDTH, Console().width))
     console.print(
         f"{name}: {plan['parameters']:,} parameters, {plan['tokens']:,} tokens in {plan['steps']:,} steps of "
         f"{plan['global_batch_tokens']:,}; {plan['precision']}, {plan['optimizer']}",
