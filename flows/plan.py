@@ -57,7 +57,7 @@ def ask(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
     if done.returncode == 2:
         raise ConfigError(done.stderr.strip().removeprefix("error: ").rstrip("."))
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "the planner died")
+        raise RuntimeError(f"the planner ended with {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)
 
 

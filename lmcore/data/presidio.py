@@ -157,11 +157,12 @@ def _analyzer(model: str, language: str) -> Any:
         raise ConfigError(
             f"data.privacy.presidio.model {model!r} reads another language",
             expected=f"one of data.privacy.presidio.language {language!r}",
-            found=nlp.lang,
+            found=str(nlp.lang),
             remedy=f"Set language to {nlp.lang}, or name another model.",
         )
     # It warns of every entity of a kind that it has no name for.
-    nameless = _labels(nlp) - NerModelConfiguration().model_to_presidio_entity_mapping.keys()
+    named = NerModelConfiguration().model_to_presidio_entity_mapping or {}
+    nameless = _labels(nlp) - named.keys()
     engine = SpacyNlpEngine(
         models=[{"lang_code": language, "model_name": model}],
         ner_model_configuration=NerModelConfiguration(labels_to_ignore=sorted(nameless)),

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.clock import Clock
@@ -30,7 +30,8 @@ from lmcore.parallel.materialize import Draw
 from lmcore.parallel.mesh import Layout
 from lmcore.parallel.pipeline import Pipeline, layers_of_stages, own_stages, stage_owners
 from lmcore.parallel.stage import Finish, Stage
-from lmcore.parallel.vocabulary import VocabularyShard, token_losses
+from lmcore.parallel.vocabulary import VocabularyPart, VocabularyShard, token_losses
+from lmcore.parallel.whole import whole_tensors
 
 
 class Criterion(Protocol):
@@ -84,30 +85,16 @@ class DividedModel:
         self.attention = attention or Backend()
         self.clock = Clock(layout.world.device)
         self._marks_steps = cuda_graphs
-        self._in_step = False
         parallel = layout.parallel
         self.shared = None
         if layout.context_group is not None:
             self.shared = SharedSequence(layout.context_group, parallel.cp, layout.cp_rank)
+        self._part = VocabularyPart.of(config.vocab_rows(vocab_size), vocab_size, parallel.tp, layout.tp_rank)
         self.vocabulary = None
-        rows = config.vocab_rows(vocab_size)
-        share = -(-rows // parallel.tp)
-        first = share * layout.tp_rank
-        self._vocab_share = max(0, min(rows - first, share))  # the last may have fewer
-        self._largest_share = share  # one number for all: they sum chunk by chunk
-        self._num_entries = max(0, min(vocab_size - first, share))  # the others were added
         if parallel.tp > 1:
-            self.vocabulary = VocabularyShard(layout.group("tp"), first)
-        layers = layers_of_stages(config.num_layers, parallel.num_stages)
+            self.vocabulary = VocabularyShard(layout.group("tp"), self._part.first)
         self.places = own_stages(parallel, layout.pp_rank)
-        stream = (parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
-        self.stages: list[Stage] = []
-        for place in self.places:
-            with torch.device("meta"):
-                model = Transformer(config, vocab_size)
-            self.stages.append(
-                Stage(model, layers[place], self.shared, stream, self._num_entries, self.attention)
-            )
+        self.stages = self._make_stages()
         self.wrapped = [
             wrap(
                 stage,
@@ -137,6 +124,19 @@ class DividedModel:
             for wrapped in self.wrapped:
                 wrapped.register_forward_pre_hook(self._enter_forward, prepend=True)
                 wrapped.register_forward_hook(self._leave_forward, always_call=True)
+
+    def _make_stages(self) -> list[Stage]:
+        """Ours, on the meta device."""
+        config, layout = self.config, self.layout
+        layers = layers_of_stages(config.num_layers, layout.parallel.num_stages)
+        stream = (layout.parallel.tp, layout.tp_rank) if layout.divides_sequence else (1, 0)
+        stages = []
+        for place in self.places:
+            with torch.device("meta"):
+                model = Transformer(config, self.vocab_size)
+            entries = self._part.num_entries
+            stages.append(Stage(model, layers[place], self.shared, stream, entries, self.attention))
+        return stages
 
     def _tie(self) -> TiedHead | None:
         if not self.config.tie_embeddings or self.layout.parallel.pp == 1:
@@ -213,18 +213,8 @@ class DividedModel:
             wrapped.train(mode)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor | None]]:
-        """Yield parameters and buffers whole, one after another; on the main process on the CPU, else None.
-
-        All processes must go through it together.
-        """
-        rank = self.layout.world.rank
-        for place in range(self.layout.parallel.pp):
-            mine = [*self.named_parameters(), *self.named_buffers()] if place == self.layout.pp_rank else []
-            source = place * self.layout.stage_size
-            for index in range(_agree(len(mine), source, self.layout)):
-                name, tensor = mine[index] if mine else ("", None)
-                whole = None if tensor is None else _whole(tensor.data, keep=rank in (0, source))
-                yield from _to_main(name, whole, source, self.layout)
+        """Yield parameters and buffers whole, as ``lmcore.parallel.whole`` does."""
+        return whole_tensors([*self.named_parameters(), *self.named_buffers()], self.layout)
 
     # --- computing ---
 
@@ -271,11 +261,7 @@ class DividedModel:
                 joined = _joined([self.own_part(batch) for batch in batches])
                 # All that is not forward: backward passes, and waiting for the other stages.
                 with self.clock.part("backward"):
-                    self._in_step = True
-                    try:
-                        self.pipeline.step(joined)
-                    finally:
-                        self._in_step = False
+                    self.pipeline.step(joined)
             else:
                 self._in_turn(batches)
         if self._partial:
@@ -327,12 +313,12 @@ class DividedModel:
                     loss.backward()
 
     def _enter_forward(self, *_: object) -> None:
-        # The schedule calls the stages: only they know when. Validation's passes are validation's.
-        if self._in_step:
+        # The schedule calls the stages: only they know when. Without gradients it is validation's.
+        if torch.is_grad_enabled():
             self.clock.enter("forward")
 
     def _leave_forward(self, *_: object) -> None:
-        if self._in_step:
+        if torch.is_grad_enabled():
             self.clock.leave()
 
     def _finish_with(self, finish: Finish) -> None:
@@ -351,7 +337,9 @@ class DividedModel:
             head,
             hidden,
             targets,
-            lambda logits, wanted: criterion(hide_added(logits, self._num_entries), wanted, self.vocabulary),
+            lambda logits, wanted: criterion(
+                hide_added(logits, self._part.num_entries), wanted, self.vocabulary
+            ),
             self._chunk_size(targets),
             stream=self._stream,
             once=once,
@@ -368,7 +356,9 @@ class DividedModel:
         return Shard(1) if self.layout.divides_sequence else Replicate()
 
     def _chunk_size(self, targets: Tensor) -> int:
-        return chunk_size(targets.numel(), self._largest_share, self.loss_chunk_tokens, targets.device)
+        # By the rows of the fullest process: all sum chunk by chunk, and so need as many chunks.
+        rows = self._part.most_rows
+        return chunk_size(targets.numel(), rows, self.loss_chunk_tokens, targets.device)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
@@ -395,13 +385,13 @@ class DividedModel:
         if self.shared is not None:
             places = self.shared.places(row.shape[1], device)
         ours = (places == len(tokens) - 1).nonzero()[:, 0]  # one of us has the place
-        shape = torch.Size((len(ours), self._vocab_share))
+        shape = torch.Size((len(ours), self._part.num_rows))
         self._finish_with(lambda head, hidden, targets: head(hidden)[0, ours].float())
         found = self._forward(part, shape)
         whole = torch.zeros(self.config.vocab_rows(self.vocab_size), device=device)
         if len(ours):
-            first = self.vocabulary.first if self.vocabulary is not None else 0
-            whole[first : first + self._vocab_share] = found[0]
+            first = self._part.first
+            whole[first : first + self._part.num_rows] = found[0]
         for group in (self.layout.context_group, self.vocabulary.group if self.vocabulary else None):
             if group is not None:
                 dist.all_reduce(whole, group=group)
@@ -419,7 +409,7 @@ class DividedModel:
                 return wrapped(part.tokens, part.positions, part.document_ids, None, part.targets)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        flat = hide_added(logits, self._num_entries).flatten(0, 1)
+        flat = hide_added(logits, self._part.num_entries).flatten(0, 1)
         index = targets.clamp(min=0).flatten()
         if self.vocabulary is not None:
             return token_losses(flat, index, self.vocabulary)[0].view_as(targets)
@@ -438,37 +428,3 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         join([batch.document_ids for batch in batches]),
         join([batch.sequences for batch in batches]),
     )
-
-
-def _whole(tensor: Tensor, *, keep: bool) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.cpu() if keep else whole
-
-
-def _agree(number: int, source: int, layout: Layout) -> int:
-    if layout.parallel.pp == 1:
-        return number
-    box = torch.tensor(number, device=layout.world.device)
-    dist.broadcast(box, source)
-    return int(box.item())
-
-
-def _to_main(
-    name: str, whole: Tensor | None, source: int, layout: Layout
-) -> Iterator[tuple[str, Tensor | None]]:
-    """Bring what ``source`` holds whole to the main process."""
-    is_main = layout.world.is_main
-    if layout.parallel.pp == 1:
-        yield name, whole if is_main else None
-        return
-    about = [(name, whole.shape, whole.dtype) if layout.world.rank == source and whole is not None else None]
-    dist.broadcast_object_list(about, source)
-    if about[0] is None:
-        raise RuntimeError("a stage did not say what it sends")
-    name, shape, dtype = about[0]
-    if source and is_main:
-        whole = torch.empty(shape, dtype=dtype)
-        dist.recv(whole, source, group=layout.world.patient)
-    elif source and layout.world.rank == source and whole is not None:
-        dist.send(whole.contiguous(), 0, group=layout.world.patient)
-    yield name, whole if is_main else None

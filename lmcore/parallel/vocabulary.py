@@ -11,6 +11,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class VocabularyPart:
+    """Rows of the embedding and the head that are one process's.
+
+    Attributes:
+        first: The first of them.
+        num_rows: How many; the last processes may have fewer than the others, or none.
+        num_entries: Those of them that are entries of the tokenizer; the others were added.
+        most_rows: Of any process: the same number on all.
+    """
+
+    first: int
+    num_rows: int
+    num_entries: int
+    most_rows: int
+
+    @classmethod
+    def of(cls, rows: int, entries: int, size: int, rank: int) -> VocabularyPart:
+        """The part of process ``rank`` of ``size``, of ``rows`` of which ``entries`` were not added."""
+        most = -(-rows // size)
+        first = most * rank
+        return cls(first, max(0, min(rows - first, most)), max(0, min(entries - first, most)), most)
+
+
+@dataclass(frozen=True)
 class VocabularyShard:
     """The part of the vocabulary that this process has the logits of.
 

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from lmcore.errors import ConfigError
+from lmcore.train.peaks import vendor_peak
 
 GB = 1e9
 
@@ -43,26 +44,32 @@ class GPU:
     source: str
 
 
+def _gpu(name: str, *rest: float, source: str) -> GPU:
+    """A GPU whose rates are those of the one table of peaks that there is."""
+    peaks = (vendor_peak(name, kind) for kind in ("16-bit", "8-bit", "FP32"))
+    return GPU(name, *(peak.flops if peak else 0.0 for peak in peaks), *rest, source=source)
+
+
 # Attention: FlashAttention-2, which torch brings, reaches 50 to 73% of an A100 (Dao 2023), and 35% of an H100
 # (Shah et al. 2024). Of a B200 we know of no such figure: it is taken to be as of an H100.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU(
-            *("A100", 312e12, 0, 19.5e12, 80 * GB, 2.039e12, 300 * GB, 25 * GB, 400, 6500 / 8, 0.55),
-            "NVIDIA A100 80GB SXM data sheet (2021); DGX A100 data sheet: 8 x 200 Gb/s, 6.5 kW",
+        _gpu(
+            *("A100", 80 * GB, 2.039e12, 300 * GB, 25 * GB, 400, 6500 / 8, 0.55),
+            source="NVIDIA A100 80GB SXM data sheet (2021); DGX A100 data sheet: 8 x 200 Gb/s, 6.5 kW",
         ),
-        GPU(
-            *("H100", 989e12, 1979e12, 67e12, 80 * GB, 3.35e12, 450 * GB, 50 * GB, 700, 10200 / 8, 0.35),
-            "NVIDIA H100 SXM data sheet (2023); DGX H100 data sheet: 8 x 400 Gb/s, 10.2 kW",
+        _gpu(
+            *("H100", 80 * GB, 3.35e12, 450 * GB, 50 * GB, 700, 10200 / 8, 0.35),
+            source="NVIDIA H100 SXM data sheet (2023); DGX H100 data sheet: 8 x 400 Gb/s, 10.2 kW",
         ),
-        GPU(
-            *("H200", 989e12, 1979e12, 67e12, 141 * GB, 4.8e12, 450 * GB, 50 * GB, 700, 10200 / 8, 0.35),
-            "NVIDIA H200 SXM data sheet (2024); DGX H200 data sheet: 8 x 400 Gb/s, 10.2 kW",
+        _gpu(
+            *("H200", 141 * GB, 4.8e12, 450 * GB, 50 * GB, 700, 10200 / 8, 0.35),
+            source="NVIDIA H200 SXM data sheet (2024); DGX H200 data sheet: 8 x 400 Gb/s, 10.2 kW",
         ),
-        GPU(
-            *("B200", 2250e12, 4500e12, 75e12, 180 * GB, 8e12, 900 * GB, 50 * GB, 1000, 14300 / 8, 0.35),
-            "NVIDIA DGX B200 data sheet (2024): 8 x 400 Gb/s, 14.3 kW; HGX B200 data sheet",
+        _gpu(
+            *("B200", 180 * GB, 8e12, 900 * GB, 50 * GB, 1000, 14300 / 8, 0.35),
+            source="NVIDIA DGX B200 data sheet (2024): 8 x 400 Gb/s, 14.3 kW; HGX B200 data sheet",
         ),
     )
 }

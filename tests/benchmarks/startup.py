@@ -108,7 +108,7 @@ def measure(rows: dict, mill: Mill, label: str) -> None:
     while not any(row["kind"] == "step" for row in events):
         if running.poll() is not None:
             raise SystemExit(running.communicate()[1])
-        time.sleep(0.05)
+        time.sleep(0.05)  # how far the moment may be off that is looked for
         paths = (mill.home / "runs").glob("train-*/events.jsonl")
         events = [row for path in paths for row in rows_of(path) if row["time"] > began]
     running.send_signal(signal.SIGINT)

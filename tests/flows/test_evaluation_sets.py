@@ -6,6 +6,8 @@ import sqlite3
 import pytest
 import yaml
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def mill(make_mill):

@@ -20,7 +20,7 @@ def called(mill, *arguments, status=0):
     return done.stderr if status else done.stdout
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_a_model_leaves_and_another_run_goes_on_from_it(mill, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -48,7 +48,7 @@ class Health(http.server.BaseHTTPRequestHandler):
         pathlib.Path(sys.argv[2], "asked").touch()
         self.send_response(200)
         self.end_headers()
-time.sleep(2)
+time.sleep(2)  # longer than a command that does not wait takes to ask
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
 """
 

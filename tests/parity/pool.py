@@ -10,14 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SIZE = 8  # processes of the largest world of the matrix
 PORT_IS_TAKEN = "EADDRINUSE"
-ABORTED = "ended with status 6"
 TRIES = 3
 
 
@@ -146,6 +144,8 @@ class Pool:
                 continue
             answer = json.loads(line)
             task.error += answer["error"]
+            if "ended with status" in answer["error"]:
+                task.error += f"\n{self._log(number)}\n"
             task.cpu_seconds += answer["cpu_seconds"]
             task.left.discard(number)
             task.seconds = time.monotonic() - since[number]
@@ -153,12 +153,6 @@ class Pool:
             free.add(number)
             # Between our looking for a port and its use another process took it.
             if not task.left and PORT_IS_TAKEN in task.error and task.tries < TRIES:
-                task.error = ""
-                again.append(task)
-            # Once in some hundred runs on a busy machine, without a word, and not known why: a second time in
-            # one run is an error, and the first one is told.
-            elif not task.left and ABORTED in task.error and task.tries < 2:
-                warnings.warn(f"a process aborted in {task.run_dir}: {task.error}", stacklevel=1)
                 task.error = ""
                 again.append(task)
         return again

@@ -59,6 +59,7 @@ def answer(order):
 
 
 def main():
+    faulthandler.enable()  # a process that aborts says where
     faulthandler.register(signal.SIGUSR1)
     answers = os.dup(1)
     os.dup2(2, 1)  # what is printed goes to the log

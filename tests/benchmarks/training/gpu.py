@@ -20,6 +20,8 @@ import torch
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import World
+from lmcore.train.energy import open_gpu
+from lmcore.train.peaks import vendor_peak
 from lmcore.train.trainer import Trainer
 from training.measuring import not_measured, say, verdict
 from training.nanogpt import NanoGPT, is_there
@@ -27,7 +29,6 @@ from training.trainers import make_trainer, write_noise
 
 TARGET = "MFU in bf16 at 2,048-token sequences"
 FP8 = "tokens/s in fp8 over those in bf16, 1.5B"
-DATA_SHEET = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
 VOCAB = 50_304
 _WARMUP_STEPS = 5
 
@@ -130,14 +131,13 @@ def _ours(
 def _timed(trainer: Trainer, steps: int, device: torch.device) -> tuple[float, float | None]:
     for _ in range(_WARMUP_STEPS):
         trainer._train_step()
-    wait, counter = _waiting(device), _energy_counter(device)
+    wait = _waiting(device)
     wait()
-    start, before = time.perf_counter(), counter()
+    meter, start = open_gpu(device) if device.type == "cuda" else None, time.perf_counter()
     for _ in range(steps):
         trainer._train_step()
     wait()
-    seconds, after = time.perf_counter() - start, counter()
-    return seconds, None if before is None or after is None else after - before
+    return time.perf_counter() - start, meter.joules() if meter else None
 
 
 def _theirs(
@@ -195,30 +195,12 @@ def _flops(size: Size, seq_len: int, vocab: int) -> int:
 
 
 def _peak(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in DATA_SHEET.items() if part in name), None)
+    peak = vendor_peak(torch.cuda.get_device_name(device), "16-bit") if device.type == "cuda" else None
+    return None if peak is None else peak.flops
 
 
 def _waiting(device: torch.device) -> Callable[[], None]:
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
-
-
-def _energy_counter(device: torch.device) -> Callable[[], float | None]:
-    """Reads the GPU's joules so far, by NVML; None where there is no such counter."""
-    if device.type != "cuda":
-        return lambda: None
-    try:
-        import pynvml as nvml  # nvidia-ml-py
-
-        nvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        handle = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no library, no driver, no counter: not measured
-        return lambda: None
-    return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
 
 
 def _let_go(device: torch.device) -> None:

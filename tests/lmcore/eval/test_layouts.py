@@ -13,7 +13,7 @@ from lmcore.eval.job import EvaluationJob
 from lmcore.eval.sets import find_sets
 from lmcore.model.io import save_model
 
-pytestmark = pytest.mark.layouts
+pytestmark = pytest.mark.long
 LAYOUTS = {  # of four processes, and windows at a time
     "replicas": ({"dp_replicate": 4}, 3),
     "fsdp": ({"dp_shard": 4}, 5),

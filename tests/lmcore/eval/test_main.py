@@ -77,7 +77,7 @@ leave(0)
 """
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_what_the_main_process_does_alone_is_no_stall(corpus, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     launch = LaunchConfig(device="cpu", threads_per_process=1, stall_seconds=4)

@@ -61,7 +61,7 @@ def test_validation_computes_attention_by_the_kernel_of_training():
     assert all(is_enabled() for is_enabled in kernels)
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_validation_in_a_pipeline_is_no_forward_pass_of_a_step():
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(__file__).with_name("pipeline_clock.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.layouts
+pytestmark = pytest.mark.long
 
 
 def test_divided_experts_are_the_whole_ones():

@@ -100,7 +100,7 @@ def test_chunks_are_about_as_large_as_one_another(vocab, wish, expected):
     assert chunk_size(1000, vocab, 300, CPU) == 250
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_who_has_less_of_the_vocabulary_makes_as_many_chunks():
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(__file__).with_name("odd_vocabulary.py")

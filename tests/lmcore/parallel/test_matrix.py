@@ -22,6 +22,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long
 def test_layouts_train_what_one_process_does_and_mistakes_show(pool, corpus, tmp_path):
     kinds = {**LAYOUTS, **EXPERTS}
     cases = [(name, kinds[name], model, way) for name, model, way in [*CASES, *MISTAKES.values()]]
@@ -34,7 +35,7 @@ def test_layouts_train_what_one_process_does_and_mistakes_show(pool, corpus, tmp
     ] == []
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_a_vocabulary_that_tp_does_not_divide_is_shared_and_one_too_small_is_refused(pool, tmp_path):
     odd = write_corpus(tmp_path / "odd", vocab=301)
     (row,) = compare(pool, tmp_path, odd, [("tp+sp", LAYOUTS["tp+sp"], "tied", "plain")])

@@ -42,7 +42,7 @@ def test_more_processes_than_gpus_compute_on_the_cpu_or_are_refused(monkeypatch,
         choose_device(LaunchConfig(device="cuda"))
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_no_group_of_a_layout_waits_for_longer_than_a_stall():
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     program = Path(__file__).with_name("layout_stalls.py")

@@ -85,7 +85,7 @@ def counted():
     return json.loads(done.stdout) if not done.returncode else done.stderr
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
 @pytest.mark.parametrize("mode", modes())
 @pytest.mark.parametrize("sequence_parallel", [True, False])

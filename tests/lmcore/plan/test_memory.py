@@ -121,7 +121,7 @@ def measured_replicas():
     return json.loads(done.stdout) if not done.returncode else done.stderr
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 @pytest.mark.parametrize("case", REPLICAS)
 def test_replicas_need_what_torch_measures_of_two(case):
     model, vocab_size, micro_batch_size, values = REPLICAS[case]

@@ -40,7 +40,7 @@ def test_a_run_is_the_same_with_and_without_them(make_run, train_here, model, op
     check_same(run, plain)
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_processes_that_share_the_vocabulary_share_them_too(make_run, run_together, train_here):
     settings = {**SETTINGS, "optimizer": {"name": "adamw", "eps": 1e-4}}
     plain = make_run("plain", model=UNTIED, **settings)

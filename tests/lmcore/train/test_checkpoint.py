@@ -78,7 +78,7 @@ def test_settings_of_another_run_are_refused(tmp_path):
         checkpoints.load_newest(dict, {"seed": 1}, print)
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_what_the_main_process_reads_alone_is_no_stall(tmp_path):
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(__file__).with_name("slow_main.py")

@@ -86,7 +86,7 @@ def test_a_run_finds_it_and_learns_the_same(make_run, train_here, monkeypatch):
     assert found.values("train/expert_imbalance") == told.values("train/expert_imbalance")
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_processes_agree_and_pipelines_find_theirs(make_run, run_together):
     layouts = {"replicas": {"dp_replicate": 2}, "shards": {"dp_shard": 2}, "stages": {"pp": 2}}
     runs = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load
 
-pytestmark = pytest.mark.layouts
+pytestmark = pytest.mark.long
 LAYOUTS = {
     "accumulation": {"micro_batch_size": 2},
     "fsdp": {"dp_shard": 2},

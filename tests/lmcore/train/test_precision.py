@@ -62,7 +62,7 @@ def test_smaller_types_stay_within_their_tolerance_of_fp32(make_run, train_here,
         assert 0 < distance < tolerance.weights
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_layouts_in_fp8_stay_within_its_tolerance_of_one_process(make_run, run_together):
     layouts = {
         "one": {},

@@ -82,7 +82,7 @@ def pool(tmp_path):
     workers.close()
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_a_run_goes_on_in_another_layout(corpus, pool, tmp_path):
     wholes = {
         name: write_job(corpus, tmp_path / "whole" / name, STEPS, {}, model, ways)

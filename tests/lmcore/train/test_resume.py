@@ -75,7 +75,7 @@ def test_biases_of_experts_go_on_where_they_were(make_run, train_here):
     assert all(bias.any() for bias in biases)
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_together, train_here):
     straight, run = (make_run(name, **SETTINGS, dp_shard=2) for name in ("straight", "run"))
     run_together([straight])
@@ -94,7 +94,7 @@ def test_stopped_and_killed_equals_uninterrupted_in_two_processes(make_run, run_
     goes_on_alone(run, make_run("alone", **SETTINGS), train_here)
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_a_packed_mixture_goes_on_where_it_stopped_in_two_processes(make_run, run_together, train_here):
     settings = {
         "steps": 40,
@@ -130,6 +130,7 @@ def run_to_its_end_in_two_parts(run):
     return run.log
 
 
+@pytest.mark.long
 def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_together, train_here):
     settings = {"steps": 4, "precision": "bf16", "validate_every": 2, "checkpoint_every": 2, "dp_shard": 2}
     straight, run = (make_run(name, **settings, keep_checkpoints=3) for name in ("straight", "run"))

@@ -1,7 +1,7 @@
 import pytest
 
 
-@pytest.mark.layouts
+@pytest.mark.long
 def test_a_tied_head_in_another_stage_learns_over_steps_what_one_process_does(make_run, run_together):
     settings = {"steps": 6, "optimizer": {"name": "adamw", "learning_rate": 0.003}}
     one = make_run("one", **settings)
