@@ -104,10 +104,7 @@ def _copy(builder: Any, ir: Any, to: Any, of: Any) -> None:
 def _count_up(builder: Any, ir: Any, to: Any, first: Any) -> None:
     lanes = ir.VectorType(ir.IntType(32), LANES)
     number = builder.trunc(first, ir.IntType(32))
-    some = builder.insert_element(ir.Constant(lanes, None), number, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    every = builder.shuffle_vector(some, some, zeros)
-    numbers = builder.add(every, ir.Constant(lanes, list(range(LANES))))
+    numbers = builder.add(_every(builder, ir, number, LANES), ir.Constant(lanes, list(range(LANES))))
     builder.store(numbers, builder.bitcast(to, ir.PointerType(lanes)), align=4)
 
 
@@ -123,6 +120,28 @@ def _folded(builder: Any, ir: Any, a: Any, b: Any) -> Any:
     return builder.xor(upper, builder.trunc(product, a.type))
 
 
+def _lower(builder: Any, ir: Any, least: Any, factors: Any, shifts: Any, numbers: Any) -> None:
+    word = ir.IntType(64)
+    lanes = ir.VectorType(word, MINIMA)
+    to, *others = (builder.bitcast(pointer, ir.PointerType(lanes)) for pointer in (least, factors, shifts))
+    found, factor, shift = (builder.load(pointer, align=8, typ=lanes) for pointer in (to, *others))
+    for k in range(NUMBERS):
+        number = builder.load(builder.gep(numbers, [ir.Constant(word, k)]), align=8, typ=word)
+        value = builder.add(builder.mul(factor, _every(builder, ir, number, MINIMA)), shift)
+        found = builder.select(builder.icmp_unsigned("<", value, found), value, found)
+    builder.store(found, to, align=8)
+
+
+def _every(builder: Any, ir: Any, number: Any, lanes: int) -> Any:
+    """``lanes`` times ``number``."""
+    some = ir.Constant(ir.VectorType(number.type, lanes), None)
+    some = builder.insert_element(some, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(some, some, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+MINIMA, NUMBERS = 16, 8
+# (least, i, factors, j, shifts, k, numbers, l): 16 minima, lowered to factor * number + shift of 8 numbers
+lower_minima = Intrinsic(4, 0, "void", _lower)
 copy64 = Intrinsic(2, 0, "void", _copy)  # (to, i, of, j): 64 bytes
 count64 = Intrinsic(1, 1, "void", _count_up)  # (to, i, first): 64 numbers of 32 bits, first and up
 eight_at = Intrinsic(1, 0, "uint64", _eight)  # (data, i): 8 bytes, the first the lowest

@@ -16,7 +16,7 @@ from lmcore.config import NearDedupConfig
 from lmcore.data.arrow import text_buffers
 from lmcore.data.characters import ALPHANUMERIC, DIGIT, character_flags, code_point
 from lmcore.data.compiled import compiled, inlined, kept_table, uint32
-from lmcore.data.lanes import LANES, eight_at, in_ranges, trailing_zeros
+from lmcore.data.lanes import LANES, MINIMA, NUMBERS, eight_at, in_ranges, lower_minima, trailing_zeros
 from lmcore.data.lexicon import FNV_PRIME, FNV_START
 from lmcore.data.room import Rooms
 from lmcore.data.words import mix, note_ones
@@ -25,7 +25,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
 _ZERO = uint32(ord("0"))
 _LOWER_BITS = np.uint64(0x2020202020202020)
-_KNOWN_WORDS = 1 << 13
+_KNOWN_BITS, _KNOWN_FACTOR = 13, np.uint64(0xC2B2AE3D27D4EB4F)
+_SHINGLES = 1 << 10  # that are worked on at a time: they stay in the first cache
 
 _beyond_ascii = in_ranges((0x80, 0xFF))
 _digits = in_ranges((48, 57))
@@ -42,7 +43,8 @@ class Words(NamedTuple):
         starts: First byte of each word; int32 [num_words].
         ends: The one behind its last.
         hashes: Of each word; uint64 [num_words].
-        known: Short words of letters of ASCII, in lower case, each with its hash; uint64 [a power of 2].
+        shingles: Of some runs of words; uint64.
+        known: Words of up to 16 bytes, letters of ASCII in lower case, each with its hash; uint64 [3 n].
         table: Flags of each code point; uint32 [0x110000].
         lower: Lower case of each code point; uint32.
     """
@@ -53,6 +55,7 @@ class Words(NamedTuple):
     starts: np.ndarray
     ends: np.ndarray
     hashes: np.ndarray
+    shingles: np.ndarray
     known: np.ndarray
     table: np.ndarray
     lower: np.ndarray
@@ -68,7 +71,8 @@ def _new_words(size: int) -> Words:
         np.empty(most, np.int32),
         np.empty(most, np.int32),
         np.empty(most, np.uint64),
-        np.zeros(2 * _KNOWN_WORDS, np.uint64),
+        np.empty(_SHINGLES + NUMBERS, np.uint64),
+        np.zeros(3 << _KNOWN_BITS, np.uint64),
         character_flags(),
         _lower_case(),
     )
@@ -87,12 +91,14 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     data, offsets = text_buffers(texts)
     draw = np.random.default_rng(config.seed)
     size = config.num_bands * config.band_rows
-    factors, shifts = draw.integers(0, 2**64, (2, size), np.uint64)
+    # What is behind them fills up the last that are worked on together.
+    factors, shifts = np.zeros((2, -(-size // MINIMA) * MINIMA), np.uint64)
+    factors[:size], shifts[:size] = draw.integers(0, 2**64, (2, size), np.uint64)
     longest = int(np.diff(offsets).max(initial=0))
     bands = np.zeros((len(texts), config.num_bands), np.uint64)
-    least = np.empty(size, np.uint64)
+    least = np.empty(len(factors), np.uint64)
     with _rooms.take(longest) as words:
-        _fill(data, offsets, config.shingle_words, factors, shifts, words, least, bands)
+        _fill(data, offsets, config.shingle_words, config.band_rows, factors, shifts, words, least, bands)
     return bands
 
 
@@ -131,9 +137,7 @@ def _lower_case() -> np.ndarray:
 
 
 @compiled
-def _fill(data, offsets, shingle_words, factors, shifts, words, least, bands):
-    num_bands = bands.shape[1]
-    rows = len(factors) // num_bands
+def _fill(data, offsets, shingle_words, rows, factors, shifts, words, least, bands):
     for d in range(len(offsets) - 1):
         count = _hash_words(data, offsets[d], offsets[d + 1], words)
         if not count:
@@ -141,17 +145,35 @@ def _fill(data, offsets, shingle_words, factors, shifts, words, least, bands):
         for k in range(len(least)):
             least[k] = _ALL
         size = min(shingle_words, count)
-        for i in range(count - size + 1):
-            h = FNV_START
-            for j in range(i, i + size):
-                h = (h ^ words.hashes[j]) * _GOLDEN
-                h ^= h >> np.uint64(29)
-            _lower_minima(mix(h) >> np.uint64(32), factors, shifts, least)
-        for band in range(num_bands):
+        total = count - size + 1
+        for first in range(0, total, _SHINGLES):
+            some = min(_SHINGLES, total - first)
+            _hash_shingles(words.hashes, first, some, size, words.shingles)
+            for i in range(0, some, NUMBERS):
+                for k in range(0, len(least), MINIMA):
+                    # Multiply-shift (Dietzfelbinger 1996): the upper half of 64 bits, taken of the least of
+                    # all. With 32-bit factors nothing would wrap around, and the least be the same for all.
+                    lower_minima(least, k, factors, k, shifts, k, words.shingles, i)
+        for band in range(bands.shape[1]):
             h = np.uint64(band) + _ONE
             for k in range(band * rows, (band + 1) * rows):
                 h = mix(h ^ (least[k] >> np.uint64(32))) + _GOLDEN
             bands[d, band] = max(h, _ONE)
+
+
+@inlined
+def _hash_shingles(hashes, first, some, size, shingles):
+    """Hash ``some`` runs of ``size`` words from ``first`` on, 32 bits each; the last one again behind."""
+    for i in range(some):
+        shingles[i] = FNV_START
+    for j in range(first, first + size):
+        for i in range(some):  # several at a time
+            h = (shingles[i] ^ hashes[i + j]) * _GOLDEN
+            shingles[i] = h ^ (h >> np.uint64(29))
+    for i in range(some):
+        shingles[i] = mix(shingles[i]) >> np.uint64(32)
+    for i in range(some, some + NUMBERS):
+        shingles[i] = shingles[some - 1]
 
 
 @compiled
@@ -169,14 +191,6 @@ def _fill_ngrams(data, offsets, size, words, hashes, counts):
         counts[d] = max(0, count - size + 1)
 
 
-@inlined
-def _lower_minima(x, factors, shifts, least):
-    # Multiply-shift (Dietzfelbinger 1996): the upper half of 64 bits, taken of the least of all. With 32-bit
-    # factors nothing would wrap around, and the least word would be the same for all.
-    for k in range(len(least)):
-        least[k] = min(least[k], factors[k] * x + shifts[k])
-
-
 @compiled
 def _hash_words(data, start, end, words):
     """Hashes of the words of the UTF-8 bytes [start, end); how many."""
@@ -184,16 +198,22 @@ def _hash_words(data, start, end, words):
     for w in range(count):
         first, behind = np.int64(words.starts[w]), np.int64(words.ends[w])
         is_odd = (words.odd[behind >> 6] >> np.uint64(behind & 63)) & _ONE != np.uint64(0)
-        if is_odd or behind - first > 8:
+        size = behind - first
+        if size > 16:
             words.hashes[w] = _hash_of(words, first, behind)
-        else:
-            # Most are short, of letters alone, and come again and again.
-            within = _ALL >> np.uint64(8 * (8 - (behind - first)))
-            key = (eight_at(words.raw, first) | _LOWER_BITS) & within
-            place = np.int64((key * _GOLDEN) >> np.uint64(64 - 13)) << 1
-            if words.known[place] != key:
-                words.known[place], words.known[place + 1] = key, _hash_of(words, first, behind)
-            words.hashes[w] = words.known[place + 1]
+            continue
+        # Most are short and come again and again; letters of ASCII in either case.
+        lower = np.uint64(0) if is_odd else _LOWER_BITS
+        some, rest = min(size, 8), max(size, 8) - 8
+        key = (eight_at(words.raw, first) | lower) & (_ALL >> np.uint64(8 * (8 - some)))
+        more = (eight_at(words.raw, first + 8) | lower) & ((_ONE << np.uint64(8 * (rest & 7))) - _ONE)
+        if rest == 8:
+            more = eight_at(words.raw, first + 8) | lower
+        place = 3 * np.int64(((key ^ (more * _KNOWN_FACTOR)) * _GOLDEN) >> np.uint64(64 - _KNOWN_BITS))
+        if words.known[place] != key or words.known[place + 1] != more:
+            words.known[place], words.known[place + 1] = key, more
+            words.known[place + 2] = _hash_of(words, first, behind)
+        words.hashes[w] = words.known[place + 2]
     return count
 
 

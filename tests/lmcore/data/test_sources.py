@@ -1,9 +1,12 @@
+import hashlib
 import os
+import random
 
 import fsspec
 import pytest
 
 from lmcore.config import DataConfig, SourceConfig
+from lmcore.data import sources
 from lmcore.data.sources import take_inventory
 from lmcore.errors import DataError
 
@@ -35,6 +38,31 @@ def test_the_digest_follows_content_and_names_but_not_place(corpus, tmp_path):
     changed = take_inventory(config(moved / "*.txt")).digest
     (moved / "a.txt").rename(moved / "z.txt")
     assert len({first, changed, take_inventory(config(moved / "*.txt")).digest}) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_file_of_lines_is_cut_behind_the_first_line_end_at_the_size_of_a_part(tmp_path, monkeypatch, seed):
+    draw = random.Random(seed)
+    monkeypatch.setattr(sources, "PART_BYTES", 50)
+    monkeypatch.setattr(sources, "_LINE_BYTES", draw.choice([1, 7, 1 << 16]))
+    lines = [b"x" * draw.choice([0, 1, 9, 48, 49, 50, 120]) for _ in range(draw.randrange(1, 40))]
+    raw = b"\n".join(lines) + b"\n" * draw.randrange(2)
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    parts = take_inventory(config(tmp_path / "a.jsonl")).files
+    start = 0
+    for part in parts:
+        end = part.start + part.num_bytes
+        taken = raw[part.start : end]
+        assert (part.start, part.first_record) == (start, raw[:start].count(b"\n"))
+        assert part.sha256 == hashlib.sha256(taken).hexdigest()
+        if end < len(raw):  # no line end between the size of a part and its last byte
+            assert taken.endswith(b"\n")
+            assert b"\n" not in taken[49:-1]
+            assert len(taken) >= 50
+        else:
+            assert b"\n" not in taken[49:-1]
+        start = end
+    assert start == len(raw)
 
 
 def test_what_a_cap_leaves_out_is_counted(corpus):
