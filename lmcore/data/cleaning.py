@@ -16,11 +16,14 @@ from lmcore.data.arrow import bytes_array, text_buffers
 from lmcore.data.characters import code_point
 from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
-from lmcore.data.text import NO_WIDTH, changed_by_nfc, clean, may_be_mojibake, mojibake_marks
+from lmcore.data.text import NO_WIDTH, changed_by_nfc, clean, fix_encoding, may_be_mojibake, mojibake_marks
 
-# Marks of a character: that its text is to be looked at; that it is so if one of the next follows, and such a
-# one, each for four kinds of mojibake; and that it may stand between the two.
-_ALWAYS, _FIRST, _NEXT, _BETWEEN = 1, 2, 32, 512
+# Marks of a character: that its text is to be looked at; that it may be mojibake if one of the next follows,
+# and such a one, each for four kinds of mojibake; that it may stand between the two; that it may be mojibake
+# alone.
+_ALWAYS, _FIRST, _NEXT, _BETWEEN, _ALONE = 1, 2, 32, 512, 1024
+# What is suspected of a text: that it is not normalised, and that it holds mojibake.
+_NORMALISE, _REPAIR = 1, 2
 _LINES = 1_024  # that are noted; a text with more is looked at whole
 
 _to_look_at = in_ranges((0, 8), (11, 31), (0x7F, 0xFF))
@@ -33,21 +36,34 @@ def clean_texts(texts: Sequence[str | bytes], config: TextConfig) -> pa.Array:
     data, offsets = text_buffers(array)
     suspects, lines = np.zeros(len(raw), np.uint8), np.zeros((_LINES, 3), np.int64)
     _glance(data, offsets, _marks(config.repair_mojibake, config.drop_zero_width), suspects, lines)
-    suspects[lines[_mojibake_in(data, lines), 0]] = 1
-    found = np.flatnonzero(suspects).tolist()
+    repaired = _repair_lines(data, offsets, lines)
+    without = config.model_copy(update={"repair_mojibake": False})
+    found = sorted({*np.flatnonzero(suspects).tolist(), *repaired})
     for i in found:
         text = texts[i]
-        raw[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
+        if suspects[i] & _REPAIR:
+            raw[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
+        else:
+            raw[i] = clean(repaired.get(i, raw[i]).decode("utf-8", "surrogatepass"), without).encode("utf-8")
     return bytes_array(raw) if found else array
 
 
-def _mojibake_in(data: np.ndarray, lines: np.ndarray) -> list[int]:
-    """Which of ``lines`` (text, start, end; none where they end at 0) mojibake may be in."""
-    return [
-        number
-        for number, (_, start, end) in enumerate(lines.tolist())
-        if end and may_be_mojibake(data[start:end].tobytes().decode("utf-8", "surrogatepass"))
-    ]
+def _repair_lines(data: np.ndarray, offsets: np.ndarray, lines: np.ndarray) -> dict[int, bytes]:
+    """Texts with those of ``lines`` (text, start, end; none where they end at 0) repaired that hold mojibake."""
+    done: dict[int, list[bytes]] = {}
+    behind: dict[int, int] = {}
+    for number, start, end in lines.tolist():
+        if end:
+            line = data[start:end].tobytes().decode("utf-8", "surrogatepass")
+            if may_be_mojibake(line):
+                before = data[behind.get(number, int(offsets[number])) : start].tobytes()
+                fixed = fix_encoding(line).encode("utf-8", "surrogatepass")
+                done.setdefault(number, []).extend((before, fixed))
+                behind[number] = end
+    return {
+        number: b"".join((*parts, data[behind[number] : offsets[number + 1]].tobytes()))
+        for number, parts in done.items()
+    }
 
 
 @cache
@@ -63,12 +79,13 @@ def _marks(repair_mojibake: bool, drop_zero_width: bool) -> np.ndarray:
             for some, mark in zip(characters, (_FIRST, _NEXT), strict=True):
                 marks[list(map(ord, set(some)))] |= np.uint16(mark << kind)
         marks[list(map(ord, " ?"))] |= np.uint16(_BETWEEN)
+        marks[0x80:0xA0] |= np.uint16(_ALONE)
     return marks
 
 
 @compiled
 def _glance(data, offsets, marks, suspects, lines):
-    """Set ``suspects`` for each text that holds something suspicious; note ``lines`` that may be mojibake."""
+    """Say in ``suspects`` what is suspected of each text; note ``lines`` that may be mojibake."""
     noted = 0
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]
@@ -86,20 +103,20 @@ def _glance(data, offsets, marks, suspects, lines):
                 behind = i + size
                 mark = uint32(marks[c])
                 if mark & uint32(_ALWAYS):
-                    suspects[d] = 1
+                    suspects[d] |= _NORMALISE
+                if mark & uint32(_ALONE):
+                    suspects[d] |= _REPAIR
                 elif (
                     mark & uint32(15 * _FIRST)
                     and i >= line_end
                     and _is_followed(data, behind, end, marks, mark)
                 ):
                     if noted == len(lines):
-                        suspects[d] = 1
+                        suspects[d] |= _REPAIR
                     else:
                         line_end = _note_line(data, start, end, i, lines[noted])
                         lines[noted, 0] = d
                         noted += 1
-            if suspects[d]:
-                break
 
 
 @inlined

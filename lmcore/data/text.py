@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from lmcore.config import TextConfig
@@ -63,9 +63,22 @@ def normalise(text: str) -> str:
     if len(clean) < len(raw):
         text = clean.decode("utf-8")
     text = text.lstrip(_BYTE_ORDER_MARK)
-    if _may_change_in_nfc().search(text) is None or unicodedata.is_normalized("NFC", text):
-        return text
+    return _change_lines(text, _may_change_in_nfc(), _in_nfc)
+
+
+def _in_nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
+
+
+def _change_lines(text: str, tell_tale: re.Pattern[str], change: Callable[[str], str]) -> str:
+    """``change`` those lines of ``text`` in which ``tell_tale``, which holds no line end, is found."""
+    parts, done = [], 0
+    while found := tell_tale.search(text, done):
+        start, end = text.rfind("\n", 0, found.start()) + 1, text.find("\n", found.start())
+        end = end if end >= 0 else len(text)
+        parts += text[done:start], change(text[start:end])
+        done = end
+    return "".join((*parts, text[done:])) if parts else text
 
 
 @cache
@@ -114,12 +127,14 @@ _ODD_BEFORE_SPACE = "ÃÂ"
 
 def _repair(text: str) -> str:
     """Repair those lines of ``text`` that may hold mojibake, each alone: its neighbours may be good."""
-    if not may_be_mojibake(text):
-        return text
+    return _change_lines(text, _tell_tale(), fix_encoding)
+
+
+def fix_encoding(line: str) -> str:
+    """Repair a line that may hold mojibake."""
     import ftfy  # 0.1 s, for nothing in most commands
 
-    lines = text.split("\n")
-    return "\n".join(ftfy.fix_encoding(line) if may_be_mojibake(line) else line for line in lines)
+    return ftfy.fix_encoding(line)
 
 
 def may_be_mojibake(text: str) -> bool:
