@@ -49,7 +49,7 @@ def clean_texts(texts: Sequence[str | bytes], config: TextConfig) -> pa.Array:
 
 
 def _repair_lines(data: np.ndarray, offsets: np.ndarray, lines: np.ndarray) -> dict[int, bytes]:
-    """Texts with those of ``lines`` (text, start, end; none where they end at 0) repaired that hold mojibake."""
+    """Texts with mojibake in ``lines`` (text, start, end; none where they end at 0), it repaired."""
     done: dict[int, list[bytes]] = {}
     behind: dict[int, int] = {}
     for number, start, end in lines.tolist():

@@ -9,7 +9,6 @@ shards: its beginning is a fair sample of it, and the same however the corpus wa
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import tempfile
@@ -71,14 +70,15 @@ def build_tokens(
         DataError: the tokenizer cannot be used, or tokens do not stand for the text.
     """
     shards = [(path, splits_dir / "decisions" / path.name) for path in document_files(documents_dir)]
-    sample = functools.cache(lambda: _sample(shards))
+    # First, and by all cores: to load the engines holds the interpreter's lock, which who reads needs often.
+    sample = _sample(shards)
     encoder = Encoder(tokenizer_dir, sample=sample)
     summary: dict[str, Any] = {
         "engine": encoder.engine,
         "engine_reason": encoder.reason,
         "vocab_size": encoder.vocab_size,
         "eos_id": encoder.eos_id,
-        **encoder.fertility(sample()),
+        **encoder.fertility(sample),
     }
     digest = sha256_file(tokenizer_dir / TOKENIZER)
     _encoders.clear()

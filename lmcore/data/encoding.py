@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Encoder:
     Args:
         tokenizer_dir: Any directory with a ``tokenizer.json`` that can end a document.
         engine: ``tokenizers``: it alone.
-        sample: Reads the documents to compare the engines on, while they load.
+        sample: Documents to compare the engines on.
 
     Attributes:
         engine: ``gigatoken`` or ``tokenizers``.
@@ -63,15 +63,17 @@ class Encoder:
         vocab_size: Entries of the vocabulary.
     """
 
-    def __init__(
-        self, tokenizer_dir: Path, engine: str = "", sample: Callable[[], Sequence[str]] = tuple
-    ) -> None:
+    def __init__(self, tokenizer_dir: Path, engine: str = "", sample: Sequence[str] = ()) -> None:
         self.engine, self.reason = "tokenizers", "chosen before"
         self._compared: tuple[Sequence[str], int] = ((), 0)  # the sample, and its tokens
+        texts = [*HOSTILE_TEXTS, *sample]
         with ThreadPoolExecutor(1) as beside:
-            texts = beside.submit(sample)
             self._reference = load_tokenizer(tokenizer_dir)
-            self._fast: Any = None if engine == self.engine else self._load_fast(tokenizer_dir)
+            self._fast: Any = None
+            if engine != self.engine:
+                # It does not hold the interpreter's lock: it encodes while the other one is loaded.
+                expected = beside.submit(self._encode_reference, texts)
+                self._fast = self._load_fast(tokenizer_dir)
             self._specials = [
                 token.content.encode()
                 for token in self._reference.get_added_tokens_decoder().values()
@@ -81,7 +83,7 @@ class Encoder:
             self.eos_id = eos_id(self._reference, tokenizer_dir)
             self.vocab_size: int = self._reference.get_vocab_size()
             if self._fast is not None:
-                self._compare(texts.result())
+                self._compare(texts, expected, sample)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` without EOS.
@@ -126,13 +128,16 @@ class Encoder:
             tokens = len(self.encode(texts)[0])
         return {"tokens_per_word": round(tokens / max(1, words), 4)}
 
-    def _compare(self, sample: Sequence[str]) -> None:
-        texts = [*HOSTILE_TEXTS, *sample]
-        with self._or_without(), ThreadPoolExecutor(1) as beside:  # it does not hold the interpreter's lock
-            reference = beside.submit(self._encode_reference, texts)
-            # In one batch, as documents are encoded. The first one imports for as long as the other encodes.
+    def _compare(
+        self,
+        texts: Sequence[str],
+        expected: Future[tuple[np.ndarray, np.ndarray]],
+        sample: Sequence[str],
+    ) -> None:
+        with self._or_without():
+            # In one batch, as documents are encoded.
             found = self._encode_fast([text.encode() for text in texts], text_array(texts))
-            if not all(map(np.array_equal, reference.result(), found)):
+            if not all(map(np.array_equal, expected.result(), found)):
                 self._do_without("gigatoken gives other tokens on the sample")
                 return
             self._compared = sample, int(found[1][len(HOSTILE_TEXTS) :].sum())

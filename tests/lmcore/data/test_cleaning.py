@@ -1,12 +1,14 @@
+import random
 import unicodedata
 
+import ftfy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import TextConfig
 from lmcore.data.cleaning import _marks, clean_texts
-from lmcore.data.text import clean
+from lmcore.data.text import clean, normalise
 from tests.lmcore.data.languages import ARTICLE_1
 
 CONFIGS = [
@@ -35,6 +37,19 @@ def test_texts_are_cleaned_as_alone(texts, config):
 def test_mojibake_is_found_as_alone(config):
     texts = [text[i : i + size] for text in SPOILT for i in range(len(text)) for size in (2, 3, 5)]
     assert clean_texts(texts, config).to_pylist() == [clean(text, config) for text in texts]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_that_hold_mojibake_are_repaired_whatever_else_their_text_holds(seed):
+    draw = random.Random(seed)
+    odd = ["e\u0301a", "\x85", "\x96 x", "\r", "\U0001f469", "\u0e33", "plain", "", "caf\u00e9", "\x00"]
+    lines = [line for text in SPOILT for line in text.splitlines()]
+    texts = [
+        "\n".join(draw.choice(draw.choice((odd, lines))) for _ in range(draw.choice((1, 3, 40, 2_000))))
+        for _ in range(30)
+    ]
+    expected = [normalise("\n".join(map(ftfy.fix_encoding, text.split("\n")))) for text in texts]
+    assert clean_texts(texts, TextConfig(repair_mojibake=True)).to_pylist() == expected
 
 
 def test_ordinary_prose_is_not_suspected():

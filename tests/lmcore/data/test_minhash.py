@@ -1,4 +1,5 @@
 import random
+import re
 import tempfile
 from pathlib import Path
 
@@ -142,6 +143,63 @@ def test_spelling_that_does_not_matter_changes_nothing():
     )
     assert (one == two).all()
     assert not (one == other).all()
+
+
+@pytest.mark.parametrize(("bands", "rows"), [(14, 8), (3, 5), (1, 1)])
+def test_a_band_is_the_least_hashes_of_all_shingles(bands, rows):
+    draw = random.Random(rows)
+    some = [
+        "a",
+        "The",
+        "internationalisation",
+        "Documentation",
+        "sixteenletterswo",
+        "x12y345",
+        "2024",
+        "é9",
+        "Ünïcödé",
+    ]
+    texts = [" ".join(draw.choices(some, k=size)) for size in (1, 4, 5, 6, 13, 1_028, 1_029, 3_000)]
+    config = NearDedupConfig(enabled=True, num_bands=bands, band_rows=rows)
+    expected = [band_hashes_one_by_one(text, config) for text in texts]
+    assert band_hashes(pa.array(texts, pa.large_string()), config).tolist() == expected
+
+
+def band_hashes_one_by_one(text, config):
+    size = config.num_bands * config.band_rows
+    factors, shifts = np.random.default_rng(config.seed).integers(0, 2**64, (2, size), np.uint64)
+    hashes = [word_hash(word) for word in text.split()]
+    shingle = min(config.shingle_words, len(hashes))
+    least = np.full(size, 2**64 - 1, np.uint64)
+    for i in range(len(hashes) - shingle + 1):
+        h = FNV_START
+        for one in hashes[i : i + shingle]:
+            h = (h ^ one) * GOLDEN & ALL
+            h ^= h >> 29
+        least = np.minimum(least, factors * np.uint64(mixed(h) >> 32) + shifts)
+    found = []
+    for band in range(config.num_bands):
+        h = band + 1
+        for value in least[band * config.band_rows : (band + 1) * config.band_rows].tolist():
+            h = mixed(h ^ value >> 32) + GOLDEN & ALL
+        found.append(max(h, 1))
+    return found
+
+
+def word_hash(word):
+    h = FNV_START
+    for character in re.sub("[0-9]+", "0", word.lower()):
+        h = (h ^ ord(character)) * 0x100000001B3 & ALL
+    return mixed(h)
+
+
+def mixed(h):
+    h = (h ^ h >> 33) * 0xFF51AFD7ED558CCD & ALL
+    h = (h ^ h >> 33) * 0xC4CEB9FE1A85EC53 & ALL
+    return h ^ h >> 33
+
+
+FNV_START, GOLDEN, ALL = 0xCBF29CE484222325, 0x9E3779B97F4A7C15, 2**64 - 1
 
 
 def test_texts_without_words_are_like_nothing():

@@ -30,7 +30,7 @@ def directory(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(directory):
-    return Encoder(directory, sample=lambda: CORPUS[:20])
+    return Encoder(directory, sample=CORPUS[:20])
 
 
 def test_gigatoken_knows_every_pattern_and_agrees(encoder):
@@ -40,7 +40,7 @@ def test_gigatoken_knows_every_pattern_and_agrees(encoder):
 
 def test_tokens_to_a_word_are_those_of_encoding_whether_the_engines_were_compared_on_it_or_not(directory):
     sample = CORPUS[:20]
-    encoder = Encoder(directory, sample=lambda: sample)
+    encoder = Encoder(directory, sample=sample)
     expected = len(encoder.encode(sample)[0]) / sum(len(text.split()) for text in sample)
     for texts in (sample, list(sample)):
         assert encoder.fertility(texts) == {"tokens_per_word": round(expected, 4)}
@@ -52,7 +52,7 @@ def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_p
     assert other.engine == "gigatoken"
     # A gigatoken that takes the tokenizer for another.
     monkeypatch.setattr(Encoder, "_load_fast", lambda _self, _path: other._fast)
-    encoder = Encoder(directory, sample=lambda: CORPUS)
+    encoder = Encoder(directory, sample=CORPUS)
     assert (encoder.engine, encoder.reason) == ("tokenizers", "gigatoken gives other tokens on the sample")
     expected = Encoder(directory, "tokenizers")
     assert encoder.encode(CORPUS)[0].tolist() == expected.encode(CORPUS)[0].tolist()
