@@ -70,6 +70,7 @@ class Encoder:
         with ThreadPoolExecutor(1) as beside:
             self._reference = load_tokenizer(tokenizer_dir)
             self._fast: Any = None
+            expected: Future[tuple[np.ndarray, np.ndarray]] | None = None
             if engine != self.engine:
                 # It does not hold the interpreter's lock: it encodes while the other one is loaded.
                 expected = beside.submit(self._encode_reference, texts)
@@ -82,7 +83,7 @@ class Encoder:
             self._token_bytes = token_bytes(self._reference)
             self.eos_id = eos_id(self._reference, tokenizer_dir)
             self.vocab_size: int = self._reference.get_vocab_size()
-            if self._fast is not None:
+            if expected is not None:
                 self._compare(texts, expected, sample)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -134,17 +135,21 @@ class Encoder:
         expected: Future[tuple[np.ndarray, np.ndarray]],
         sample: Sequence[str],
     ) -> None:
+        found = None
         with self._or_without():
-            # In one batch, as documents are encoded.
-            found = self._encode_fast([text.encode() for text in texts], text_array(texts))
-            if not all(map(np.array_equal, expected.result(), found)):
-                self._do_without("gigatoken gives other tokens on the sample")
-                return
-            self._compared = sample, int(found[1][len(HOSTILE_TEXTS) :].sum())
-            self.engine, self.reason = (
-                "gigatoken",
-                f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {len(sample)} documents",
-            )
+            if self._fast is not None:  # in one batch, as documents are encoded
+                found = self._encode_fast([text.encode() for text in texts], text_array(texts))
+        reference = expected.result()
+        self._compared = sample, int(reference[1][len(HOSTILE_TEXTS) :].sum())
+        if found is None:
+            return
+        if not all(map(np.array_equal, reference, found)):
+            self._do_without("gigatoken gives other tokens on the sample")
+            return
+        self.engine, self.reason = (
+            "gigatoken",
+            f"agrees with tokenizers on {len(HOSTILE_TEXTS)} hostile texts and {len(sample)} documents",
+        )
 
     def _load_fast(self, tokenizer_dir: Path) -> Any:
         with self._or_without():
