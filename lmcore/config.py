@@ -578,7 +578,9 @@ class ModelConfig(Config):
     rope_scaling: RopeScalingConfig = setting(RopeScalingConfig(), "How far rotary positions reach")
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
     norm_eps: float = setting(1e-5, "Added to the variance", gt=0)
-    activation: Literal["swiglu", "relu2", "gelu"] = setting("relu2", "Activation of the MLP")
+    activation: Literal["swiglu", "relu2", "gelu", "gelu_erf"] = setting(
+        "relu2", "Activation of the MLP; gelu is GPT-2's, by tanh, and gelu_erf the exact one"
+    )
     qk_norm: bool = setting(True, "Normalise queries and keys of each head")
     bias: bool = setting(False, "Biases in linear layers")
     tie_embeddings: bool = setting(True, "Share the input embedding with the output head")
@@ -973,15 +975,19 @@ class TrainConfig(Config):
         "takes longer; costs memory",
         identity=False,
     )
-    attention: Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"] = setting(
+    attention: Literal[
+        "auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex", "products"
+    ] = setting(
         "auto",
         "What computes attention; auto: the fastest that is there. sdpa: torch's own choice; flash3: "
-        "FlashAttention 3, if it is installed; flex: documents by blocks (GPUs)",
+        "FlashAttention 3, if it is installed; flex: documents by blocks (GPUs); products: scores of all "
+        "pairs, for short sequences (CPUs)",
         identity=False,
     )
-    prefetch_steps: int = setting(
-        2,
-        "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed",
+    prefetch_steps: int | None = setting(
+        None,
+        "Steps whose batches are read ahead on a thread of their own; 0: each is read when it is needed; "
+        "empty: 2 for GPUs, 0 for CPUs, which have no core to spare",
         unit="steps",
         ge=0,
         identity=False,

@@ -19,8 +19,13 @@ Indices = npt.NDArray[np.int64]
 ROUNDS = 8
 
 
+BLOCK = 4096  # places that are computed at a time: a few cost as much as some thousands
+
+
 class Order:
     """Endless epochs, each its own permutation of ``num_samples``.
+
+    Read by one thread at a time: what was computed around the last places is kept.
 
     Args:
         num_samples: Samples of an epoch, at least 1.
@@ -30,10 +35,20 @@ class Order:
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples = num_samples
         self.seed = seed
+        self._block: tuple[int, Indices] = -1, np.empty(0, np.int64)
 
     def __getitem__(self, places: slice) -> Indices:
         """Return the samples at ``places`` [start, stop) of the endless order, int64 [stop - start]."""
-        counters = np.arange(places.start, places.stop, dtype=np.int64)
+        number = places.start // BLOCK
+        if places.stop > (number + 1) * BLOCK:
+            return self._samples(places.start, places.stop)
+        if number != self._block[0]:
+            self._block = number, self._samples(number * BLOCK, (number + 1) * BLOCK)
+        first = number * BLOCK
+        return self._block[1][places.start - first : places.stop - first].copy()
+
+    def _samples(self, start: int, stop: int) -> Indices:
+        counters = np.arange(start, stop, dtype=np.int64)
         epochs, indices = np.divmod(counters, self.num_samples)
         samples = np.empty_like(indices)
         for epoch in np.unique(epochs):

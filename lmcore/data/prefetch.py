@@ -12,6 +12,7 @@ import torch
 
 from lmcore.data.loader import Batch
 
+DEPTH = 2  # for GPUs; on a CPU the thread would take from who computes what it takes itself, and more
 LOOK_SECONDS = 1.0  # who waits for a batch looks this often whether the thread is still there
 
 
@@ -52,13 +53,14 @@ class Prefetcher:
     Args:
         loader: Read by one thread at a time.
         num_steps: Steps of the run: nothing behind them is read.
-        depth: Steps that may lie ready; 0: each is read when it is asked for.
+        depth: Steps that may lie ready; 0: each is read when it is asked for. None: 2 for CUDA, else 0.
         device: Where they are computed; for CUDA they are put into pinned memory, from which copies go on
             while the host does other things. Without a number it is the current one of who takes.
     """
 
-    def __init__(self, loader: StepBatches, num_steps: int, depth: int, device: torch.device) -> None:
-        self.loader, self.num_steps, self.depth, self.device = loader, num_steps, depth, device
+    def __init__(self, loader: StepBatches, num_steps: int, depth: int | None, device: torch.device) -> None:
+        self.loader, self.num_steps, self.device = loader, num_steps, device
+        self.depth = (DEPTH if device.type == "cuda" else 0) if depth is None else depth
         self._changed = threading.Condition()
         self._ready: deque[StepData | BaseException] = deque()
         self._thread: threading.Thread | None = None

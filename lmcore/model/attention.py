@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from lmcore.errors import ConfigError
 from lmcore.model.backends import attend_by_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
+from lmcore.model.products import Linear
 
 
 class OtherTokens(Protocol):
@@ -90,6 +93,7 @@ class Context:
         others: Keys and values of other tokens, such as earlier ones; or None.
         dropout: Which numbers are dropped in training; None: none.
         blocks: In place of a mask, for flex_attention; or None.
+        products: Whether plain causal attention is computed by ``attend_by_products``.
     """
 
     rotary: Tensor | None
@@ -98,6 +102,7 @@ class Context:
     others: OtherTokens | None = None
     dropout: DropoutKey | None = None
     blocks: BlockMask | None = None
+    products: bool = False
 
 
 def attention_mask(num_new: int, num_cached: int, documents: Tensor | None, device: torch.device) -> Tensor:
@@ -129,8 +134,8 @@ class Attention(nn.Module):
         # One product instead of three. Rows: for each key head its query heads, then its key, then its value,
         # so that a part of the rows is a part of the heads.
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, rows, bias=config.bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
+        self.qkv = Linear(config.hidden_size, rows, bias=config.bias)
+        self.out = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -145,6 +150,8 @@ class Attention(nn.Module):
         """Return [B, H, T, hd]."""
         if context.blocks is not None:
             return attend_by_blocks(q, k, v, context.blocks)
+        if context.products:
+            return attend_by_products(q, k, v)
         if context.mask is not None and q.is_cuda:
             k, v = widened(k, self.heads // self.kv_heads), widened(v, self.heads // self.kv_heads)
         return F.scaled_dot_product_attention(
@@ -166,3 +173,34 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class _Products(torch.autograd.Function):
+    """Causal attention; the probabilities [B * H, T, T] are kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shape, (length, size) = q.shape, q.shape[-2:]
+        ctx.scale = 1 / math.sqrt(size)
+        q, k, v = (x.reshape(-1, length, size) for x in (q, k, v))
+        later = torch.full((length, length), -math.inf).triu_(1)
+        p = torch.softmax(torch.baddbmm(later, q, k.mT, alpha=ctx.scale), -1)
+        ctx.save_for_backward(q, k, v, p)
+        return torch.bmm(p, v).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, p = ctx.saved_tensors
+        shape, gradient = gradients[0].shape, gradients[0].reshape(q.shape)
+        by_p = torch.bmm(gradient, v.mT)
+        # Of the softmax: p (by_p - sum of p by_p).
+        by_scores = by_p.sub_(torch.linalg.vecdot(p, by_p).unsqueeze_(-1)).mul_(p)
+        scaled = functools.partial(torch.baddbmm, gradient, beta=0, alpha=ctx.scale)  # nothing is added
+        by_q, by_k = scaled(by_scores, k), scaled(by_scores.mT, q)
+        by_v = torch.bmm(p.mT, gradient)
+        return by_q.view(shape), by_k.view(shape), by_v.view(shape)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention [B, H, T, head_dim] by plain products, for short sequences in fp32 on a CPU."""
+    return _Products.apply(q, k, v)

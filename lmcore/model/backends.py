@@ -17,9 +17,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from lmcore.errors import ConfigError
 
-Name = Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex"]
+Name = Literal["auto", "sdpa", "math", "efficient", "flash", "cudnn", "flash3", "flex", "products"]
 FLASH_3 = "flash_attn_interface"  # the module that FlashAttention 3 is installed as
 HOPPER = (9, 0)
+SHORT = 64  # tokens, up to which products are at least as fast as torch's kernel for CPUs (decision 0018)
 _KERNELS = {
     "math": SDPBackend.MATH,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -37,11 +38,13 @@ class Backend:
         name: For people.
         kernels: Those that torch may take, the first that can; empty: torch's own order.
         flex: Whether documents are kept apart by flex_attention, not by a mask of all pairs.
+        products: Whether plain causal attention is computed by products of matrices.
     """
 
     name: str = "sdpa"
     kernels: tuple[SDPBackend, ...] = ()
     flex: bool = False
+    products: bool = False
 
     def chosen(self) -> contextlib.AbstractContextManager[Any]:
         """Have torch take these kernels inside, on the way forward and back."""
@@ -57,6 +60,7 @@ class Task:
     Attributes:
         device, dtype: Where, and of which type.
         heads, kv_heads, head_dim: Of a layer.
+        seq_len: Tokens of a sequence.
         documents: Whether attention stays within documents.
         in_parts: Whether sequences are divided over processes, whose mask is always one of pairs.
         repeated: Whether blocks that are not compiled are checkpointed selectively: what looks on there has
@@ -68,6 +72,7 @@ class Task:
     heads: int
     kv_heads: int
     head_dim: int
+    seq_len: int
     documents: bool = False
     in_parts: bool = False
     repeated: bool = False
@@ -76,6 +81,12 @@ class Task:
     def masked(self) -> bool:
         """Whether there is a mask besides the causal one."""
         return self.documents or self.in_parts
+
+    @property
+    def by_products(self) -> bool:
+        """Whether products of matrices can do it."""
+        fp32_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
+        return fp32_on_cpu and self.heads == self.kv_heads and not self.masked
 
 
 def choose_backend(name: Name, task: Task) -> Backend:
@@ -97,6 +108,11 @@ def choose_backend(name: Name, task: Task) -> Backend:
             expected = "compiled blocks (train.compile), or train.activation_checkpointing none or full"
             raise _refusal(name, expected, "activation_checkpointing selective, and blocks not compiled")
         return Backend("flex", flex=True)
+    if name == "products":
+        if not task.by_products:
+            expected = "fp32 on a CPU, as many key as query heads, and no documents or parts of sequences"
+            raise _refusal(name, expected, str(task))
+        return Backend("products", products=True)
     if name == "flash3":
         _use_flash_3(task.device)
     backend = Backend(name, (_KERNELS[name],))
@@ -106,7 +122,8 @@ def choose_backend(name: Name, task: Task) -> Backend:
 
 def _fastest(task: Task) -> Backend:
     if task.device.type != "cuda":
-        return Backend()
+        short = task.by_products and task.seq_len <= SHORT
+        return choose_backend("products" if short else "sdpa", task)
     hopper = torch.cuda.get_device_capability(task.device) >= HOPPER
     order = ["cudnn", "flash"] if hopper else ["flash", "cudnn"]
     by_blocks = task.documents and not task.in_parts and not task.repeated

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmcore.model.products import Linear
+
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # cuBLAS multiplies matrices of eight bits in pieces of so many
 # The products of a block. Routers are left out: few numbers that decide much (DeepSeek-V3 2024, section 3.3).
 LAYERS = ("qkv", "out", "up", "down")
 
 
-class Float8Linear(nn.Linear):
+class Float8Linear(Linear):
     """A linear layer that multiplies in eight bits; its weight and its place in the state are as before."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -57,7 +59,7 @@ def use_float8(blocks: nn.Module) -> Converted:
     """
     layers, kept = [], []
     for name, module in blocks.named_modules():
-        if type(module) is not nn.Linear or name.rpartition(".")[2] not in LAYERS:
+        if type(module) is not Linear or name.rpartition(".")[2] not in LAYERS:
             continue
         if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
             kept.append(name)

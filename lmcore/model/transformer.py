@@ -20,6 +20,7 @@ from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.dropout import Dropout
 from lmcore.model.layers import MLP, make_norm, rotary_table
 from lmcore.model.moe import MoE, routers
+from lmcore.model.products import Linear
 
 _TABLES = ("embedding.weight", "head.weight")
 _LAST_OF_BRANCH = ("attention.out.weight", "mlp.down.weight", "mlp.shared.down.weight", "mlp.experts.down")
@@ -66,7 +67,7 @@ class Transformer(nn.Module):
         self.dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.hidden_size, rows, bias=False)
+        self.head = Linear(config.hidden_size, rows, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.restore_tables()

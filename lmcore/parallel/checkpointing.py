@@ -12,16 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from lmcore.model.layers import MLP
 from lmcore.parallel.stage import Stage
 
 Checkpointing = Literal["none", "selective", "full"]
 
-# Where the second factor of a product is among its arguments. Products into a given tensor are others.
+# Where the second factor of a product is among its arguments, and which of its axes is summed over. Products
+# into a given tensor are others.
 _SECOND_FACTOR = {
-    "aten.mm.default": 1,
-    "aten.addmm.default": 2,
-    "aten._scaled_mm.default": 1,
-    "aten._grouped_mm.default": 1,
+    "aten.mm.default": (1, -2),
+    "aten.addmm.default": (2, -2),
+    "aten._scaled_mm.default": (1, -2),
+    "aten._grouped_mm.default": (1, -2),
+    "mkldnn._linear_pointwise.default": (1, -1),
 }
 # Fused attention, whatever the backend. What torch composes where none fits makes scores of all pairs, the
 # largest tensors of a block: nothing of it is kept.
@@ -47,6 +50,8 @@ def checkpoint_blocks(stage: Stage, mode: Checkpointing) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(_contexts, stage.model.config.hidden_size)
     for block in stage.blocks:
+        if isinstance(block.mlp, MLP):
+            block.mlp.down.ends_checkpoint = True
         block.forward = functools.partial(checkpoint, block.forward, **options)
 
 
@@ -63,9 +68,9 @@ def keeps(op: Any, args: tuple[Any, ...], width: int) -> bool:
     if place is None:
         attends = name == _FLEX or (name.startswith(_ATTENTION) and "_math" not in name)
         return attends or name in _COLLECTIVES
-    factor = args[place]
+    factor, axis = args[place[0]], place[1]
     divided = isinstance(factor, DTensor) and any(placement.is_shard(0) for placement in factor.placements)
-    return factor.shape[-2] == width and not divided
+    return factor.shape[axis] == width and not divided
 
 
 _name = functools.cache(str)

@@ -172,6 +172,8 @@ class DividedModel:
 
     def set_auxiliary_scale(self, scale: float) -> None:
         """Say what the loss of a token is multiplied with, for the balance of experts."""
+        if not self.config.moe.num_experts:
+            return
         for stage in self.stages:
             set_auxiliary_scale(stage, scale)
 

@@ -115,7 +115,8 @@ class Stage(nn.Module):
             blocks = document_blocks(document_ids)
             return Context(rotary, None, causal=False, dropout=key, blocks=blocks)
         mask = None if document_ids is None else attention_mask(held, 0, document_ids, device)
-        return Context(rotary, mask, causal=mask is None, dropout=key)
+        products = self.attention.products and mask is None
+        return Context(rotary, mask, causal=mask is None, dropout=key, products=products)
 
 
 def _keep_only(model: Transformer, layers: range, *, first: bool, last: bool) -> None:

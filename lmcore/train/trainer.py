@@ -155,6 +155,7 @@ class Trainer:
             model.num_heads,
             model.kv_heads,
             model.head_size,
+            config.seq_len,
             documents=config.document_mask,
             in_parts=config.parallel.cp > 1,
             repeated=config.activation_checkpointing == "selective" and not self.compiled,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from lmcore.config import ModelConfig, TrainConfig
 from lmcore.parallel.mesh import keep_freed_memory
+from lmcore.train.garbage import collected_every
+from lmcore.train.trainer import Trainer
 from training.measuring import Times, not_measured, say, verdict
 from training.nanogpt import NanoGPT, is_there, read_characters
 from training.trainers import make_trainer, write_tokens
@@ -23,7 +27,7 @@ MODEL = ModelConfig(
     max_seq_len=64,
     position="learned",
     norm="layernorm",
-    activation="gelu",
+    activation="gelu_erf",
     qk_norm=False,
     zero_init_projections=False,
 )
@@ -38,6 +42,13 @@ TRAIN = TrainConfig.model_validate(
         "parallel": {"dp_replicate": 1},
     }
 )
+
+
+def _step(trainer: Trainer, collect: Callable[[int], None]) -> None:
+    """What a run does in each step that neither validates nor saves."""
+    with trainer.costs.step(trainer.step + 1):
+        trainer._train_step()
+    collect(trainer.step)
 
 
 def measure(nanogpt: Path | None, text: Path, *, threads: int, rounds: int, steps: int = 40) -> None:
@@ -56,13 +67,15 @@ def measure(nanogpt: Path | None, text: Path, *, threads: int, rounds: int, step
         peer = NanoGPT(nanogpt, Path(folder) / "nanogpt", threads, train, validation, len(characters))
         try:
             peer.reach(10)  # past its first estimate of the loss
-            for _ in range(10):
-                trainer._train_step()
             ours = Times()
-            for _ in range(rounds):
-                peer.reach(peer.num_iterations + steps - 1)
-                for _ in range(steps):
-                    ours.add(trainer._train_step)
+            with collected_every(TRAIN.collect_garbage_every) as collect:
+                step = functools.partial(_step, trainer, collect)
+                for _ in range(10):
+                    step()
+                for _ in range(rounds):
+                    peer.reach(peer.num_iterations + steps - 1)
+                    for _ in range(steps):
+                        ours.add(step)
             theirs = peer.iteration_seconds()
             their_cpu = peer.cpu_seconds_per_iteration()
         finally:

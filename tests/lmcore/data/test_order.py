@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.data.order import Order, permute
+from lmcore.data.order import BLOCK, Order, permute
 
 seeds = st.integers(0, 2**40)
 
@@ -30,6 +30,24 @@ def test_any_slice_is_the_same_part_of_the_whole(n, seed, cuts):
     order, cuts = Order(n, seed), sorted(cuts)
     parts = [order[a:b] for a, b in itertools.pairwise(cuts)]
     assert np.array_equal(np.concatenate(parts), order[cuts[0] : cuts[-1]])
+
+
+@given(n=st.integers(1, 10_000), seed=seeds, around=st.integers(1, 5), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_places_around_the_edge_of_a_block_are_those_of_the_permutation(n, seed, around, data):
+    order = Order(n, seed)
+    for _ in range(4):  # there and back, so that blocks are let go of and come again
+        start = around * BLOCK - data.draw(st.integers(0, 70))
+        places = np.arange(start, start + data.draw(st.integers(0, 140)))
+        expected = [permute(np.array([place % n]), n, seed, int(place // n))[0] for place in places]
+        assert order[start : start + len(places)].tolist() == expected
+
+
+def test_what_is_handed_out_is_the_callers():
+    order = Order(100, 0)
+    before = order[10:20].tolist()
+    order[10:20][:] = -1
+    assert order[10:20].tolist() == before
 
 
 def test_seeds_and_epochs_differ_and_neighbours_are_scattered():

@@ -3,17 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmcore.config import ModelConfig
 from lmcore.errors import ConfigError
-from lmcore.model.attention import attention_mask
+from lmcore.model.attention import attend_by_products, attention_mask
 from lmcore.model.backends import Backend, Task, attend_by_blocks, choose_backend, document_blocks
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.stage import Stage
 
 CPU = torch.device("cpu")
-TASK = Task(CPU, torch.float32, 4, 2, 8)
-MASKED = Task(CPU, torch.float32, 4, 2, 8, documents=True)
+TASK = Task(CPU, torch.float32, 4, 2, 8, 200)
+MASKED = replace(TASK, documents=True)
 DOCUMENTS = torch.tensor([[1] * 70 + [2] * 130, [1] * 199 + [2]])
 
 
@@ -61,9 +62,63 @@ def test_a_stage_with_blocks_is_one_with_a_mask():
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_cpu_is_left_to_torch():
+def test_a_cpu_is_left_to_torch_but_for_short_sequences():
     assert choose_backend("auto", MASKED) == Backend()
     assert choose_backend("sdpa", TASK) == Backend()
+    short = replace(TASK, kv_heads=4, seq_len=64)
+    assert choose_backend("auto", short).products
+    for other in (
+        replace(short, seq_len=65),
+        replace(short, kv_heads=2),
+        replace(short, dtype=torch.bfloat16),
+        replace(short, documents=True),
+        replace(short, in_parts=True),
+    ):
+        assert choose_backend("auto", other) == Backend()
+
+
+@pytest.mark.parametrize("length", [1, 2, 64, 130])
+def test_products_attend_as_torch_does(length):
+    generator = torch.Generator().manual_seed(0)
+    # As a block makes them: heads side by side in memory.
+    whole = torch.randn(2, length, 4, 3, 8, generator=generator)
+    above = torch.randn(2, length, 4, 8, generator=generator).transpose(1, 2)
+    found = []
+    for attend in (attend_by_products, lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)):
+        leaf = whole.clone().requires_grad_()
+        y = attend(*(part.transpose(1, 2) for part in leaf.unbind(3)))
+        y.backward(above)
+        found.append((y, leaf.grad))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stage_attends_by_products_where_there_are_no_documents():
+    config = ModelConfig(hidden_size=32, num_heads=4, max_seq_len=64, zero_init_projections=False)
+    model = Transformer(config, 50)
+    model.init_weights(0)
+    tokens = torch.randint(0, 50, (2, 64), generator=torch.Generator().manual_seed(1))
+    for documents in (None, torch.arange(64).expand(2, 64) // 20):
+        found = []
+        for backend in (Backend(), Backend("products", products=True)):
+            stage = Stage(model, range(config.num_layers), attention=backend)
+            with Names() as names:
+                found.append(stage(tokens, None, documents))
+            fused = any(name.startswith("aten._scaled_dot_product") for name in names.seen)
+            assert fused == (not backend.products or documents is not None)
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+class Names(TorchDispatchMode):
+    """Keeps the names of what is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_blocks_are_for_checkpoints_that_are_full_or_compiled(monkeypatch):
@@ -85,6 +140,7 @@ def test_blocks_are_for_checkpoints_that_are_full_or_compiled(monkeypatch):
         ("efficient", "kernel"),
         ("flash3", "FlashAttention 3"),
         ("flex", "GPU"),
+        ("products", "as many key as query heads"),
     ],
 )
 def test_what_is_not_there_is_refused(name, found):

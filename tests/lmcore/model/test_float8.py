@@ -9,6 +9,7 @@ from torch import nn
 from lmcore.config import ModelConfig, ParallelConfig, Recipe, parse
 from lmcore.errors import ConfigError
 from lmcore.model.float8 import BACKWARD, FORWARD, Float8Linear, quantize, use_float8
+from lmcore.model.products import Linear
 from lmcore.model.transformer import Transformer
 from lmcore.train.precision import check_fp8
 
@@ -95,7 +96,7 @@ def test_layers_of_other_sizes_stay_and_are_named():
     converted = use_float8(model.blocks)
     assert converted.kept == ("0.mlp.up", "0.mlp.down", "1.mlp.up", "1.mlp.down")
     assert "0.mlp.up" in str(converted)
-    assert type(model.blocks[0].mlp.up) is nn.Linear
+    assert type(model.blocks[0].mlp.up) is Linear
 
 
 def test_logits_are_near_those_of_fp32():

@@ -24,3 +24,16 @@ def test_gelu_without_a_gradient_leaves_its_input_alone():
     before = x.clone()
     torch.testing.assert_close(activate(x, "gelu", 1), F.gelu(x, approximate="tanh"))
     assert torch.equal(x, before)
+
+
+def test_a_second_pass_through_a_gelu_is_refused():
+    x = torch.linspace(-5, 5, 101, requires_grad=True)
+    y = activate(x, "gelu", 1).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_the_exact_gelu_is_torchs():
+    x = torch.linspace(-5, 5, 101)
+    torch.testing.assert_close(activate(x, "gelu_erf", 1), F.gelu(x))

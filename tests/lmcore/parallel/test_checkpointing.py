@@ -11,6 +11,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from lmcore.config import ModelConfig, ParallelConfig
 from lmcore.data.loader import Batch
+from lmcore.model import products
 from lmcore.model.backends import attend_by_blocks, document_blocks
 from lmcore.model.transformer import initial_weight
 from lmcore.parallel.checkpointing import policy
@@ -40,6 +41,13 @@ VOCAB = 50
 
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.mkldnn._linear_pointwise.default,
+)
 
 
 class Counted(TorchDispatchMode):
@@ -100,6 +108,22 @@ def test_a_selective_checkpoint_multiplies_and_attends_no_second_time():
     none, selective, full = (products(mode) for mode in ("none", "selective", "full"))
     assert selective == none
     assert all(more > less for more, less in zip(full, none, strict=True))
+
+
+def test_a_selective_checkpoint_keeps_what_onednn_multiplied(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    wide = MODELS["gpt2"].model_copy(update={"hidden_size": 256, "num_layers": 2})
+    count = {}
+    for mode in ("none", "selective", "full"):
+        with Counted() as counted:
+            gradients(wide, "fp32", mode)
+        assert counted.calls[torch.ops.mkldnn._linear_pointwise.default]
+        count[mode] = sum(counted.calls[op] for op in PRODUCTS)
+    assert count["none"] == count["selective"]
+    # All but the last of a block: 2 micro-batches of 2 blocks, each with 3 more.
+    assert count["full"] == count["none"] + 12
 
 
 def test_a_selective_checkpoint_can_be_compiled():

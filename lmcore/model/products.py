@@ -1,0 +1,104 @@
+"""Linear layers in fp32 on a CPU, by the faster of the two libraries that torch has for them.
+
+Torch multiplies matrices of fp32 with MKL, which on a processor of AMD's keeps to AVX2. oneDNN takes AVX-512
+where it is there: a tenth faster on the way forward and for gradients by inputs, and not for those by weights
+(decision 0018). Same precision; the order of the sums is another one, so the last bits differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+NARROW, SMALL = 128, 1 << 15  # sides and numbers of a matrix, below which there is nothing to win
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is in fp32 on a CPU, where eager operations are bound by memory and worth merging.
+
+    A compiler merges them by itself.
+    """
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, by oneDNN where that is faster.
+
+    Attributes:
+        ends_checkpoint: Whether it is the last thing that a checkpoint computes again. Torch's own layer is
+            spared that, as it is known before it is computed what will be kept of it.
+    """
+
+    ends_checkpoint = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Map ``input`` [..., in] to [..., out]."""
+        # In training alone, where shapes stay: oneDNN makes a kernel for each.
+        if torch.is_grad_enabled() and not self.ends_checkpoint and by_onednn(input, self.weight):
+            return _Product.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x`` [N, in] times ``weight`` [out, in] transposed, [N, out], by the faster; no gradient."""
+    return _onednn(x, weight) if by_onednn(x, weight) else x @ weight.t()
+
+
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies ``x`` [..., in] with ``weight`` [out, in] faster than torch by itself."""
+    return (
+        is_plain(x)
+        and type(x) is Tensor
+        and not isinstance(weight, DTensor)
+        and min(weight.shape) >= NARROW
+        and weight.numel() >= SMALL
+        and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_is_faster()
+    )
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this is a processor that MKL gives less than its widest instructions."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and "AMD" in _vendor()
+    )
+
+
+def _vendor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("vendor_id")), "")
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # What torch's own compiler calls.
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        rows = gradient.flatten(0, -2)
+        by_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        by_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return by_x, by_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

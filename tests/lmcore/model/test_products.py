@@ -1,0 +1,83 @@
+"""Linear layers by another library are linear layers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmcore.model import products
+from lmcore.model.products import Linear, by_onednn, product
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+CALL = "mkldnn::_linear_pointwise"
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch):
+    """Have it taken on any processor."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+
+
+def layer_and_input(inputs=160, outputs=224, *, bias=False):
+    torch.manual_seed(0)
+    return Linear(inputs, outputs, bias=bias), torch.randn(3, 50, inputs, requires_grad=True)
+
+
+def calls(work):
+    """How often ``work`` multiplied by oneDNN."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        work()
+    return sum(event.name == CALL for event in profiled.events())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_results_and_gradients_are_torchs(bias, turned):
+    layer, x = layer_and_input(bias=bias)
+    above = torch.randn(50, 3, 224).transpose(0, 1) if turned else torch.randn(3, 50, 224)
+    found = []
+    for compute in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        y = compute(x)
+        y.backward(above)
+        found.append([y.detach(), *(p.grad for p in (x, *layer.parameters()))])
+        for p in (x, *layer.parameters()):
+            p.grad = None
+    assert type(layer(x).grad_fn).__name__ == "_ProductBackward"
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_that_nobody_needs_is_not_computed():
+    layer, x = layer_and_input()
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x))
+    assert calls(lambda: Linear.forward(layer, x.detach()).sum()) == 1
+
+
+def test_it_is_taken_for_training_in_fp32_of_matrices_worth_it():
+    layer, x = layer_and_input()
+    assert by_onednn(x.detach(), layer.weight)
+    assert not by_onednn(x.detach().double(), layer.weight.double())
+    assert not by_onednn(x.detach(), layer.weight.bfloat16())
+    assert not by_onednn(x.detach()[..., :100], layer.weight[:, :100])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not by_onednn(x.detach(), layer.weight)
+        assert layer(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert calls(lambda: layer(x)) == 0  # shapes come and go there, each with a kernel to be made
+
+
+def test_a_product_without_a_gradient_is_the_same():
+    a, b = torch.randn(300, 160), torch.randn(224, 160)
+    torch.testing.assert_close(product(a, b), a @ b.t(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_processor_without_its_instructions_is_left_to_torch(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    products.onednn_is_faster.cache_clear()
+    assert not products.onednn_is_faster()
+    products.onednn_is_faster.cache_clear()
