@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from lmcore.config import DataConfig, SourceConfig
 from lmcore.data import hub
@@ -194,7 +195,7 @@ def find_files(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...],
         places = list(pool.map(lambda entry: _cut(entry[2], suffix_of(entry[1]), entry[3]), found))
         urls = (url for (_, _, url, _), of_file in zip(found, places, strict=True) for _ in of_file)
         digested = pool.map(_digest, itertools.chain.from_iterable(places), urls)
-        parts = [_number([next(digested) for _ in of_file]) for of_file in places]
+        parts = [_number([part for _ in of_file for part in next(digested)]) for of_file in places]
     files = tuple(
         SourceFile(source.name, url, name, part.num_bytes, part.sha256, part.start, part.first_record)
         for (source, name, url, _), of_file in zip(found, parts, strict=True)
@@ -341,11 +342,13 @@ class _Place:
         start: Where it starts.
         end: The byte behind its last one; -1: it is the file.
         groups: Of a Parquet file, what is in it.
+        in_turn: Whether it is yet to be cut at lines, by who reads it.
     """
 
     start: int = 0
     end: int = -1
     groups: GroupsPart | None = None
+    in_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -363,6 +366,8 @@ def _cut(url: str, suffix: str, size: int) -> list[_Place]:
     """
     if size <= PART_BYTES or suffix not in (*_CUT_AT_LINES, ".parquet"):
         return [_Place()]
+    if suffix != ".parquet" and not _is_local(url):
+        return [_Place(in_turn=True)]  # once from its start to its end: each jump would fetch some more
     with _opened(url) as file:
         if suffix == ".parquet":
             parts = parts_of(file, PART_BYTES)
@@ -384,22 +389,50 @@ def _line_starts(file: BinaryIO) -> Iterator[int]:
         yield start
 
 
-def _digest(place: _Place, url: str) -> _Part:
+def _digest(place: _Place, url: str) -> list[_Part]:
     with _opened(url) as file:
         if place.groups:
             digest = part_digest(file, place.start, place.end)
-            return _Part(place.start, place.end - place.start, place.groups.first_record, digest)
+            return [_Part(place.start, place.end - place.start, place.groups.first_record, digest)]
+        if place.in_turn:
+            return _cut_at_lines(iter(lambda: file.read(_READ_BYTES), b""))
         if place.start:
             file.seek(place.start)
         digest, size, lines, most = hashlib.sha256(), 0, 0, _READ_BYTES
         while chunk := file.read(most if place.end < 0 else min(most, place.end - place.start - size)):
             digest.update(chunk)
             size += len(chunk)
-            if (
-                place.end >= 0
-            ):  # bytes.count holds the interpreter's lock for half as long as the digest takes
+            if place.end >= 0:
+                # bytes.count holds the interpreter's lock for half as long as the digest takes.
                 lines += int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == _LINE_END))
-        return _Part(place.start, size, 0, digest.hexdigest(), lines)
+        return [_Part(place.start, size, 0, digest.hexdigest(), lines)]
+
+
+def _is_local(url: str) -> bool:
+    """Whether a file can be read from any place at the cost of what is read."""
+    return "::" not in url and isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem)
+
+
+def _cut_at_lines(chunks: Iterable[bytes]) -> list[_Part]:
+    parts: list[_Part] = []
+    digest, start, size, lines = hashlib.sha256(), 0, 0, 0
+    for chunk in chunks:
+        place = 0
+        while place < len(chunk):
+            # The first line end at or behind the size of a part ends it.
+            behind = max(place, place + PART_BYTES - 1 - size)
+            end = chunk.find(b"\n", behind) + 1
+            head = memoryview(chunk)[place : end or len(chunk)]
+            digest.update(head)
+            size += len(head)
+            lines += chunk.count(b"\n", place, end or len(chunk))
+            place += len(head)
+            if end:
+                parts.append(_Part(start, size, 0, digest.hexdigest(), lines))
+                digest, start, size, lines = hashlib.sha256(), start + size, 0, 0
+    if size or not parts:
+        parts.append(_Part(start, size, 0, digest.hexdigest(), lines))
+    return parts
 
 
 def _number(parts: list[_Part]) -> list[_Part]:
