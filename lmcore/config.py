@@ -579,7 +579,8 @@ class ModelConfig(Config):
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
     norm_eps: float = setting(1e-5, "Added to the variance", gt=0)
     activation: Literal["swiglu", "relu2", "gelu", "gelu_erf"] = setting(
-        "relu2", "Activation of the MLP; gelu is GPT-2's, by tanh, and gelu_erf the exact one"
+        "relu2",
+        "Activation of the MLP; gelu is GPT-2's, by tanh, and gelu_erf the exact one, which is not exported",
     )
     qk_norm: bool = setting(True, "Normalise queries and keys of each head")
     bias: bool = setting(False, "Biases in linear layers")

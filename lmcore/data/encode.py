@@ -70,7 +70,7 @@ def build_tokens(
         DataError: the tokenizer cannot be used, or tokens do not stand for the text.
     """
     shards = [(path, splits_dir / "decisions" / path.name) for path in document_files(documents_dir)]
-    # First, and by all cores: to load the engines holds the interpreter's lock, which who reads needs often.
+    # First: to load the engines holds the interpreter's lock, which those who read need often.
     sample = _sample(shards)
     encoder = Encoder(tokenizer_dir, sample=sample)
     summary: dict[str, Any] = {

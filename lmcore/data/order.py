@@ -23,9 +23,7 @@ BLOCK = 4096  # places that are computed at a time: a few cost as much as some t
 
 
 class Order:
-    """Endless epochs, each its own permutation of ``num_samples``.
-
-    Read by one thread at a time: what was computed around the last places is kept.
+    """Endless epochs, each its own permutation of ``num_samples``; the places around the last are kept.
 
     Args:
         num_samples: Samples of an epoch, at least 1.
@@ -40,12 +38,13 @@ class Order:
     def __getitem__(self, places: slice) -> Indices:
         """Return the samples at ``places`` [start, stop) of the endless order, int64 [stop - start]."""
         number = places.start // BLOCK
-        if places.stop > (number + 1) * BLOCK:
+        if self.num_samples < BLOCK or places.stop > (number + 1) * BLOCK:  # many epochs, or two blocks
             return self._samples(places.start, places.stop)
-        if number != self._block[0]:
-            self._block = number, self._samples(number * BLOCK, (number + 1) * BLOCK)
+        block = self._block
+        if number != block[0]:
+            block = self._block = number, self._samples(number * BLOCK, (number + 1) * BLOCK)
         first = number * BLOCK
-        return self._block[1][places.start - first : places.stop - first].copy()
+        return block[1][places.start - first : places.stop - first].copy()
 
     def _samples(self, start: int, stop: int) -> Indices:
         counters = np.arange(start, stop, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask
 
 from lmcore.config import ModelConfig
@@ -17,7 +17,7 @@ from lmcore.errors import ConfigError
 from lmcore.model.backends import attend_by_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
-from lmcore.model.products import Linear
+from lmcore.model.linear import Linear
 
 
 class OtherTokens(Protocol):
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-class _Products(torch.autograd.Function):
+class _UnfusedAttention(torch.autograd.Function):
     """Causal attention; the probabilities [B * H, T, T] are kept for the way back."""
 
     @staticmethod
@@ -189,18 +189,18 @@ class _Products(torch.autograd.Function):
         return torch.bmm(p, v).view(shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
         shape, gradient = gradients[0].shape, gradients[0].reshape(q.shape)
         by_p = torch.bmm(gradient, v.mT)
         # Of the softmax: p (by_p - sum of p by_p).
         by_scores = by_p.sub_(torch.linalg.vecdot(p, by_p).unsqueeze_(-1)).mul_(p)
-        scaled = functools.partial(torch.baddbmm, gradient, beta=0, alpha=ctx.scale)  # nothing is added
-        by_q, by_k = scaled(by_scores, k), scaled(by_scores.mT, q)
+        by_q, by_k = torch.bmm(by_scores, k).mul_(ctx.scale), torch.bmm(by_scores.mT, q).mul_(ctx.scale)
         by_v = torch.bmm(p.mT, gradient)
         return by_q.view(shape), by_k.view(shape), by_v.view(shape)
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention [B, H, T, head_dim] by plain products, for short sequences in fp32 on a CPU."""
-    return _Products.apply(q, k, v)
+    return _UnfusedAttention.apply(q, k, v)

@@ -65,6 +65,7 @@ class Task:
         in_parts: Whether sequences are divided over processes, whose mask is always one of pairs.
         repeated: Whether blocks that are not compiled are checkpointed selectively: what looks on there has
             no rule for flex_attention.
+        kept: Whether blocks are checkpointed selectively, which keep what a fused kernel made, not products.
     """
 
     device: torch.device
@@ -76,6 +77,7 @@ class Task:
     documents: bool = False
     in_parts: bool = False
     repeated: bool = False
+    kept: bool = False
 
     @property
     def masked(self) -> bool:
@@ -86,7 +88,7 @@ class Task:
     def by_products(self) -> bool:
         """Whether products of matrices can do it."""
         fp32_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
-        return fp32_on_cpu and self.heads == self.kv_heads and not self.masked
+        return fp32_on_cpu and self.heads == self.kv_heads and not self.masked and not self.kept
 
 
 def choose_backend(name: Name, task: Task) -> Backend:
@@ -110,7 +112,8 @@ def choose_backend(name: Name, task: Task) -> Backend:
         return Backend("flex", flex=True)
     if name == "products":
         if not task.by_products:
-            expected = "fp32 on a CPU, as many key as query heads, and no documents or parts of sequences"
+            expected = "fp32 on a CPU, as many key as query heads, no documents, parts of sequences or "
+            expected += "selective checkpoints"
             raise _refusal(name, expected, str(task))
         return Backend("products", products=True)
     if name == "flash3":

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.model.products import Linear
+from lmcore.model.linear import Linear
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # cuBLAS multiplies matrices of eight bits in pieces of so many

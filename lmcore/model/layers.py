@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, RopeScalingConfig, swiglu_block
-from lmcore.model.products import Linear, is_plain
+from lmcore.model.linear import Linear, is_plain
 
 
 class RMSNorm(nn.Module):

@@ -19,8 +19,8 @@ from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.dropout import Dropout
 from lmcore.model.layers import MLP, make_norm, rotary_table
+from lmcore.model.linear import Linear
 from lmcore.model.moe import MoE, routers
-from lmcore.model.products import Linear
 
 _TABLES = ("embedding.weight", "head.weight")
 _LAST_OF_BRANCH = ("attention.out.weight", "mlp.down.weight", "mlp.shared.down.weight", "mlp.experts.down")

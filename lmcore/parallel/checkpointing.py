@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from lmcore.model.layers import MLP
 from lmcore.parallel.stage import Stage
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -50,8 +49,6 @@ def checkpoint_blocks(stage: Stage, mode: Checkpointing) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(_contexts, stage.model.config.hidden_size)
     for block in stage.blocks:
-        if isinstance(block.mlp, MLP):
-            block.mlp.down.ends_checkpoint = True
         block.forward = functools.partial(checkpoint, block.forward, **options)
 
 

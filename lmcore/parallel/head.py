@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
-from lmcore.model.products import product
+from lmcore.model.linear import product
 
 Losses = Callable[[Tensor, Tensor], Tensor]  # logits [1, n, V or a part] and targets [1, n] -> of them
 # Logits of a chunk where nobody says otherwise, in numbers: on a CPU what stays in its caches, which is also

@@ -159,6 +159,7 @@ class Trainer:
             documents=config.document_mask,
             in_parts=config.parallel.cp > 1,
             repeated=config.activation_checkpointing == "selective" and not self.compiled,
+            kept=config.activation_checkpointing == "selective",
         )
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import yaml
 
-# The root first: tests has folders of the packages' names.
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # first: tests has folders of the packages' names
 from conftest import Mill, tiny_recipe
 
 STEPS = 100_000  # never reached: a run is stopped at its first steps

@@ -71,7 +71,7 @@ def test_parameters_and_operations_are_counted_as_torch_counts_them(depth):
 @given(
     position=st.sampled_from(["rope", "learned"]),
     norm=st.sampled_from(["rmsnorm", "layernorm"]),
-    activation=st.sampled_from(["swiglu", "relu2", "gelu"]),
+    activation=st.sampled_from(["swiglu", "relu2", "gelu", "gelu_erf"]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     kv_heads=st.sampled_from([None, 1, 2]),
 )

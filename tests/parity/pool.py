@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SIZE = 8  # processes of the largest world of the matrix
-PORT_IS_TAKEN = "EADDRINUSE"
+PORT_IS_TAKEN, STOOD_STILL = "EADDRINUSE", "Timed out waiting"
 TRIES = 3
 
 
@@ -151,10 +152,18 @@ class Pool:
             task.seconds = time.monotonic() - since[number]
             del running[number]
             free.add(number)
+            if task.left:
+                continue
             # Between our looking for a port and its use another process took it.
-            if not task.left and PORT_IS_TAKEN in task.error and task.tries < TRIES:
-                task.error = ""
+            if PORT_IS_TAKEN in task.error and task.tries < TRIES:
                 again.append(task)
+            # Seen once in some thousand runs, all processes in one collective: a layout that is wrong does it
+            # each time.
+            elif STOOD_STILL in task.error and not task.plant and task.tries == 1:
+                warnings.warn(f"{task.run_dir} stood still, and is tried again:\n{task.error}", stacklevel=1)
+                again.append(task)
+            if again and again[-1] is task:
+                task.error = ""
         return again
 
     def _log(self, number):

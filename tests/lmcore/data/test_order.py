@@ -32,7 +32,7 @@ def test_any_slice_is_the_same_part_of_the_whole(n, seed, cuts):
     assert np.array_equal(np.concatenate(parts), order[cuts[0] : cuts[-1]])
 
 
-@given(n=st.integers(1, 10_000), seed=seeds, around=st.integers(1, 5), data=st.data())
+@given(n=st.integers(BLOCK - 2, 10_000), seed=seeds, around=st.integers(1, 5), data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_places_around_the_edge_of_a_block_are_those_of_the_permutation(n, seed, around, data):
     order = Order(n, seed)

@@ -73,6 +73,7 @@ def test_a_cpu_is_left_to_torch_but_for_short_sequences():
         replace(short, dtype=torch.bfloat16),
         replace(short, documents=True),
         replace(short, in_parts=True),
+        replace(short, kept=True),
     ):
         assert choose_backend("auto", other) == Backend()
 

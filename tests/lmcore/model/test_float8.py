@@ -9,7 +9,7 @@ from torch import nn
 from lmcore.config import ModelConfig, ParallelConfig, Recipe, parse
 from lmcore.errors import ConfigError
 from lmcore.model.float8 import BACKWARD, FORWARD, Float8Linear, quantize, use_float8
-from lmcore.model.products import Linear
+from lmcore.model.linear import Linear
 from lmcore.model.transformer import Transformer
 from lmcore.train.precision import check_fp8
 

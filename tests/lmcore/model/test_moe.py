@@ -90,7 +90,7 @@ def test_each_token_visits_its_highest_experts_and_no_other(score, moe):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "relu2", "gelu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu2", "gelu", "gelu_erf"])
 def test_equal_experts_are_one_mlp(activation):
     config = config_of(activation, num_experts_per_token=3)
     moe, mlp = make(config).blocks[0].mlp, MLP(config)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 NARROW, SMALL = 128, 1 << 15  # sides and numbers of a matrix, below which there is nothing to win
@@ -28,20 +29,13 @@ def is_plain(x: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, by oneDNN where that is faster.
-
-    Attributes:
-        ends_checkpoint: Whether it is the last thing that a checkpoint computes again. Torch's own layer is
-            spared that, as it is known before it is computed what will be kept of it.
-    """
-
-    ends_checkpoint = False
+    """``torch.nn.Linear``, by oneDNN where that is faster."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Map ``input`` [..., in] to [..., out]."""
         # In training alone, where shapes stay: oneDNN makes a kernel for each.
-        if torch.is_grad_enabled() and not self.ends_checkpoint and by_onednn(input, self.weight):
-            return _Product.apply(input, self.weight, self.bias)
+        if torch.is_grad_enabled() and by_onednn(input, self.weight):
+            return _OneDNN.apply(input, self.weight, self.bias)
         return super().forward(input)
 
 
@@ -69,6 +63,7 @@ def onednn_is_faster() -> bool:
     """Whether this is a processor that MKL gives less than its widest instructions."""
     return (
         torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and "AMD" in _vendor()
@@ -88,17 +83,22 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _Product(torch.autograd.Function):
+class _OneDNN(torch.autograd.Function):
+    """What is kept is known when it has been computed: a checkpoint does the last one of a block again, which
+    torch's own layer is spared.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _onednn(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        rows = gradient.flatten(0, -2)
+        rows = gradient.view(-1, weight.shape[0])
         by_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        by_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        by_weight = rows.t() @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
         return by_x, by_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

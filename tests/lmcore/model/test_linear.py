@@ -1,11 +1,13 @@
 """Linear layers by another library are linear layers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lmcore.model import products
-from lmcore.model.products import Linear, by_onednn, product
+from lmcore.model import linear
+from lmcore.model.linear import Linear, by_onednn, product
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
@@ -16,7 +18,7 @@ CALL = "mkldnn::_linear_pointwise"
 @pytest.fixture(autouse=True)
 def taken(monkeypatch):
     """Have it taken on any processor."""
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
 
 
 def layer_and_input(inputs=160, outputs=224, *, bias=False):
@@ -43,7 +45,7 @@ def test_results_and_gradients_are_torchs(bias, turned):
         found.append([y.detach(), *(p.grad for p in (x, *layer.parameters()))])
         for p in (x, *layer.parameters()):
             p.grad = None
-    assert type(layer(x).grad_fn).__name__ == "_ProductBackward"
+    assert type(layer(x).grad_fn).__name__ == "_OneDNNBackward"
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -75,9 +77,41 @@ def test_a_product_without_a_gradient_is_the_same():
     torch.testing.assert_close(product(a, b), a @ b.t(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_processor_without_its_instructions_is_left_to_torch(monkeypatch):
+def test_one_vector_is_multiplied_too():
+    layer, _ = layer_and_input(bias=True)
+    x = torch.randn(160, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0))
+    torch.testing.assert_close(layer.weight.grad, x.detach().expand(224, 160))
+
+
+def test_a_second_derivative_is_refused():
+    layer, x = layer_and_input()
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "mkl", "taken"),
+    [
+        ("vendor_id : AuthenticAMD", "AVX512", True, True),
+        ("vendor_id : AuthenticAMD", "AVX2", True, False),
+        ("vendor_id : GenuineIntel", "AVX512", True, False),
+        ("vendor_id : AuthenticAMD", "AVX512", False, False),
+        ("", "NO AVX", True, False),
+    ],
+)
+def test_it_is_for_processors_that_mkl_gives_less(monkeypatch, vendor, capability, mkl, taken):
     monkeypatch.undo()
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    products.onednn_is_faster.cache_clear()
-    assert not products.onednn_is_faster()
-    products.onednn_is_faster.cache_clear()
+    monkeypatch.setattr(linear, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert linear.onednn_is_faster.__wrapped__() == taken
+
+
+def test_the_vendor_of_this_processor_is_read():
+    lines = Path("/proc/cpuinfo")
+    if not lines.is_file() or "vendor_id" not in lines.read_text():
+        pytest.skip("this system does not say it there")
+    assert linear._vendor() in lines.read_text().splitlines()
