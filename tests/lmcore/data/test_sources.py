@@ -65,6 +65,31 @@ def test_a_file_of_lines_is_cut_behind_the_first_line_end_at_the_size_of_a_part(
     assert start == len(raw)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_remote_file_of_lines_is_cut_where_a_local_one_is_and_read_once(tmp_path, monkeypatch, seed):
+    draw = random.Random(seed)
+    monkeypatch.setattr(sources, "PART_BYTES", 50)
+    raw = b"\n".join(b"x" * draw.choice([0, 1, 9, 48, 49, 50, 120]) for _ in range(draw.randrange(4, 40)))
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/inventory-test/a.jsonl", raw)
+    opened = []
+    open_file = type(memory)._open
+
+    def counted(self, path, *args, **kwargs):
+        opened.append(path)
+        return open_file(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(type(memory), "_open", counted)
+    remote = take_inventory(config("memory://inventory-test/a.jsonl")).files
+    local = take_inventory(config(tmp_path / "a.jsonl")).files
+    kept = ("start", "num_bytes", "first_record", "sha256")
+    assert [[getattr(part, name) for name in kept] for part in remote] == [
+        [getattr(part, name) for name in kept] for part in local
+    ]
+    assert len(opened) == 1
+
+
 def test_what_a_cap_leaves_out_is_counted(corpus):
     size = (corpus / "a.txt").stat().st_size
     inventory = take_inventory(config(corpus / "*.txt", max_bytes=2 * size - 1))
