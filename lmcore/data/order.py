@@ -17,9 +17,7 @@ Indices = npt.NDArray[np.int64]
 # Four rounds of a good round function make a pseudorandom permutation (Luby and Rackoff 1988); small
 # domains have few bits to mix, and rounds are cheap.
 ROUNDS = 8
-
-
-BLOCK = 4096  # places that are computed at a time: a few cost as much as some thousands
+BLOCK = 4096  # places that are computed at a time, since a few cost nearly as much
 
 
 class Order:

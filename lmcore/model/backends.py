@@ -53,7 +53,7 @@ class Backend:
         return sdpa_kernel(list(self.kernels), set_priority=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What attention has to compute.
 
@@ -63,9 +63,8 @@ class Task:
         seq_len: Tokens of a sequence.
         documents: Whether attention stays within documents.
         in_parts: Whether sequences are divided over processes, whose mask is always one of pairs.
-        repeated: Whether blocks that are not compiled are checkpointed selectively: what looks on there has
-            no rule for flex_attention.
-        kept: Whether blocks are checkpointed selectively, which keep what a fused kernel made, not products.
+        selective: Whether blocks are checkpointed selectively, which keeps what a fused kernel made.
+        compiled: Whether blocks are.
     """
 
     device: torch.device
@@ -76,8 +75,8 @@ class Task:
     seq_len: int
     documents: bool = False
     in_parts: bool = False
-    repeated: bool = False
-    kept: bool = False
+    selective: bool = False
+    compiled: bool = False
 
     @property
     def masked(self) -> bool:
@@ -85,10 +84,15 @@ class Task:
         return self.documents or self.in_parts
 
     @property
+    def repeated(self) -> bool:
+        """Whether what looks on in selective checkpoints has no rule for flex_attention."""
+        return self.selective and not self.compiled
+
+    @property
     def by_products(self) -> bool:
         """Whether products of matrices can do it."""
         fp32_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
-        return fp32_on_cpu and self.heads == self.kv_heads and not self.masked and not self.kept
+        return fp32_on_cpu and self.heads == self.kv_heads and not self.masked and not self.selective
 
 
 def choose_backend(name: Name, task: Task) -> Backend:
@@ -114,7 +118,11 @@ def choose_backend(name: Name, task: Task) -> Backend:
         if not task.by_products:
             expected = "fp32 on a CPU, as many key as query heads, no documents, parts of sequences or "
             expected += "selective checkpoints"
-            raise _refusal(name, expected, str(task))
+            found = f"{task.dtype}, {task.device.type}".removeprefix("torch.")
+            found += f", {task.heads} query and {task.kv_heads} key heads"
+            found += ", documents" * task.documents + ", parts" * task.in_parts
+            found += ", selective checkpoints" * task.selective
+            raise _refusal(name, expected, found)
         return Backend("products", products=True)
     if name == "flash3":
         _use_flash_3(task.device)
@@ -125,8 +133,9 @@ def choose_backend(name: Name, task: Task) -> Backend:
 
 def _fastest(task: Task) -> Backend:
     if task.device.type != "cuda":
-        short = task.by_products and task.seq_len <= SHORT
-        return choose_backend("products" if short else "sdpa", task)
+        if task.by_products and task.seq_len <= SHORT:
+            return Backend("products", products=True)
+        return Backend()
     hopper = torch.cuda.get_device_capability(task.device) >= HOPPER
     order = ["cudnn", "flash"] if hopper else ["flash", "cudnn"]
     by_blocks = task.documents and not task.in_parts and not task.repeated

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
+CPUINFO = Path("/proc/cpuinfo")
 NARROW, SMALL = 128, 1 << 15  # sides and numbers of a matrix, below which there is nothing to win
 
 
@@ -31,7 +32,7 @@ def is_plain(x: Tensor) -> bool:
 class Linear(nn.Linear):
     """``torch.nn.Linear``, by oneDNN where that is faster."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, by which callers may pass it
         """Map ``input`` [..., in] to [..., out]."""
         # In training alone, where shapes stay: oneDNN makes a kernel for each.
         if torch.is_grad_enabled() and by_onednn(input, self.weight):
@@ -72,7 +73,7 @@ def onednn_is_faster() -> bool:
 
 def _vendor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith("vendor_id")), "")

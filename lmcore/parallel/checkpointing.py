@@ -57,8 +57,8 @@ def keeps(op: Any, args: tuple[Any, ...], width: int) -> bool:
 
     It keeps attention, and products that read the residual stream's ``width``: of queries, keys and values,
     of the MLP's first matrix. Not those that lead back to it from another width: the last one of a block is
-    never computed again, since all that it would be needed for is the sum behind it. Where tensor parallel
-    divides a product's sum, what is kept is what comes off the wire.
+    never computed again, since all that it would be needed for is the sum behind it (by oneDNN it is). Where
+    tensor parallel divides a product's sum, what is kept is what comes off the wire.
     """
     name = _name(op)
     place = _SECOND_FACTOR.get(name)

@@ -85,9 +85,17 @@ def make_plan(wanted: Wanted) -> Plan:
     """Find the fastest layout that fits, and what speaks against the others.
 
     Raises:
-        ConfigError: no layout divides the model and the batch over so many GPUs, or none fits.
+        ConfigError: no layout divides the model and the batch over so many GPUs, or none fits, or attention
+            is asked for that is no GPU's.
     """
     cluster = wanted.cluster
+    if wanted.train.attention == "products":
+        raise ConfigError(
+            "train.attention products is for CPUs",
+            expected="what GPUs have, for a plan of them",
+            found="products",
+            remedy="Set train.attention=auto.",
+        )
     layouts = list(layouts_of(wanted.model, wanted.train, cluster.num_gpus, cluster.gpus_per_node))
     if not layouts:
         raise _indivisible(wanted)

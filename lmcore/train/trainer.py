@@ -150,16 +150,16 @@ class Trainer:
     def _attention_task(self) -> Task:
         model, config = self.job.model, self.config
         return Task(
-            self.world.device,
-            DTYPES[config.precision],
-            model.num_heads,
-            model.kv_heads,
-            model.head_size,
-            config.seq_len,
+            device=self.world.device,
+            dtype=DTYPES[config.precision],
+            heads=model.num_heads,
+            kv_heads=model.kv_heads,
+            head_dim=model.head_size,
+            seq_len=config.seq_len,
             documents=config.document_mask,
             in_parts=config.parallel.cp > 1,
-            repeated=config.activation_checkpointing == "selective" and not self.compiled,
-            kept=config.activation_checkpointing == "selective",
+            selective=config.activation_checkpointing == "selective",
+            compiled=self.compiled,
         )
 
     def _first_value(self, name: str, shape: torch.Size) -> Tensor:

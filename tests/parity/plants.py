@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 
 from lmcore.data.loader import TrainLoader
 from lmcore.parallel import divided, gradients
 from lmcore.parallel.context import SharedSequence
 from lmcore.parallel.mesh import Layout
+from lmcore.train.trainer import Trainer
 
 
 def mean_of_means():
@@ -87,6 +89,20 @@ def kills_its_worker():
 def stalls():
     """The process stands still."""
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stands_still_once():
+    """One process comes to the last collectives when the others have given up; the next time it does not."""
+    save = Trainer._save_model
+
+    def late(self):
+        marker = self.run_dir.with_name("has-stood-still")
+        if not self.world.is_main and not marker.exists():
+            marker.touch()
+            time.sleep(2 * self.world.stall_seconds)
+        save(self)
+
+    Trainer._save_model = late
 
 
 def gradients_given_away():

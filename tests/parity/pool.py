@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import deque
@@ -41,6 +43,7 @@ class Task:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     tries: int = 0
+    before: Path | None = None
     left: set[int] = field(default_factory=set)
 
 
@@ -57,7 +60,7 @@ class Pool:
     def __init__(
         self, folder: Path, size: int = SIZE, patience: float = 120.0, stall_seconds: float = 20.0
     ) -> None:
-        self.size, self.patience, self.stall_seconds = size, patience, stall_seconds
+        self.folder, self.size, self.patience, self.stall_seconds = folder, size, patience, stall_seconds
         self.logs = [folder / f"worker-{number}.log" for number in range(size)]
         self.workers = []
         for log in self.logs:
@@ -122,6 +125,9 @@ class Pool:
         port = free_port()
         ranks = [free.pop() for _ in range(task.world_size)]
         task.left, task.tries = set(ranks), task.tries + 1
+        if task.before is None:
+            task.before = Path(tempfile.mkdtemp(dir=self.folder), "run")
+            shutil.copytree(task.run_dir, task.before)
         for rank, number in enumerate(ranks):
             order = {"rank": rank, "size": task.world_size, "port": port}
             order |= {"run_dir": str(task.run_dir), "plant": task.plant, "stall_seconds": self.stall_seconds}
@@ -152,19 +158,26 @@ class Pool:
             task.seconds = time.monotonic() - since[number]
             del running[number]
             free.add(number)
-            if task.left:
-                continue
-            # Between our looking for a port and its use another process took it.
-            if PORT_IS_TAKEN in task.error and task.tries < TRIES:
-                again.append(task)
-            # Seen once in some thousand runs, all processes in one collective: a layout that is wrong does it
-            # each time.
-            elif STOOD_STILL in task.error and not task.plant and task.tries == 1:
-                warnings.warn(f"{task.run_dir} stood still, and is tried again:\n{task.error}", stacklevel=1)
-                again.append(task)
-            if again and again[-1] is task:
-                task.error = ""
+            if not task.left and self._is_worth_a_try(task):
+                again.append(self._as_before(task))
         return again
+
+    def _is_worth_a_try(self, task):
+        # Between our looking for a port and its use another process took it.
+        if PORT_IS_TAKEN in task.error:
+            return task.tries < TRIES
+        # Seen once, all processes in the same collective. A layout that is wrong does it each time.
+        stood_still = STOOD_STILL in task.error and task.tries == 1
+        if stood_still:
+            warnings.warn(f"{task.run_dir} stood still, and is tried again:\n{task.error}", stacklevel=1)
+        return stood_still
+
+    def _as_before(self, task):
+        """``task``, its run directory as it was given to us."""
+        shutil.rmtree(task.run_dir)
+        shutil.copytree(task.before, task.run_dir)
+        task.error = ""
+        return task
 
     def _log(self, number):
         return self.logs[number].read_text()[-3000:]

@@ -1,6 +1,7 @@
 """What goes wrong in a process of the pool is told, and leaves none behind."""
 
 import itertools
+import json
 import os
 import socket
 
@@ -62,3 +63,17 @@ def test_a_run_that_is_killed_or_finds_its_port_taken_leaves_the_pool_whole(tmp_
     finally:
         pool.close()
     assert family(pool) == []
+
+
+def test_a_run_that_stood_still_is_told_of_and_done_once_more_from_where_it_began(tmp_path, corpus):
+    pool = Pool(tmp_path, 2, stall_seconds=3.0)
+    try:
+        late = write_job(tmp_path, corpus, "late", {"dp_shard": 2}, "dense", "plain")
+        late.plant = "stands_still_once"
+        with pytest.warns(UserWarning, match=r"late stood still[\s\S]*Timed out waiting"):
+            pool.run([late])
+    finally:
+        pool.close()
+    assert (late.error, late.tries) == ("", 2)
+    events = (late.run_dir / "events.jsonl").read_text().splitlines()
+    assert [json.loads(row)["kind"] for row in events].count("start") == 1

@@ -44,7 +44,7 @@ def test_places_around_the_edge_of_a_block_are_those_of_the_permutation(n, seed,
 
 
 def test_what_is_handed_out_is_the_callers():
-    order = Order(100, 0)
+    order = Order(2 * BLOCK, 0)
     before = order[10:20].tolist()
     order[10:20][:] = -1
     assert order[10:20].tolist() == before

@@ -13,7 +13,7 @@ from lmcore.model.transformer import Transformer
 from lmcore.parallel.stage import Stage
 
 CPU = torch.device("cpu")
-TASK = Task(CPU, torch.float32, 4, 2, 8, 200)
+TASK = Task(device=CPU, dtype=torch.float32, heads=4, kv_heads=2, head_dim=8, seq_len=200)
 MASKED = replace(TASK, documents=True)
 DOCUMENTS = torch.tensor([[1] * 70 + [2] * 130, [1] * 199 + [2]])
 
@@ -73,7 +73,7 @@ def test_a_cpu_is_left_to_torch_but_for_short_sequences():
         replace(short, dtype=torch.bfloat16),
         replace(short, documents=True),
         replace(short, in_parts=True),
-        replace(short, kept=True),
+        replace(short, selective=True),
     ):
         assert choose_backend("auto", other) == Backend()
 
@@ -128,8 +128,9 @@ def test_blocks_are_for_checkpoints_that_are_full_or_compiled(monkeypatch):
     task = replace(MASKED, device=torch.device("cuda"))
     assert choose_backend("auto", task).flex
     assert choose_backend("flex", task).flex
-    repeated = replace(task, repeated=True)
+    repeated = replace(task, selective=True)
     assert not choose_backend("auto", repeated).flex
+    assert choose_backend("auto", replace(repeated, compiled=True)).flex
     with pytest.raises(ConfigError, match=r"flex .*activation_checkpointing.*train\.attention=auto"):
         choose_backend("flex", repeated)
 

@@ -177,6 +177,13 @@ def test_what_does_not_fit_says_how_much_is_missing_and_how_many_would_do():
             make_plan(wanted(fewer, 6))
 
 
+def test_attention_that_is_no_gpus_is_refused():
+    asked = wanted(8)
+    asked = replace(asked, train=asked.train.model_copy(update={"attention": "products"}))
+    with pytest.raises(ConfigError, match=r"products is for CPUs.*train\.attention=auto"):
+        make_plan(asked)
+
+
 def test_what_fits_nowhere_says_so():
     with pytest.raises(ConfigError, match="No number of such GPUs would do with this batch, or GPUs of"):
         make_plan(wanted(8, 0.2))
