@@ -141,7 +141,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map ``x`` [B, T, D] to [B, T, D]."""
-        q, k, v = self._project(x, context)  # [B, H, T, hd], [B, KV, T, hd] twice
+        q, k, v = self._project(x, context)  # [B, T, H, hd], [B, T, KV, hd] twice
+        if context.products:
+            return self.out(attend_by_products(q, k, v))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if context.others is not None:
             k, v = context.others.extend(self.layer, k, v)
         return self.out(self._attend(q, k, v, context).transpose(1, 2).flatten(2))
@@ -150,8 +153,6 @@ class Attention(nn.Module):
         """Return [B, H, T, hd]."""
         if context.blocks is not None:
             return attend_by_blocks(q, k, v, context.blocks)
-        if context.products:
-            return attend_by_products(q, k, v)
         if context.mask is not None and q.is_cuda:
             k, v = widened(k, self.heads // self.kv_heads), widened(v, self.heads // self.kv_heads)
         return F.scaled_dot_product_attention(
@@ -172,7 +173,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return q, k, v
 
 
 class _UnfusedAttention(torch.autograd.Function):
@@ -180,27 +181,44 @@ class _UnfusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        shape, (length, size) = q.shape, q.shape[-2:]
+        length, ctx.heads, size = q.shape[1:]
         ctx.scale = 1 / math.sqrt(size)
-        q, k, v = (x.reshape(-1, length, size) for x in (q, k, v))
+        q, k, v = (_by_head(x) for x in (q, k, v))
         later = torch.full((length, length), -math.inf).triu_(1)
         p = torch.softmax(torch.baddbmm(later, q, k.mT, alpha=ctx.scale), -1)
         ctx.save_for_backward(q, k, v, p)
-        return torch.bmm(p, v).view(shape)
+        return _by_token(torch.bmm(p, v), ctx.heads).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
-        shape, gradient = gradients[0].shape, gradients[0].reshape(q.shape)
+        gradient = _by_head(gradients[0].unflatten(-1, (ctx.heads, -1)))
         by_p = torch.bmm(gradient, v.mT)
-        # Of the softmax: p (by_p - sum of p by_p).
-        by_scores = by_p.sub_(torch.linalg.vecdot(p, by_p).unsqueeze_(-1)).mul_(p)
-        by_q, by_k = torch.bmm(by_scores, k).mul_(ctx.scale), torch.bmm(by_scores.mT, q).mul_(ctx.scale)
+        by_scores = torch.ops.aten._softmax_backward_data.out(by_p, p, -1, p.dtype, grad_input=by_p)
+        by_q = torch.baddbmm(q, by_scores, k, beta=0, alpha=ctx.scale)
+        by_k = torch.baddbmm(k, by_scores.mT, q, beta=0, alpha=ctx.scale)
         by_v = torch.bmm(p.mT, gradient)
-        return by_q.view(shape), by_k.view(shape), by_v.view(shape)
+        return _by_token(by_q, ctx.heads), _by_token(by_k, ctx.heads), _by_token(by_v, ctx.heads)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """[B, T, H, head_dim] -> [B * H, T, head_dim]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _by_token(x: Tensor, heads: int) -> Tensor:
+    """[B * H, T, head_dim] -> [B, T, H, head_dim], not copied."""
+    return x.unflatten(0, (-1, heads)).transpose(1, 2)
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention [B, H, T, head_dim] by plain products, for short sequences in fp32 on a CPU."""
+    """Causal attention by plain products, for short sequences in fp32 on a CPU.
+
+    Args:
+        q, k, v: [B, T, H, head_dim].
+
+    Returns:
+        [B, T, H * head_dim].
+    """
     return _UnfusedAttention.apply(q, k, v)

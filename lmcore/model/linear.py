@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
@@ -37,7 +38,7 @@ class Linear(nn.Linear):
         # In training alone, where shapes stay: oneDNN makes a kernel for each.
         if torch.is_grad_enabled() and by_onednn(input, self.weight):
             return _OneDNN.apply(input, self.weight, self.bias)
-        return super().forward(input)
+        return F.linear(input, self.weight, self.bias)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -48,14 +49,14 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies ``x`` [..., in] with ``weight`` [out, in] faster than torch by itself."""
     return (
-        is_plain(x)
+        onednn_is_faster()
+        and is_plain(x)
         and type(x) is Tensor
         and not isinstance(weight, DTensor)
         and min(weight.shape) >= NARROW
         and weight.numel() >= SMALL
         and weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and onednn_is_faster()
     )
 
 

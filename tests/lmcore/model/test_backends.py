@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmcore.config import ModelConfig
@@ -83,11 +84,16 @@ def test_products_attend_as_torch_does(length):
     generator = torch.Generator().manual_seed(0)
     # As a block makes them: heads side by side in memory.
     whole = torch.randn(2, length, 4, 3, 8, generator=generator)
-    above = torch.randn(2, length, 4, 8, generator=generator).transpose(1, 2)
+    above = torch.randn(2, length, 4 * 8, generator=generator)
+
+    def fused(*parts: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in parts), is_causal=True)
+        return y.transpose(1, 2).flatten(2)
+
     found = []
-    for attend in (attend_by_products, lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)):
+    for attend in (attend_by_products, fused):
         leaf = whole.clone().requires_grad_()
-        y = attend(*(part.transpose(1, 2) for part in leaf.unbind(3)))
+        y = attend(*leaf.unbind(3))
         y.backward(above)
         found.append((y, leaf.grad))
     for ours, expected in zip(*found, strict=True):
