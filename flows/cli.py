@@ -166,7 +166,10 @@ def size(
     with _errors():
         from flows.sizes import write_size
 
-        typer.echo(write_size(depth, parameters, path, processes, precision), nl=False)
+        def warn(text: str) -> None:
+            typer.echo(f"warning: {text}", err=True)
+
+        typer.echo(write_size(depth, parameters, path, processes, precision, warn), nl=False)
 
 
 @app.command(epilog="Example: gristmill plan llama-8b --gpus 64 --gpu-memory 80 --gpu H100")
@@ -196,6 +199,7 @@ def plan(
     """Say what layouts of a recipe would need on so many GPUs, and which to take: no GPU is asked."""
     with _errors():
         from flows.plan import ask, load_for_plan, show_plan
+        from flows.sizes import foreseen
 
         _check_writable(json_file)
         settings = load_for_plan(recipe, overrides or [])
@@ -219,6 +223,7 @@ def plan(
         busy = os.times()
         found["seconds"] = round(time.monotonic() - STARTED, 2)
         found["processor_seconds"] = round(sum(busy[:4]), 2)
+        found["warning"] = foreseen(settings)
         show_plan(settings.name, found)
         _write_json(json_file, found)
 
@@ -248,6 +253,9 @@ def explain(
         for row in rows:
             table.add_row(row.stage, row.status, row.key[:12], escape(row.reason))
         Console().print(table)
+        for row in rows:
+            if row.warning:
+                Console().print(f"\nwarning: {row.warning}", highlight=False, markup=False)
         _write_json(json_file, [row.model_dump() for row in rows])
 
 

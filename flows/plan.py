@@ -82,6 +82,8 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
         sign = "->" if number == 0 else f"{number + 1:>2}"
         console.print(f"{sign} {_layout(layout)}: {escape(layout['why'])}", highlight=False, soft_wrap=True)
     console.print(f"\n{_rates(plan)}", highlight=False, soft_wrap=True)
+    if plan["warning"]:
+        console.print(f"\nwarning: {plan['warning']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _memory_and_time(plan: dict[str, Any]) -> Table:

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from lmcore.config import Identity, Json, Recipe, identify
+from lmcore.data.amount import too_little
 from lmcore.errors import LaunchError
 from lmcore.home import Home
 from lmcore.launch import local
@@ -62,6 +63,8 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         run_dir = train_run_directory(stage.key)
+        if warning := too_little(recipe.train, tokens.summary["train_tokens"]):
+            note(get_run_logger(), f"warning: {warning}")
         TrainJob(
             model=recipe.model,
             train=recipe.train,

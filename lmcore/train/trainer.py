@@ -310,6 +310,8 @@ class Trainer:
         self.events.write("plan", 0, tokens=0, values=plan.values)
         for source in plan.sources:
             self.progress.say(str(source))
+        if plan.warning:
+            self.progress.say(f"warning: {plan.warning}")
 
     def _report(self, facts: Facts, found: dict[str, float]) -> None:
         tokens = facts.step * self.config.global_batch_tokens

@@ -132,7 +132,9 @@ def test_explain_names_what_would_be_built(mill, changed):
     done = mill.call("explain", str(mill.recipe), "--set", "train.steps=13", "--set", "data.workers=2")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:] if line.strip()}
-    assert all("reused" in lines[name] for name in STAGES[:4])
+    assert list(lines)[: len(STAGES)] == STAGES
+    assert all("reused" in lines[name] for name in STAGES[:5])
+    assert "too little text" not in done.stdout
     assert "train.steps went from 12 to 13" in " ".join(done.stdout.split())
     assert "depends on train" in " ".join(done.stdout.split())
 
@@ -188,3 +190,34 @@ def test_generate_continues_a_prompt(mill, changed):
     assert one.returncode == 0, one.stderr
     assert one.stdout.startswith("the mill ")
     assert one.stdout == two.stdout
+
+
+def test_too_little_text_is_told_before_the_training(mill, tmp_path):
+    small = tmp_path / "small.jsonl"
+    small.write_text("".join(mill.corpus.read_text().splitlines(keepends=True)[:20]))
+    settings = (f"data.sources.0.path={small}", "train.steps=120")
+    words = [word for setting in settings for word in ("--set", setting)]
+
+    def explained():
+        target = tmp_path / "explained.json"
+        done = mill.call("explain", str(mill.recipe), *words, "--json", str(target))
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(target.read_text())
+        assert [row["stage"] for row in rows if row["warning"]] in ([], ["train"])
+        shown = " ".join(done.stdout.split())
+        warning = "".join(row["warning"] for row in rows)
+        assert warning in shown
+        return warning
+
+    assert "there are about" in explained()
+    assert mill.call("prepare", str(mill.recipe), *words).returncode == 0
+    warning = explained()
+    assert re.search(
+        r"61,440 tokens are needed .*, and there are [\d,]+: they would be read \d+ times", warning
+    )
+    done = mill.call("train", str(mill.recipe), *words)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert shown.index(f"warning: {warning}") < shown.index("built train")
+    assert sum(warning in path.read_text() for path in mill.home.glob("runs/train-*/log.txt")) == 1
+    assert explained() == "", "what is reused needs no text"
