@@ -1,11 +1,18 @@
 """The whole mill, by its command line: built, reused, explained, registered, tracked."""
 
+import io
 import json
 import re
 import sqlite3
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from flows.display import show_summary
+from lmcore.units import TIMES
+from lmcore.units import told as told_in
+from tasks.report import Summary
 
 STAGES = ["documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate"]
 
@@ -73,6 +80,33 @@ def test_the_books_of_the_first_run_are_in_mlflow(mill, first):
     metrics = dict(rows)
     assert metrics["eval/bits_per_byte"] == pytest.approx(first["val_bits_per_byte"])
     assert metrics["data/documents"] == first["documents"]
+
+
+def test_one_speed_is_told_everywhere(mill, first):
+    (result_file,) = mill.home.glob("runs/train-*/result.json")
+    result = json.loads(result_file.read_text())
+    speed = {f"perf/median_{name}": result[name] for name in ("step_seconds", "tokens_per_second", "mfu")}
+    child = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
+    runs = [first["mlflow_run_id"], *(run for (run,) in tracked(mill, child, first["mlflow_run_id"]))]
+    query = "select key, value from latest_metrics where key like 'perf/median%' and run_uuid = ?"
+    told = [dict(tracked(mill, query, run)) for run in runs]
+    assert sorted(map(len, told)) == [0, 3, 3], "of the pipeline and its training, not of the evaluation"
+    assert all(figures == pytest.approx(speed) for figures in told if figures)
+    console = Console(record=True, width=300, file=io.StringIO())
+    show_summary(console, Summary(**first))
+    words = f"trained at {result['tokens_per_second']:,.0f} tokens/s, MFU {result['mfu']:.1%} (median step: "
+    assert words + told_in(result["step_seconds"], TIMES) in console.export_text()
+
+
+def test_two_measures_have_two_names(mill, first):
+    rows = tracked(
+        mill,
+        "select distinct key from metrics where run_uuid in (select run_uuid from tags where "
+        "key = 'gristmill.kind' and value = 'train')",
+    )
+    names = {name for (name,) in rows}
+    assert {"train/validation_loss", "train/validation_bits_per_byte", "train/loss"} <= names
+    assert not [name for name in names if name.startswith("eval/")]
 
 
 def test_parents_and_children_are_linked_in_mlflow(mill, first, changed):
