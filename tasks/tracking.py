@@ -28,6 +28,7 @@ from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 
 MAX_METRICS_A_BATCH = 1_000
+MAX_PARAMS_A_BATCH = 100
 MAX_PARAM_CHARS = 6_000
 SYNC_EVERY_SECONDS = 5.0
 RETRY_SECONDS = 2.0
@@ -198,9 +199,11 @@ class Tracker:
         ended = int((record.ended or time.time()) * 1000)
         # MLflow's parameters cannot change: those of the first attempt stay.
         fresh = [key for key in record.params if key not in mark.params]
+        params = [Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh]
+        for start in range(0, len(params), MAX_PARAMS_A_BATCH):
+            self.client.log_batch(mark.run_id, params=params[start : start + MAX_PARAMS_A_BATCH])
         self.client.log_batch(
             mark.run_id,
-            params=[Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh],
             tags=[RunTag(key, value) for key, value in tags.items()],
             metrics=[Metric(key, value, ended, record.metrics_step) for key, value in record.metrics.items()],
         )

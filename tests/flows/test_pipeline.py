@@ -98,6 +98,14 @@ def test_one_speed_is_told_everywhere(mill, first):
     assert words + told_in(result["step_seconds"], TIMES) in console.export_text()
 
 
+def test_runs_are_compared_by_their_settings(mill, first, changed):
+    query = "select key, value from params where run_uuid = ?"
+    one, other = (dict(tracked(mill, query, summary["mlflow_run_id"])) for summary in (first, changed))
+    differing = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    assert differing == {"train.optimizer.learning_rate"}
+    assert one["data.sources.0.path"] == str(mill.corpus)
+
+
 def test_two_measures_have_two_names(mill, first):
     rows = tracked(
         mill,
