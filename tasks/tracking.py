@@ -434,7 +434,7 @@ def sync_all(tracker: Tracker) -> list[Path]:
 
 
 class ModelVersion(BaseModel):
-    """A registered version: where its files are, and how it was measured."""
+    """A registered version: where its files are, and how it was measured (``protocol``; earlier: unknown)."""
 
     name: str
     version: str
@@ -443,6 +443,7 @@ class ModelVersion(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    protocol: dict[str, str | int] = {}
     seq_len: int
     document_mask: bool
     split_seed: int
@@ -457,6 +458,7 @@ class Candidate(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    protocol: dict[str, str | int] = {}
     seq_len: int
     document_mask: bool
     split_seed: int
@@ -561,6 +563,7 @@ class Registry:
             "gristmill.model_digest": candidate.model_digest,
             "gristmill.bits_per_byte": repr(candidate.bits_per_byte),
             "gristmill.data_digest": candidate.data_digest,
+            "gristmill.protocol": json.dumps(candidate.protocol),
             "gristmill.seq_len": str(candidate.seq_len),
             "gristmill.document_mask": str(candidate.document_mask).lower(),
             "gristmill.split_seed": str(candidate.split_seed),
@@ -617,6 +620,7 @@ def _model_version(version: Any, aliases: list[str]) -> ModelVersion:
         model_digest=tags["gristmill.model_digest"],
         bits_per_byte=float(tags["gristmill.bits_per_byte"]),
         data_digest=tags["gristmill.data_digest"],
+        protocol=json.loads(tags.get("gristmill.protocol", "{}")),
         seq_len=int(tags["gristmill.seq_len"]),
         document_mask=tags["gristmill.document_mask"] == "true",
         split_seed=int(tags["gristmill.split_seed"]),
