@@ -12,7 +12,7 @@ from lmcore.data.amount import too_little, too_little_text
 from lmcore.data.prepare import Inventory, take_inventory
 from lmcore.errors import StorageError
 from lmcore.eval.sets import find_sets
-from lmcore.home import Home
+from lmcore.home import VARIABLE, Home
 from lmcore.store import Artifact, Stage, Store
 from tasks.data_report import report_stage
 from tasks.evaluate import evaluate_stage, trained_subject
@@ -81,7 +81,9 @@ def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
             raise StorageError(
                 f"recipe {recipe.name} has no {'trained model' if last == 'train' else 'prepared data'}",
                 found=f"{stage.name} is not in {Home.here().root} ({reason})",
-                remedy=f"Run `gristmill {command}` with the same recipe and --set first.",
+                remedy=f"Run `gristmill {command}` with the same recipe and --set first; or, if that was "
+                f"done elsewhere, set {VARIABLE} to the folder it was kept in: where it is not set, that is "
+                ".gristmill below the folder one is in.",
             )
         found[stage.name] = artifact
         if stage.name == last:

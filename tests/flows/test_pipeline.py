@@ -154,7 +154,24 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
 
     before = evaluations()
     settings = ("evaluation.stride_tokens=8", "train.optimizer.learning_rate=0.002")
-    other = mill.run(*(word for setting in settings for word in ("--set", setting)), name="other")
+    words = [word for setting in settings for word in ("--set", setting)]
+    target = mill.home / "other.json"
+    done = mill.call("run", str(mill.recipe), *words, "--json", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    other, shown = json.loads(target.read_text()), " ".join(done.stdout.split())
+    again = r"the champion, version (\d), is measured again, as the challenger was: "
+    why = "evaluation.stride_tokens went from 16 to 8"
+    found = re.search(rf"{again}{why}; it needed ([\d.]+) bits per byte before", shown)
+    assert found
+    version, was = found.groups()
+    told = re.search(rf"the champion, version {version}: {was} bits per byte before, ([\d.]+) now", shown)
+    assert told
+    now = told[1]
+    assert was != now
+    assert f"the champion's {now}" in other["gate"]
+    assert f"(the champion was measured again, since {why}: {was} bits per byte before)" in other["gate"]
+    assert re.search(rf"evaluate \w+ [\d.]+ s of the champion, version {version}: {why}", shown)
+    assert "input tokenizer changed" not in shown
     assert int(other["model_version"]) > int(changed["model_version"])
     assert "than the champion's" in other["gate"]
     assert len(evaluations() - before) == 2, "its own, and the champion's on the new windows"
@@ -191,7 +208,19 @@ def test_inspect_shows_what_became_of_a_document(mill, changed):
     assert " tokens: " in done.stdout
     done = mill.call("inspect", str(mill.recipe), "--source", "nowhere")
     assert done.returncode == 1
-    assert "no document is like that: expected one of demo" in done.stderr
+    assert "no document is like that: there is no source 'nowhere': expected one of demo" in done.stderr
+    done = mill.call("inspect", str(mill.recipe), "--decision", "contaminated")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert re.fullmatch(
+        r"no document is contaminated; there are \d+ train, \d+ validation, 6 duplicate", said
+    )
+    done = mill.call("inspect", str(mill.recipe), "--rule", "code.min_chars")
+    assert done.returncode == 0, done.stderr
+    assert "no document was dropped by code.min_chars; no rule dropped any" in done.stdout
+    done = mill.call("inspect", str(mill.recipe), "--rule", "nonsense")
+    assert done.returncode == 1
+    assert "there is no rule 'nonsense': expected one of code." in done.stderr
 
 
 def kept_in_mlflow(mill, summary, name):
