@@ -74,10 +74,10 @@ def test_generating_before_training_says_what_to_do_and_where_it_looked(mill):
     ("model", "said"),
     [
         (
-            "{folder}/modle",
+            "{folder}/modal",
             "there is no model at .*nearest folder that is there is {folder}, which holds model",
         ),
-        ("./modle", "there is no model at .*the nearest folder that is there is"),
+        ("./modal", "there is no model at .*the nearest folder that is there is"),
         ("quickstat", "neither a recipe nor a model directory: expected one of .*quickstart"),
         ("{folder}/corpus.txt", "there is no model at .*found a file"),
     ],

@@ -23,7 +23,7 @@ def test_the_nearest_folder_of_what_is_missing_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     said = "no such file or folder; the nearest folder that is there is "
     assert errors.nearest(tmp_path / "model" / "first" / "x") == f"{said}{tmp_path}, which holds models"
-    nearby = errors.nearest(tmp_path / "models" / ".." / "models" / "firts")
+    nearby = errors.nearest(tmp_path / "models" / ".." / "models" / "fist")
     assert nearby == f"{said}{tmp_path / 'models'}, which holds first"
     assert errors.nearest(tmp_path / "models" / "first" / "x").endswith("first, which is empty")
     below_a_file = errors.nearest(tmp_path / "notes.txt" / "x")
