@@ -22,9 +22,9 @@ from rich.table import Table
 
 from flows import embedded
 from flows.environment import set_environment
-from flows.recipe_files import descriptions, find_recipe
+from flows.recipe_files import RECIPES, descriptions, find_recipe
 from lmcore.config import Recipe, load_recipe
-from lmcore.errors import ConfigError, GristmillError
+from lmcore.errors import ConfigError, GristmillError, nearest
 from lmcore.home import Home
 from lmcore.store import write_atomically
 
@@ -109,7 +109,7 @@ def generate(
 ) -> None:
     """Continue a prompt with a trained model."""
     with _errors():
-        directory = model or _find_model(recipe, overrides)
+        directory = _existing_model(model) if model else _find_model(recipe, overrides)
         options = [
             *("--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)),
             *("--top-k", str(top_k), "--top-p", str(top_p), "--seed", str(seed)),
@@ -166,7 +166,10 @@ def size(
     with _errors():
         from flows.sizes import write_size
 
-        typer.echo(write_size(depth, parameters, path, processes, precision), nl=False)
+        def warn(text: str) -> None:
+            typer.echo(f"warning: {text}", err=True)
+
+        typer.echo(write_size(depth, parameters, path, processes, precision, warn), nl=False)
 
 
 @app.command(epilog="Example: gristmill plan llama-8b --gpus 64 --gpu-memory 80 --gpu H100")
@@ -196,6 +199,7 @@ def plan(
     """Say what layouts of a recipe would need on so many GPUs, and which to take: no GPU is asked."""
     with _errors():
         from flows.plan import ask, load_for_plan, show_plan
+        from flows.sizes import foreseen
 
         _check_writable(json_file)
         settings = load_for_plan(recipe, overrides or [])
@@ -219,6 +223,7 @@ def plan(
         busy = os.times()
         found["seconds"] = round(time.monotonic() - STARTED, 2)
         found["processor_seconds"] = round(sum(busy[:4]), 2)
+        found["warning"] = foreseen(settings)
         show_plan(settings.name, found)
         _write_json(json_file, found)
 
@@ -248,6 +253,9 @@ def explain(
         for row in rows:
             table.add_row(row.stage, row.status, row.key[:12], escape(row.reason))
         Console().print(table)
+        for row in rows:
+            if row.warning:
+                Console().print(f"\nwarning: {row.warning}", highlight=False, markup=False)
         _write_json(json_file, [row.model_dump() for row in rows])
 
 
@@ -376,7 +384,14 @@ def _set_up(*, quiet: bool) -> Home:
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:
-    return load_recipe(find_recipe(name), overrides or ())
+    path = find_recipe(name)
+    try:
+        return load_recipe(path, overrides or ())
+    except ConfigError as error:
+        if path.parent != RECIPES or "needs a path" not in error.found:
+            raise
+        remedy = f"The first lines of {path} tell of the text that it is for."
+        raise ConfigError(error.problem, found=error.found, remedy=remedy) from None
 
 
 def _run_module(module: str, *arguments: str) -> None:
@@ -386,8 +401,18 @@ def _run_module(module: str, *arguments: str) -> None:
 
 def _find_model(recipe_or_model: str, overrides: list[str] | None) -> Path:
     """A model directory, or the newest model of a recipe."""
-    if Path(recipe_or_model).is_dir():
-        return Path(recipe_or_model)
+    path = Path(recipe_or_model).expanduser()
+    if path.is_dir():
+        return path
+    is_recipe = path.suffix in (".yaml", ".yml") or recipe_or_model in descriptions()
+    if not is_recipe and os.sep in recipe_or_model:
+        return _existing_model(path)
+    if not is_recipe:
+        raise ConfigError(
+            f"{recipe_or_model} is neither a recipe nor a model directory",
+            expected=f"one of {', '.join(descriptions())}, the path of a .yaml file, or a folder",
+            found=nearest(path),
+        )
     recipe = _load(recipe_or_model, overrides)
     from flows.explain import trained_model
 
@@ -395,12 +420,24 @@ def _find_model(recipe_or_model: str, overrides: list[str] | None) -> Path:
     return trained_model(recipe)
 
 
+def _existing_model(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ConfigError(
+            f"there is no model at {path}",
+            expected="a folder with config.json, model.safetensors and tokenizer.json",
+            found="a file" if path.exists() else nearest(path),
+            remedy="A run ends with the path of its model; or give the recipe that trained it.",
+        )
+    return path
+
+
 def _check_writable(path: Path | None) -> None:
     if path is not None and not path.resolve().parent.is_dir():
         raise ConfigError(
             f"--json {path} cannot be written",
             expected="an existing folder",
-            found=f"no {path.resolve().parent}",
+            found=nearest(path.resolve().parent),
             remedy="Make the folder first.",
         )
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from lmcore.store import Artifact
+from lmcore.units import TIMES, told
 from tasks.report import Summary
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
@@ -92,8 +93,8 @@ def show_summary(console: Console, summary: Summary) -> None:
             f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
             highlight=False,
         )
-    for told in _figures(summary):
-        console.print(told, highlight=False, markup=False)
+    for figure in _figures(summary):
+        console.print(figure, highlight=False, markup=False)
     if summary.gate and not summary.model_version:
         console.print(f"not registered: {summary.gate}", highlight=False, markup=False)
     elif summary.gate:
@@ -127,22 +128,25 @@ def _figures(summary: Summary) -> list[str]:
 
 def _costs(summary: Summary) -> str:
     costs = summary.costs
-    told = [f"trained at {summary.tokens_per_second:,.0f} tokens/s"]
+    speed = f"trained at {summary.tokens_per_second:,.0f} tokens/s"
     if "mfu" in costs:
-        told.append(f"MFU {costs['mfu']:.1%}")
+        speed += f", MFU {costs['mfu']:.1%}"
+    if "step_seconds" in costs:
+        speed += f" (median step: {told(costs['step_seconds'], TIMES)})"
+    parts = [speed]
     if costs.get("tokens_per_joule"):
         most = "at most " if "covers" in costs else ""
-        told.append(f"{most}{costs['tokens_per_joule']:,.3g} tokens/J ({costs['energy']})")
+        parts.append(f"{most}{costs['tokens_per_joule']:,.3g} tokens/J ({costs['energy']})")
     elif "energy" in costs:
-        told.append(f"energy {costs['energy']}")
+        parts.append(f"energy {costs['energy']}")
     if isinstance(costs.get("cost"), float):
         least = "at least " if "covers" in costs else ""
-        told.append(f"{least}{costs['cost']:,.3g} {costs['currency']}")
+        parts.append(f"{least}{costs['cost']:,.3g} {costs['currency']}")
     if costs.get("tokens_repeated"):
-        told.append(f"{costs['tokens_repeated']:,} tokens done again after a stop")
+        parts.append(f"{costs['tokens_repeated']:,} tokens done again after a stop")
     if "covers" in costs:
-        told.append(f"costs cover {costs['covers']}")
-    return ", ".join(told)
+        parts.append(f"costs cover {costs['covers']}")
+    return ", ".join(parts)
 
 
 def _sentence(books: Mapping[str, Any]) -> str:
@@ -153,8 +157,8 @@ def _sentence(books: Mapping[str, Any]) -> str:
         name.replace("_", " "): books[name]
         for name in ("contaminated", "duplicates", "near_duplicates", "quarantined")
     }
-    told = " + ".join(f"{count:,} {name}" for name, count in parts.items() if count)
-    return f"{books['documents_in']:,} documents = {told}"
+    terms = " + ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    return f"{books['documents_in']:,} documents = {terms}"
 
 
 def _number(value: float | None) -> str:

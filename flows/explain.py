@@ -8,16 +8,20 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lmcore.config import Recipe
-from lmcore.data.prepare import take_inventory
+from lmcore.data.amount import too_little, too_little_text
+from lmcore.data.prepare import Inventory, take_inventory
 from lmcore.errors import StorageError
 from lmcore.eval.sets import find_sets
-from lmcore.home import Home
+from lmcore.home import VARIABLE, Home
 from lmcore.store import Artifact, Stage, Store
+from tasks.data_report import report_stage
 from tasks.evaluate import evaluate_stage, trained_subject
 from tasks.prepare import Prepared, documents_stage, splits_stage, tokenizer_stage, tokens_stage
 from tasks.train import train_stage
 
-STAGES = ("documents", "splits", "tokenizer", "tokens", "train", "evaluate")
+STAGES = ("documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate")
+DATA = STAGES[:4]
+APART = "report"  # no stage waits for it
 
 
 class Explanation(BaseModel):
@@ -27,18 +31,30 @@ class Explanation(BaseModel):
     key: str
     status: str
     reason: str
+    warning: str = ""
 
 
 def explain_recipe(recipe: Recipe) -> list[Explanation]:
     """Follow the stages of ``recipe`` until one must be built; those behind it wait for its result."""
-    rows = []
-    for stage, artifact, reason in _walk(recipe):
+    rows, found = [], {}
+    inventory = take_inventory(recipe.preparation)
+    for stage, artifact, reason in _walk(recipe, inventory):
         status = "reused" if artifact else "built"
         rows.append(Explanation(stage=stage.name, key=stage.key, status=status, reason=reason))
+        found[stage.name] = artifact
     missing = STAGES[len(rows) :]
-    first = rows[-1].stage
-    waits = f"depends on {first}, which would be built"
-    return rows + [Explanation(stage=name, key="", status="built", reason=waits) for name in missing]
+    waits = f"depends on {rows[-1].stage}, which would be built"
+    rows += [Explanation(stage=name, key="", status="built", reason=waits) for name in missing]
+    if not found.get("train"):
+        warning = _too_little(recipe, inventory, found.get("tokens"))
+        rows = [row.model_copy(update={"warning": warning}) if row.stage == "train" else row for row in rows]
+    return rows
+
+
+def _too_little(recipe: Recipe, inventory: Inventory, tokens: Artifact | None) -> str:
+    if tokens:
+        return too_little(recipe.train, tokens.summary["train_tokens"])
+    return too_little_text(recipe.train, inventory.text_bytes)
 
 
 def trained_model(recipe: Recipe) -> Path:
@@ -57,13 +73,17 @@ def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
         StorageError: one is not there.
     """
     found = {}
-    for stage, artifact, reason in _walk(recipe):
+    for stage, artifact, reason in _walk(recipe, take_inventory(recipe.preparation)):
+        if artifact is None and stage.name == APART:
+            continue
         if artifact is None:
             command = "train" if last == "train" else "prepare"
             raise StorageError(
                 f"recipe {recipe.name} has no {'trained model' if last == 'train' else 'prepared data'}",
                 found=f"{stage.name} is not in {Home.here().root} ({reason})",
-                remedy=f"Run `gristmill {command}` with the same recipe and --set first.",
+                remedy=f"Run `gristmill {command}` with the same recipe and --set first; or, if that was "
+                f"done elsewhere, set {VARIABLE} to the folder it was kept in: where it is not set, that is "
+                ".gristmill below the folder one is in.",
             )
         found[stage.name] = artifact
         if stage.name == last:
@@ -71,9 +91,8 @@ def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
     return found
 
 
-def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
+def _walk(recipe: Recipe, inventory: Inventory) -> Iterator[tuple[Stage, Artifact | None, str]]:
     store, data = Store(Home.here().store), recipe.preparation
-    inventory = take_inventory(data)
     found: dict[str, Artifact] = {}
 
     def next_stage(name: str) -> Stage:
@@ -85,8 +104,10 @@ def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
             return tokenizer_stage(data, found["documents"], found["splits"])
         if name == "tokens":
             return tokens_stage(data, *(found[n] for n in ("documents", "splits", "tokenizer")))
+        if name == APART:
+            return report_stage(data, *(found[n] for n in ("documents", "splits", "tokens")))
         if name == "train":
-            return train_stage(recipe, Prepared(*(found[n] for n in STAGES[:4])))
+            return train_stage(recipe, Prepared(*(found[n] for n in DATA)))
         sets = find_sets(recipe.evaluation)
         return evaluate_stage(recipe, trained_subject(recipe, found["train"]), found["tokens"], sets)
 
@@ -94,6 +115,7 @@ def _walk(recipe: Recipe) -> Iterator[tuple[Stage, Artifact | None, str]]:
         stage = next_stage(name)
         artifact, reason = store.explain(stage)
         yield stage, artifact, reason
-        if artifact is None:
+        if artifact is not None:
+            found[name] = artifact
+        elif name != APART:
             return
-        found[name] = artifact

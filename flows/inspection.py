@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from lmcore.data.tokens import TokenDataset
 from lmcore.errors import DataError
 from lmcore.home import Home
 from lmcore.progress import silent
-from lmcore.store import Store
+from lmcore.store import Artifact, Store
 from tasks.data_report import PAGE, build_report, report_stage
 
 CHARS_SHOWN = 1_000
@@ -31,7 +32,7 @@ def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens:
 
     Raises:
         StorageError: the recipe's data has not been prepared.
-        DataError: there is none.
+        DataError: there can be none: no source, rule or document has the name.
     """
     found = built(recipe, "tokens" if tokens else "splits")
     console, rules = Console(), decision_rules(recipe.preparation)
@@ -45,14 +46,53 @@ def show_documents(recipe: Recipe, wanted: browse.Wanted, limit: int, *, tokens:
         _print(console, f"{document.doc_id}  {document.decision}", document.why(rules), text)
         shown += 1
     if not shown:
-        raise DataError(
-            "no document is like that",
-            expected=f"one of {', '.join(sorted(found['splits'].summary['sources']))} that fits all options",
-            found="none",
-            remedy="Leave an option out; a rule is given by its beginning, a name by any part. "
-            "What could not be read is shown by --quarantined.",
-        )
+        console.print(_why_none(found["splits"], wanted, [rule.name for rule in rules]), highlight=False)
+        return
     _say_how_many(shown, browse.count(found["documents"].path, found["splits"].path, wanted), "documents")
+
+
+def _why_none(splits: Artifact, wanted: browse.Wanted, rules: Sequence[str]) -> str:
+    """That no document is as asked for, and what there is instead.
+
+    Raises:
+        DataError: there can be none: no source, rule or document has the name.
+    """
+    there = browse.tally(splits.path)
+    sources, decisions, by_rule = sorted(splits.summary["sources"]), Counter(), Counter()
+    for (decision, rule), number in there.items():
+        decisions[decision] += number
+        by_rule.update({rule: number} if rule else {})
+    if wanted.source and wanted.source not in sources:
+        raise _no_name("source", wanted.source, sources)
+    dropped = f"rules that dropped some: {_listed(by_rule)}" if by_rule else "no rule dropped any"
+    if wanted.rule and not any(rule.startswith(wanted.rule) for rule in by_rule):
+        if not any(rule.startswith(wanted.rule) for rule in rules):
+            raise _no_name(
+                "rule", wanted.rule, sorted({*rules, *by_rule}), f"{dropped[0].upper()}{dropped[1:]}."
+            )
+        return f"no document was dropped by {wanted.rule}; {dropped}"
+    if wanted.decision and not decisions[wanted.decision]:
+        return f"no document is {wanted.decision}; there are {_listed(decisions)}"
+    if wanted.doc_id and not (wanted.decision or wanted.rule or wanted.source):
+        raise DataError(
+            "no document has such a name",
+            expected="a part of one, such as gristmill inspect shows above each text",
+            found=repr(wanted.doc_id),
+        )
+    return f"no document fits all options together; there are {_listed(decisions)}; {dropped}"
+
+
+def _no_name(what: str, name: str, known: Sequence[str], remedy: str = "") -> DataError:
+    return DataError(
+        f"no document is like that: there is no {what} {name!r}",
+        expected=f"one of {', '.join(known)}" if known else "none: nothing is dropped",
+        found=repr(name),
+        remedy=remedy,
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items(), key=lambda one: -one[1]))
 
 
 def show_set_aside(recipe: Recipe, limit: int) -> None:

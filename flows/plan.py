@@ -14,8 +14,9 @@ from rich.table import Table
 from flows.recipe_files import find_recipe
 from lmcore.config import Recipe, load_recipe
 from lmcore.errors import ConfigError
+from lmcore.units import BYTES, DURATIONS, ENERGIES, TIMES, number, told, unit_for
 
-GB = 1e9
+DAY = 86_400.0  # seconds
 LEAST_WIDTH = 170  # of a terminal: what is too long for it goes on in its next line, and no number is cut
 _AXES = {"dp_replicate": "replicas", "dp_shard": "fsdp", "tp": "tp", "pp": "pp", "cp": "cp", "ep": "ep"}
 
@@ -71,21 +72,30 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(
-        f"{plan['gpus']:,} {gpu['name']} of {plan['gpu_memory_bytes'] / GB:.0f} GB "
-        f"({plan['room_bytes'] / GB:.0f} of them for us), {plan['gpus_per_node']} a node; "
+        f"{plan['gpus']:,} {gpu['name']} of {told(plan['gpu_memory_bytes'], BYTES, 2)} "
+        f"({told(plan['room_bytes'], BYTES, 2)} of them for us), {plan['gpus_per_node']} a node; "
         f"{plan['num_layouts']:,} layouts divide the model and the batch\n",
         highlight=False,
     )
     console.print(_memory_and_time(plan))
     console.print(_messages(plan))
-    for number, layout in enumerate(plan["layouts"]):
-        sign = "->" if number == 0 else f"{number + 1:>2}"
+    for index, layout in enumerate(plan["layouts"]):
+        sign = "->" if index == 0 else f"{index + 1:>2}"
         console.print(f"{sign} {_layout(layout)}: {escape(layout['why'])}", highlight=False, soft_wrap=True)
     console.print(f"\n{_rates(plan)}", highlight=False, soft_wrap=True)
+    if plan["warning"]:
+        console.print(f"\nwarning: {plan['warning']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _memory_and_time(plan: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, title="GB of the fullest process; a run", title_justify="left")
+    best = plan["layouts"][0]
+    # A column has the unit that fits the layout to take; parts of memory are worth a digit more.
+    memory_unit, a_byte = unit_for([best["memory_bytes"]["total"] / 10], BYTES)
+    step_unit, a_second = unit_for([best["step_seconds"]["total"]], TIMES)
+    run_unit, a_day = unit_for([best["days"] * DAY], DURATIONS)
+    energy_unit, a_wh = unit_for([best["kwh"] * 1000], ENERGIES)
+    title = f"{memory_unit} of the fullest process; a run"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("layout", no_wrap=True)
     numbers = (
         "weights",
@@ -95,10 +105,10 @@ def _memory_and_time(plan: dict[str, Any]) -> Table:
         "active",
         "logits",
         "total",
-        "step s",
+        f"step {step_unit}",
         "MFU",
-        "days",
-        "MWh",
+        run_unit,
+        energy_unit,
     )
     for heading in (*numbers, plan["rates"]["currency"]):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -107,12 +117,12 @@ def _memory_and_time(plan: dict[str, Any]) -> Table:
         parts = ("parameters", "gradients", "optimizer", "gathered", "activations", "logits", "total")
         table.add_row(
             _layout(layout),
-            *(f"{memory[part] / GB:.1f}" for part in parts),
-            f"{layout['step_seconds']['total']:.2f}",
+            *(f"{memory[part] / a_byte:,.1f}" for part in parts),
+            f"{layout['step_seconds']['total'] / a_second:.2f}",
             f"{layout['mfu']:.1%}",
-            f"{layout['days']:.1f}",
-            f"{layout['kwh'] / 1000:,.1f}",
-            "-" if layout["cost"] is None else f"{layout['cost']:,.0f}",
+            f"{layout['days'] * DAY / a_day:.1f}",
+            f"{layout['kwh'] * 1000 / a_wh:,.1f}",
+            "-" if layout["cost"] is None else number(layout["cost"]),
             style="" if layout["fits"] else "dim",
         )
     return table
@@ -120,7 +130,11 @@ def _memory_and_time(plan: dict[str, Any]) -> Table:
 
 def _messages(plan: dict[str, Any]) -> Table:
     sent = sorted({axis for layout in plan["layouts"] for axis in layout["sent_bytes_per_step"]})
-    title = "\nGB that a process sends in a step, and seconds that nothing hides; seconds of the rest"
+    layouts = plan["layouts"]
+    unit, a_second = unit_for([layouts[0]["step_seconds"]["total"]], TIMES)
+    most = max((sum(layout["sent_bytes_per_step"].values()) for layout in layouts), default=0.0)
+    sent_unit, a_byte = unit_for([most / 10], BYTES)
+    title = f"\n{sent_unit} that a process sends in a step, and {unit} that nothing hides; {unit} of the rest"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("layout", no_wrap=True)
     for heading in (*sent, "matmul", "attn", "mem", "opt", "idle"):
@@ -128,12 +142,16 @@ def _messages(plan: dict[str, Any]) -> Table:
     for layout in plan["layouts"]:
         seconds = layout["step_seconds"]
         cells = [
-            f"{layout['sent_bytes_per_step'][axis] / GB:.1f} {seconds['exposed'].get(axis, 0.0):.2f}s"
+            f"{layout['sent_bytes_per_step'][axis] / a_byte:.1f} "
+            f"{seconds['exposed'].get(axis, 0.0) / a_second:.2f}{unit}"
             if axis in layout["sent_bytes_per_step"]
             else "-"
             for axis in sent
         ]
-        rest = (f"{seconds[part]:.2f}" for part in ("products", "attention", "memory", "optimizer", "bubble"))
+        rest = (
+            f"{seconds[part] / a_second:.2f}"
+            for part in ("products", "attention", "memory", "optimizer", "bubble")
+        )
         table.add_row(_layout(layout), *cells, *rest)
     return table
 
@@ -160,6 +178,10 @@ def _rates(plan: dict[str, Any]) -> str:
         prices.append(f"{rates['per_kwh']:g} {rates['currency']} a kWh")
     text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
     text += f"x {rates['overhead']:g} for the building. "
+    peak = plan["mfu_peak"]
+    text = (
+        f"MFU is of {peak['flops'] / 1e12:,.4g} TFLOP/s a GPU, the vendor's figure for {peak['kind']}. {text}"
+    )
     text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
     took = f"{plan['seconds']:.1f} s, {plan['processor_seconds']:.1f} of a processor"
-    return f"{text} Days are of steps alone. Planned in {took}."
+    return f"{text} Times are of steps alone. Planned in {took}."

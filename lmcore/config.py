@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, nearest
 from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
@@ -1309,7 +1309,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except OSError as error:
         raise ConfigError(
             f"recipe {path} cannot be read",
-            found=error.strerror or str(error),
+            found=(error.strerror or str(error)) if path.exists() else nearest(path),
             remedy="Give the name of a recipe, or the path of a YAML file.",
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML

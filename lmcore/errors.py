@@ -14,6 +14,10 @@ GristmillError
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+from pathlib import Path
+
 
 class GristmillError(Exception):
     """An error that tells what is wrong, what was expected, what was found, and what to do.
@@ -41,6 +45,19 @@ class GristmillError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process pools; the default would replay __init__ with the message alone.
         return (_rebuild, (type(self), self.problem, self.expected, self.found, self.remedy))
+
+
+def nearest(path: str | Path) -> str:
+    """Say of a path that is not there where it leaves what is, and what of that is called most alike."""
+    missing = Path(path).expanduser().resolve()
+    folder = next((above for above in missing.parents if above.is_dir()), Path("/"))
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    wanted = missing.relative_to(folder).parts[0] if missing != folder else ""
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3) or names[:3]
+    holds = f", which holds {', '.join(near)}" if near else ", which is empty"
+    return f"no such file or folder; the nearest folder that is there is {folder}{holds}"
 
 
 def _rebuild(

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmcore.train.bill import NOT_MEASURED, bill_of
+from lmcore.units import TIMES, told
+
+SPEED = ("step_seconds", "tokens_per_second", "mfu")
 
 
 def costs_of(
     rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any], tokens_per_step: int, currency: str
 ) -> dict[str, Any]:
-    """What all attempts at a run cost together, by the rows of its events; MFU is that of the median step.
+    """What all attempts at a run cost together, by the rows of its events; its speed is as the result has it.
 
     Args:
         rows: Of all attempts.
-        result: Of the last one, which knows the peak.
+        result: Of the last one: seconds, tokens a second and MFU of the median step of all, and the peak.
         tokens_per_step: Over all processes.
         currency: Of the prices.
     """
-    rows = list(rows)
-    mfu = {row["step"]: row["values"].get("perf/mfu") for row in rows if row["kind"] == "step"}
-    known = [value for value in mfu.values() if value is not None]
-    peak = {name: result[name] for name in ("peak_tflops", "peak_source") if result.get(name)}
-    return {
-        **bill_of(rows, tokens_per_step, currency),
-        **({"mfu": statistics.median(known), **peak} if known else {}),
-    }
+    names = (*SPEED, "peak_tflops", "peak_source")
+    speed = {name: result[name] for name in names if result.get(name) is not None}
+    return {**bill_of(rows, tokens_per_step, currency), **speed}
+
+
+def speed_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the median step, by names of their own: ``perf/mfu`` and the like are of each step."""
+    return {f"perf/median_{name}": costs[name] for name in SPEED if name in costs}
 
 
 def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float | None]:
     """The sums under MLflow's groups ``perf/`` and ``energy/``; None: not known."""
     cost = costs.get("cost")
     return {
-        "perf/mfu": costs.get("mfu"),
+        **speed_metrics(costs),
         "perf/peak_memory_bytes": costs.get("peak_memory_bytes"),
         "perf/tokens_repeated": costs.get("tokens_repeated"),
         "perf/cost": None if cost == NOT_MEASURED else cost,
@@ -50,24 +52,23 @@ def cost_tags(costs: Mapping[str, Any]) -> dict[str, str]:
     return {tag: str(costs[name]) for name, tag in tags.items() if name in costs}
 
 
-def cost_table(costs: Mapping[str, Any], tokens_per_second: float | None) -> list[str]:
+def cost_table(costs: Mapping[str, Any]) -> list[str]:
     """The costs as lines of a page."""
     if not costs:
         return []
     lines = ["## What it cost", "", "| | |", "|---|---|"]
-    if tokens_per_second:
-        lines.append(f"| speed | {tokens_per_second:,.0f} tokens/s |")
+    if "step_seconds" in costs:
+        step = f"{told(costs['step_seconds'], TIMES)} for the median step"
+        lines.append(f"| speed | {costs['tokens_per_second']:,.0f} tokens/s: {step} |")
     if "mfu" in costs:
-        told = f"{costs['mfu']:.1%}"
-        if "peak_tflops" in costs:
-            told += f" of {costs['peak_tflops']:,.3g} TFLOP/s a device ({costs['peak_source']})"
-        lines.append(f"| MFU | {told} |")
+        peak = f"{costs['peak_tflops']:,.3g} TFLOP/s a device ({costs['peak_source']})"
+        lines.append(f"| MFU | {costs['mfu']:.1%} of {peak}, in that step |")
     if "shares" in costs:
         largest = sorted(costs["shares"].items(), key=lambda share: -share[1])
-        told = ", ".join(
+        parts = ", ".join(
             f"{name.replace('_', ' ')} {share:.1%}" for name, share in largest if share >= 0.0005
         )
-        lines.append(f"| time | {_least(costs)}{costs['seconds']:,.0f} s: {told} |")
+        lines.append(f"| time | {_least(costs)}{costs['seconds']:,.0f} s: {parts} |")
         lines.append(f"| peak memory | {costs['peak_memory_bytes'] / 1e9:,.2f} GB a process |")
         lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs), *_waste(costs)]
     return [*lines, ""]
@@ -76,10 +77,10 @@ def cost_table(costs: Mapping[str, Any], tokens_per_second: float | None) -> lis
 def _energy(costs: Mapping[str, Any]) -> str:
     if costs["energy"] == NOT_MEASURED:
         return NOT_MEASURED
-    told = f"{_least(costs)}{costs['joules'] / 1000:,.4g} kJ ({costs['energy']})"
+    joules = f"{_least(costs)}{costs['joules'] / 1000:,.4g} kJ ({costs['energy']})"
     if not costs.get("tokens_per_joule"):
-        return told
-    return f"{told}, {'at most ' if 'covers' in costs else ''}{costs['tokens_per_joule']:,.4g} tokens/J"
+        return joules
+    return f"{joules}, {'at most ' if 'covers' in costs else ''}{costs['tokens_per_joule']:,.4g} tokens/J"
 
 
 def _least(costs: Mapping[str, Any]) -> str:
@@ -102,6 +103,6 @@ def _co2_and_money(costs: Mapping[str, Any]) -> list[str]:
         lines.append(f"| carbon dioxide | {_least(costs)}{costs['co2_grams']:,.4g} g |")
     if "cost" in costs:
         cost = costs["cost"]
-        told = cost if cost == NOT_MEASURED else f"{_least(costs)}{cost:,.4g} {costs['currency']}"
-        lines.append(f"| cost | {told} |")
+        money = cost if cost == NOT_MEASURED else f"{_least(costs)}{cost:,.4g} {costs['currency']}"
+        lines.append(f"| cost | {money} |")
     return lines

@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.logging import get_run_logger
 
 from lmcore.config import DataConfig, EvaluationConfig, Identity, Json, ParallelConfig, Recipe, identify
 from lmcore.data import prepare
@@ -24,12 +26,14 @@ from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage, hash_files, sha256_json
 from tasks import runs
 from tasks.prepare import Prepared, tokens_stage
+from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
 from tasks.tracking import ModelVersion
 from tasks.train import run_job
 
 EVALUATE_VERSION = 1
+HELD_OUT = "the held-out documents"
 MEASURES = {"text": "bits_per_byte", "minimal_pairs": "accuracy"}
 
 
@@ -131,12 +135,22 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
         )
     # The gate asks nothing of the sets.
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": ()})})
-    tokens = _encode_for(recipe.data, model, prepared.documents, prepared.splits)
+    changed = changes_of_protocol(champion.protocol, protocol(recipe, prepared))
+    who, was = f"the champion, version {champion.version}", f"{champion.bits_per_byte:.4f} bits per byte"
+    say = partial(note, get_run_logger())
+    say(f"{who}, is measured again, as the challenger was: {changed}; it needed {was} before")
+    tokens = _encode_for(
+        recipe.data, model, prepared.documents, prepared.splits, why=f"for {who}: by its own tokenizer"
+    )
     name = f"{champion.name} version {champion.version}, the champion"
     subject = Subject(name, model, champion.model_digest, champion.seq_len, champion.document_mask)
-    measured = _evaluate(recipe, subject, tokens, run)
+    measured = _evaluate(recipe, subject, tokens, run, why=f"of {who}: {changed}")
+    score = measured.summary["bits_per_byte"]
+    say(f"{who}: {was} before, {score:.4f} now")
     return Measured(
-        bits_per_byte=measured.summary["bits_per_byte"], data_digest=protocol_digest(recipe, prepared)
+        bits_per_byte=score,
+        data_digest=protocol_digest(recipe, prepared),
+        remark=f"the champion was measured again, since {changed}: {was} before",
     )
 
 
@@ -147,23 +161,50 @@ def model_digest(trained: Artifact) -> str:
 
 def protocol_digest(recipe: Recipe, prepared: Prepared) -> str:
     """Digest of the held-out documents and of how they are scored: equal ones can be compared."""
+    return sha256_json(list(protocol(recipe, prepared).values()))
+
+
+def protocol(recipe: Recipe, prepared: Prepared) -> dict[str, str | int]:
+    """What decides whether two scores can be compared, by name."""
     evaluation = recipe.evaluation
-    return sha256_json(
-        [prepared.splits.summary["validation_digest"], evaluation.stride_tokens, evaluation.max_bytes]
+    return {
+        HELD_OUT: prepared.splits.summary["validation_digest"],
+        "evaluation.stride_tokens": evaluation.stride_tokens,
+        "evaluation.max_bytes": evaluation.max_bytes,
+    }
+
+
+def changes_of_protocol(then: Mapping[str, str | int], now: Mapping[str, str | int]) -> str:
+    """What differs between how a model was measured and how one is now, in words."""
+    if not then:
+        return "how it was measured was not kept in full"
+    changed = [name for name in now if then.get(name) != now[name]]
+    return ", ".join(
+        f"{HELD_OUT} are others" if name == HELD_OUT else f"{name} went from {then.get(name)} to {now[name]}"
+        for name in changed
     )
 
 
-def _encode_for(config: DataConfig, model: Path, documents: Artifact, splits: Artifact) -> Artifact:
+def _encode_for(
+    config: DataConfig, model: Path, documents: Artifact, splits: Artifact, *, why: str
+) -> Artifact:
     digest = sha256_json(hash_files(model)["tokenizer.json"])
     tokenizer = Artifact("tokenizer", digest, model, "reused", "", 0.0, {}, digest)
     return ensure(
         tokens_stage(config, documents, splits, tokenizer),
         lambda out, progress: prepare.build_tokens(config, documents.path, splits.path, model, out, progress),
+        why=why,
     )
 
 
 def _evaluate(
-    recipe: Recipe, subject: Subject, tokens: Artifact, run: FlowRun, sets: tuple[SourceFile, ...] = ()
+    recipe: Recipe,
+    subject: Subject,
+    tokens: Artifact,
+    run: FlowRun,
+    sets: tuple[SourceFile, ...] = (),
+    *,
+    why: str = "",
 ) -> Artifact:
     stage = evaluate_stage(recipe, subject, tokens, sets)
 
@@ -188,7 +229,7 @@ def _evaluate(
             shutil.copy2(run_dir / name, out / name)
         return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
 
-    return ensure(stage, build)
+    return ensure(stage, build, why=why)
 
 
 def _datasets(recipe: Recipe, tokens: Artifact, sets: tuple[SourceFile, ...]) -> list[runs.Dataset]:

@@ -32,7 +32,7 @@ def draw_loss(events: Path, target: Path) -> None:
     # Of steps that were replayed after a resume, the last row counts.
     by_step = {(row["kind"], row.get("step")): row for row in rows if row.get("values")}
     figure, axes = _axes("Loss", "tokens", "nats per token")
-    for kind, metric, style in (("step", "train/loss", "-"), ("validation", "eval/loss", "o--")):
+    for kind, metric, style in (("step", "train/loss", "-"), ("validation", "train/validation_loss", "o--")):
         points = [
             (row["tokens"], row["values"][metric])
             for (row_kind, _), row in by_step.items()

@@ -21,6 +21,7 @@ from tasks.evaluate import (
     evaluation_metrics,
     evaluation_run_directory,
     model_digest,
+    protocol,
     protocol_digest,
 )
 from tasks.prepare import Prepared
@@ -71,6 +72,7 @@ def _candidate(recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated:
         model_digest=model_digest(trained),
         bits_per_byte=evaluated.summary["bits_per_byte"],
         data_digest=protocol_digest(recipe, prepared),
+        protocol=protocol(recipe, prepared),
         seq_len=recipe.train.seq_len,
         document_mask=recipe.train.document_mask,
         split_seed=recipe.data.split_seed,

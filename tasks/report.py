@@ -45,7 +45,7 @@ class SetSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """A run in numbers. Units: bits per byte, tokens a second, seconds.
+    """A run in numbers. Units: bits per byte, tokens a second (of the median step), seconds.
 
     ``dataset_tokens`` are those of the training split, ``train_tokens`` those that were trained on.
     """
@@ -222,7 +222,7 @@ def _summarize(
         zstd_bits_per_byte=measured.get("zstd_bits_per_byte"),
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         sets=set_summaries(measured.get("sets", {})),
-        tokens_per_second=trained.summary["tokens_per_second"],
+        tokens_per_second=trained.summary.get("tokens_per_second"),
         costs=trained.summary.get("costs", {}),
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
@@ -242,7 +242,6 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
         "eval/bits_per_byte": summary.val_bits_per_byte,
         "eval/zstd_bits_per_byte": summary.zstd_bits_per_byte,
         "eval/bigram_bits_per_byte": summary.bigram_bits_per_byte,
-        "perf/tokens_per_second": summary.tokens_per_second,
         "data/documents": summary.documents,
         "train/tokens": summary.train_tokens,
     }
@@ -284,7 +283,7 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
         lines += [f"Gate: {summary.gate}.", ""]
     if summary.mlflow_url:
         lines += [f"[This run in MLflow]({summary.mlflow_url})", ""]
-    lines += cost_table(summary.costs, summary.tokens_per_second)
+    lines += cost_table(summary.costs)
     lines += ["## Stages", "", "| stage | key | status | seconds | why |", "|---|---|---|---:|---|"]
     lines += [
         f"| {s.stage} | `{s.key[:12]}` | {s.status} | {s.seconds:.1f} | {s.reason} |" for s in summary.stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ _LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR
 BuildWithProgress = Callable[[Path, Progress], Mapping[str, Any]]
 
 
-def ensure(stage: Stage, build: BuildWithProgress) -> Artifact:
+def ensure(stage: Stage, build: BuildWithProgress, *, why: str = "") -> Artifact:
     """Return the artifact of ``stage``, built if needed, and say which and why.
+
+    ``why`` is said instead of how it differs from earlier ones, where it was not to be like them.
 
     Raises:
         GristmillError: what was wrong; also logged in one line.
@@ -38,6 +41,8 @@ def ensure(stage: Stage, build: BuildWithProgress) -> Artifact:
     except GristmillError as error:
         logger.error("%s failed: %s", stage.name, error)
         raise
+    if why:
+        artifact = replace(artifact, reason=why)
     logger.info("%s", describe(artifact))
     progress.finished(artifact)
     return artifact

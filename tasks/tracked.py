@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 from prefect.logging import get_run_logger
 
-from lmcore.config import Recipe
+from lmcore.config import Json, Recipe, holds_secret
 from lmcore.errors import GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.launch.job import require_cores
@@ -24,6 +25,10 @@ from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
 from tasks.tracking import Follower, Tracker, sync_all
+
+# What a flow that does not do all has settings of.
+PARTS = {"data": ("data", "evaluation.sets"), "train-flow": ("data", "evaluation.sets", "model", "train")}
+MOST_ENTRIES = 20  # of a list whose settings are parameters of their own
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         experiment=recipe.tracking.experiment,
         place=tracker.place,
         tags={**runs.standard_tags(), "gristmill.recipe": recipe.name, "gristmill.run_dir": str(directory)},
-        params={"recipe": recipe.name},
+        params={"recipe": recipe.name, **settings_of(recipe, kind)},
         files={"recipe.yaml": str(directory / "recipe.yaml")},
     )
     logger = get_run_logger()
@@ -96,6 +101,27 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
     else:
         _catch_up(tracker)
+
+
+def settings_of(recipe: Recipe, kind: str) -> dict[str, str]:
+    """The settings that a flow has, each under its path in ``--set``: what MLflow compares runs by.
+
+    An address that holds a secret, which recipes refuse, is not told. A long list is one value, as JSON.
+    """
+    told = dict(_leaves(recipe.model_dump(mode="json", exclude={"name"}), ""))
+    parts = PARTS.get(kind, ("",))
+    return {path: value for path, value in told.items() if path.startswith(parts)}
+
+
+def _leaves(value: Json, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and len(value) <= MOST_ENTRIES and any(isinstance(x, dict) for x in value):
+        value = {str(place): entry for place, entry in enumerate(value)}
+    if isinstance(value, Mapping) and value:
+        for name, below in value.items():
+            yield from _leaves(below, f"{path}.{name}" if path else name)
+        return
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    yield path, "(not told: it holds a secret)" if holds_secret(text) else text
 
 
 def _catch_up(tracker: Tracker) -> None:

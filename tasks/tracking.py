@@ -28,6 +28,7 @@ from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 
 MAX_METRICS_A_BATCH = 1_000
+MAX_PARAMS_A_BATCH = 100
 MAX_PARAM_CHARS = 6_000
 SYNC_EVERY_SECONDS = 5.0
 RETRY_SECONDS = 2.0
@@ -198,9 +199,11 @@ class Tracker:
         ended = int((record.ended or time.time()) * 1000)
         # MLflow's parameters cannot change: those of the first attempt stay.
         fresh = [key for key in record.params if key not in mark.params]
+        params = [Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh]
+        for start in range(0, len(params), MAX_PARAMS_A_BATCH):
+            self.client.log_batch(mark.run_id, params=params[start : start + MAX_PARAMS_A_BATCH])
         self.client.log_batch(
             mark.run_id,
-            params=[Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh],
             tags=[RunTag(key, value) for key, value in tags.items()],
             metrics=[Metric(key, value, ended, record.metrics_step) for key, value in record.metrics.items()],
         )
@@ -431,7 +434,7 @@ def sync_all(tracker: Tracker) -> list[Path]:
 
 
 class ModelVersion(BaseModel):
-    """A registered version: where its files are, and how it was measured."""
+    """A registered version: where its files are, and how it was measured (``protocol``; earlier: unknown)."""
 
     name: str
     version: str
@@ -440,6 +443,7 @@ class ModelVersion(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    protocol: dict[str, str | int] = {}
     seq_len: int
     document_mask: bool
     split_seed: int
@@ -454,6 +458,7 @@ class Candidate(BaseModel):
     model_digest: str
     bits_per_byte: float
     data_digest: str
+    protocol: dict[str, str | int] = {}
     seq_len: int
     document_mask: bool
     split_seed: int
@@ -558,6 +563,7 @@ class Registry:
             "gristmill.model_digest": candidate.model_digest,
             "gristmill.bits_per_byte": repr(candidate.bits_per_byte),
             "gristmill.data_digest": candidate.data_digest,
+            "gristmill.protocol": json.dumps(candidate.protocol),
             "gristmill.seq_len": str(candidate.seq_len),
             "gristmill.document_mask": str(candidate.document_mask).lower(),
             "gristmill.split_seed": str(candidate.split_seed),
@@ -614,6 +620,7 @@ def _model_version(version: Any, aliases: list[str]) -> ModelVersion:
         model_digest=tags["gristmill.model_digest"],
         bits_per_byte=float(tags["gristmill.bits_per_byte"]),
         data_digest=tags["gristmill.data_digest"],
+        protocol=json.loads(tags.get("gristmill.protocol", "{}")),
         seq_len=int(tags["gristmill.seq_len"]),
         document_mask=tags["gristmill.document_mask"] == "true",
         split_seed=int(tags["gristmill.split_seed"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +13,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from lmcore.config import Identity, Json, Recipe, identify
+from lmcore.data.amount import too_little
 from lmcore.errors import LaunchError
 from lmcore.home import Home
 from lmcore.launch import local
@@ -22,7 +22,7 @@ from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage
 from lmcore.train.job import TrainJob
 from tasks import runs
-from tasks.costs import cost_tags, costs_of
+from tasks.costs import cost_tags, costs_of, speed_metrics
 from tasks.events import EventTail
 from tasks.prepare import Prepared
 from tasks.progress import note
@@ -62,6 +62,8 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
 
     def build(out: Path, progress: Progress) -> Mapping[str, Any]:
         run_dir = train_run_directory(stage.key)
+        if warning := too_little(recipe.train, tokens.summary["train_tokens"]):
+            note(get_run_logger(), f"warning: {warning}")
         TrainJob(
             model=recipe.model,
             train=recipe.train,
@@ -78,16 +80,13 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             run,
             progress,
             total_steps=recipe.train.steps,
+            metrics_of=lambda result: speed_metrics(_costs(run_dir, recipe, result)),
             tags_of=lambda result: cost_tags(_costs(run_dir, recipe, result)),
         )
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
-        tokens_per_step = recipe.train.global_batch_tokens
-        return {
-            **result,
-            **figures_of_steps(out / "events.jsonl", tokens_per_step),
-            "costs": _costs(run_dir, recipe, result),
-        }
+        last = last_loss(out / "events.jsonl")
+        return {**result, "train_loss": last, "costs": _costs(run_dir, recipe, result)}
 
     trained = ensure(stage, build)
     run.refer_to(trained, train_run_directory(stage.key))
@@ -150,18 +149,15 @@ def _costs(run_dir: Path, recipe: Recipe, result: Mapping[str, Any]) -> dict[str
     return costs_of(rows, result, recipe.train.global_batch_tokens, recipe.train.costs.currency)
 
 
-def figures_of_steps(events: Path, tokens_per_step: int) -> dict[str, float | None]:
-    """Speed (tokens a second, by the median step) and last loss over all attempts at a run.
+def last_loss(events: Path) -> float | None:
+    """Loss of the last step over all attempts at a run; None where every step was skipped.
 
-    The last attempt alone may not have done a step: it may only have written the model. There is no loss
-    where every step was skipped.
+    The last attempt alone may not have done a step: it may only have written the model.
     """
     rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
     steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
-    seconds = statistics.median(values["perf/step_seconds"] for values in steps.values())
     losses = {step: values["train/loss"] for step, values in steps.items() if "train/loss" in values}
-    last = losses[max(losses)] if losses else None
-    return {"tokens_per_second": tokens_per_step / seconds, "train_loss": last}
+    return losses[max(losses)] if losses else None
 
 
 def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable[[str], None]:

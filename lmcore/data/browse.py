@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,16 @@ def count(documents_dir: Path, splits_dir: Path, wanted: Wanted) -> int:
         sources = pq.read_table(documents_dir / "documents" / path.name, columns=["source"])["source"]
         number += wanted.among(pq.read_table(path).append_column("source", sources)).true_count
     return number
+
+
+def tally(splits_dir: Path) -> Counter[tuple[str, str]]:
+    """How many documents there are of each decision and rule; it is empty where no rule dropped them."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in sorted((splits_dir / "decisions").glob("*.parquet")):
+        counts = pq.read_table(path, columns=["decision", "rule"]).group_by(["decision", "rule"])
+        for row in counts.aggregate([([], "count_all")]).to_pylist():
+            found[row["decision"], row["rule"] or ""] += row["count_all"]
+    return found
 
 
 def _seen(table: pa.Table, content: pa.Table, names: list[str], row: int, place: int) -> Seen:

@@ -204,6 +204,24 @@ def find_files(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...],
     return files, left_out
 
 
+def text_there(sources: Sequence[SourceConfig]) -> int | None:
+    """About how much text local ``sources`` hold, in bytes, by the sizes of their files: none is opened.
+
+    None: it is not known, as of what is not on this machine.
+    """
+    total = 0
+    for source in sources:
+        if source.kind == "huggingface" or not _local(source):
+            return None
+        try:
+            listed = sorted(_LISTS[source.kind](source))
+            taken = _up_to_cap(source, [size for _, _, size in listed])
+        except DataError:
+            return None
+        total += sum(SourceFile("", url, name, size, "").text_bytes for name, url, size in listed[:taken])
+    return total
+
+
 def _stdlib(_source: SourceConfig) -> Iterator[tuple[str, str, int]]:
     root = sysconfig.get_path("stdlib")
     for folder, folders, names in os.walk(root):

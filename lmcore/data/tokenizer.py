@@ -20,7 +20,7 @@ from lmcore.config import DataConfig, TokenizerConfig
 from lmcore.data.arrow import places, to_numbers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.splits import first_generation, hashes_of, split_of_shard
-from lmcore.errors import DataError
+from lmcore.errors import DataError, nearest
 from lmcore.progress import Paced, Progress
 from lmcore.store import sha256_file
 
@@ -200,7 +200,7 @@ def _file(directory: Path) -> Path:
         raise DataError(
             f"tokenizer {path} cannot be read",
             expected="a file that `tokenizers` wrote",
-            found="none",
+            found=nearest(path),
             remedy="Correct data.tokenizer.path, or leave it empty to learn one.",
         )
     return path

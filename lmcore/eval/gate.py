@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmcore.config import GateConfig
 
@@ -18,10 +18,12 @@ class Measured:
     Attributes:
         bits_per_byte: Less is better.
         data_digest: Of the held-out text.
+        remark: What people should know of how it came about; or empty.
     """
 
     bits_per_byte: float
     data_digest: str
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def decide(challenger: Measured, champion: Measured | None, gate: GateConfig) ->
     """Decide whether ``challenger`` takes the place of ``champion``, or of nobody.
 
     It must be at least ``gate.min_improvement`` better on the same data, and strictly better unless that
-    is negative. What is not a number never passes.
+    is negative. What is not a number never passes. The remark on the champion's score is part of the reason.
     """
     score = challenger.bits_per_byte
     if not math.isfinite(score):
@@ -56,7 +58,8 @@ def decide(challenger: Measured, champion: Measured | None, gate: GateConfig) ->
             f"({challenger.data_digest[:12]} and {champion.data_digest[:12]}), so their "
             f"{score:.4f} and {champion.bits_per_byte:.4f} bits per byte cannot be compared",
         )
-    return _compare(score, champion.bits_per_byte, gate.min_improvement)
+    compared = _compare(score, champion.bits_per_byte, gate.min_improvement)
+    return replace(compared, reason=f"{compared.reason} ({champion.remark})") if champion.remark else compared
 
 
 def _compare(score: float, rival: float, wanted: float) -> Decision:

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from lmcore.errors import ConfigError
+from lmcore.parallel.apply import Precision
 from lmcore.train.peaks import vendor_peak
 
 GB = 1e9
@@ -42,6 +43,12 @@ class GPU:
     node_watts: float
     attention: float
     source: str
+
+    def peak(self, precision: Precision) -> tuple[float, str]:
+        """What MFU of a precision is a share of: FLOP/s, and of which products; of 16 bits if it has none."""
+        known = {"fp32": (self.flops_32, "FP32"), "fp8": (self.flops_8, "8-bit")}
+        peak = known.get(precision, (self.flops_16, "16-bit"))
+        return peak if peak[0] else (self.flops_16, "16-bit")
 
 
 def _gpu(name: str, *rest: float, source: str) -> GPU:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmcore.plan.estimate import Estimate
-from lmcore.plan.hardware import GB
+from lmcore.units import BYTES, TIMES, number, told, unit_for
 
 ALIKE = 0.005  # a difference that is not worth a word
 TELLS = 0.03  # a smaller one is no reason to take a layout that is less simple: predictions err by more
@@ -11,7 +11,7 @@ TELLS = 0.03  # a smaller one is no reason to take a layout that is less simple:
 
 def why_taken(taken: Estimate, others: list[Estimate], num_layouts: int) -> str:
     """What it needs, and how far it is ahead of the ``others``."""
-    memory = f"{taken.memory.total / GB:.0f} GB at the worst moment ({taken.memory.moment})"
+    memory = f"{told(taken.memory.total, BYTES, 2)} at the worst moment ({taken.memory.moment})"
     text = f"the fastest of {num_layouts} layouts that fits: {memory}"
     if others:
         ahead = others[0].time.total / taken.time.total - 1
@@ -30,7 +30,9 @@ def why_slower(taken: Estimate, other: Estimate) -> str:
     name = max(grown, key=lambda part: grown[part])
     if slower <= ALIKE or grown[name] <= 0:
         return "as fast, and less simple" if slower >= -ALIKE else f"{-slower:.1%} faster, but less simple"
-    return f"{slower:.1%} slower: {name} {theirs[name]:.2f} s instead of {mine.get(name, 0.0):.2f}"
+    unit, size = unit_for([theirs[name]], TIMES)
+    instead = number(mine[name] / size) if mine.get(name) else "nothing"
+    return f"{slower:.1%} slower: {name} {number(theirs[name] / size)} {unit} instead of {instead}"
 
 
 def _parts(one: Estimate) -> dict[str, float]:
@@ -53,5 +55,6 @@ def why_too_large(other: Estimate, room: float) -> str:
         for name in ("parameters", "gradients", "optimizer", "gathered", "activations", "logits")
     }
     name = max(parts, key=lambda part: parts[part])
-    over = memory.total / GB
-    return f"does not fit: {over:.0f} GB of {room / GB:.0f}, {parts[name] / GB:.0f} of them {name}"
+    unit, size = unit_for([memory.total], BYTES)
+    over, there, part = (number(value / size, 2) for value in (memory.total, room, parts[name]))
+    return f"does not fit: {over} {unit} of {there}, {part} of them {name}"

@@ -9,12 +9,13 @@ from lmcore.config import ModelConfig, TrainConfig, parse
 from lmcore.errors import ConfigError
 from lmcore.layout import micro_batch_sizes
 from lmcore.plan.estimate import Estimate, Rates, estimate
-from lmcore.plan.hardware import GB, Cluster
+from lmcore.plan.hardware import Cluster
 from lmcore.plan.layouts import layouts_of, modes
 from lmcore.plan.memory import memory_of
 from lmcore.plan.reasons import ALIKE, TELLS, why_slower, why_taken, why_too_large
 from lmcore.plan.shape import Shape
 from lmcore.plan.time import Efficiency, step_time
+from lmcore.units import BYTES, told
 
 SHOWN = 8  # layouts that a plan names
 TOO_LARGE = 2  # of them, such as would be faster and do not fit
@@ -243,10 +244,10 @@ def _too_large(wanted: Wanted, layouts: list[TrainConfig]) -> ConfigError:
     enough = _smallest(wanted)
     remedy = f"Use --gpus {enough} or more" if enough else "No number of such GPUs would do with this batch"
     return ConfigError(
-        f"nothing fits on {wanted.cluster.num_gpus} GPUs of {wanted.cluster.memory / GB:.0f} GB",
-        expected=f"{memory.total / GB:.1f} GB for the most frugal layout ({_named(least)})",
-        found=f"{wanted.room / GB:.1f} GB, {(memory.total - wanted.room) / GB:.1f} too few",
-        remedy=f"{remedy}, or GPUs of {memory.total / (1 - wanted.headroom) / GB:.0f} GB.",
+        f"nothing fits on {wanted.cluster.num_gpus} GPUs of {told(wanted.cluster.memory, BYTES, 2)}",
+        expected=f"{told(memory.total, BYTES)} for the most frugal layout ({_named(least)})",
+        found=f"{told(wanted.room, BYTES)}, {told(memory.total - wanted.room, BYTES)} too few",
+        remedy=f"{remedy}, or GPUs of {told(memory.total / (1 - wanted.headroom), BYTES, 2)}.",
     )
 
 

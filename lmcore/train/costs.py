@@ -125,7 +125,8 @@ class Costs:
         while self._pending and (wait or self._pending[0].is_known):
             interval = self._pending.pop(0)
             memory, gpu_joules, cpu_joules = interval.gathered()
-            seconds = interval.lap.seconds()
+            # Later rows say that none of theirs was the start: what is shown of a metric is its last value.
+            seconds = {START: 0.0, **interval.lap.seconds()}
             spent = Spent(
                 tokens=interval.steps * self._tokens_per_step,
                 seconds=sum(seconds.values()),

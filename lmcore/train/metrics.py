@@ -6,15 +6,18 @@ import math
 import statistics
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 PROGRESS_EVERY_SECONDS = 3.0
-WINDOW_STEPS = 20
 
 
 class Speed:
-    """Seconds of a step and tokens per second, robust to a step that was interrupted by something else.
+    """Step time, tokens per second and MFU, which belong together: each is of the same step.
+
+    In a step's row they are of that step. Of a run they are of its median step, over all attempts: a step
+    that something else interrupted does not count, nor what is between steps, which ``costs`` tells of.
+    MFU is that of Chowdhery et al. 2022, appendix B, and only where there is a peak.
 
     Args:
         tokens_per_step: Over all processes.
@@ -26,43 +29,30 @@ class Speed:
         self._tokens_per_step = tokens_per_step
         self._flops_per_step = flops_per_token * tokens_per_step
         self._peak_flops = peak_flops
-        self._window: deque[float] = deque(maxlen=WINDOW_STEPS)
-        self._all: list[float] = []
 
-    def add(self, seconds: float) -> None:
-        """Take note of a step."""
-        self._window.append(seconds)
-        self._all.append(seconds)
+    def values(self, seconds: float) -> dict[str, float]:
+        """Values of the row of a step that took ``seconds``."""
+        found = {f"perf/{name}": value for name, value in self._of(seconds).items()}
+        return {name: value for name, value in found.items() if value is not None}
 
-    @property
-    def tokens_per_second(self) -> float:
-        """By the median of the last steps."""
-        return self._tokens_per_step / statistics.median(self._window)
+    def of_run(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+        """``step_seconds``, ``tokens_per_second`` and ``mfu`` of the median step; None: not known.
 
-    @property
-    def overall_tokens_per_second(self) -> float:
-        """By the median of all steps of this process."""
-        return self._tokens_per_step / statistics.median(self._all) if self._all else 0.0
+        Args:
+            rows: Events of all attempts; of a step that was done again the last counts.
+        """
+        steps = {row["step"]: row["values"]["perf/step_seconds"] for row in rows if row["kind"] == "step"}
+        if not steps:
+            return {"step_seconds": None, "tokens_per_second": None, "mfu": None}
+        return self._of(statistics.median(steps.values()))
 
-    def values(self) -> dict[str, float]:
-        """Values of a step's row; MFU (Chowdhery et al. 2022, appendix B) only where there is a peak."""
-        values = {
-            "perf/tokens_per_second": self.tokens_per_second,
-            "perf/step_seconds": self._window[-1],
+    def _of(self, seconds: float) -> dict[str, float | None]:
+        peak = self._peak_flops
+        return {
+            "step_seconds": seconds,
+            "tokens_per_second": self._tokens_per_step / seconds,
+            "mfu": None if peak is None else self._flops_per_step / seconds / peak,
         }
-        if (mfu := self._mfu(self._window)) is not None:
-            values["perf/mfu"] = mfu
-        return values
-
-    @property
-    def overall_mfu(self) -> float | None:
-        """Model FLOPs utilization by the median of all steps of this process; None without a peak."""
-        return self._mfu(self._all)
-
-    def _mfu(self, seconds: Sequence[float]) -> float | None:
-        if self._peak_flops is None or not seconds:
-            return None
-        return self._flops_per_step / statistics.median(seconds) / self._peak_flops
 
 
 class ProgressLine:

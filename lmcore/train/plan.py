@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmcore.config import TrainConfig
+from lmcore.data.amount import too_little
 from lmcore.data.loader import PackedSequences, Samples, Windows
 from lmcore.data.mixture import Mixture, Share
 from lmcore.data.packing import Joined, Packing, pack
@@ -44,11 +45,13 @@ class Plan:
         samples: The sequences.
         order: Which of them is at each place; None: all of them, shuffled anew in each epoch.
         sources: What is taken from each source.
+        warning: That the text is too little; or empty.
     """
 
     samples: Samples
     order: Mixture | None
     sources: tuple[SourcePlan, ...]
+    warning: str = ""
 
     @property
     def values(self) -> dict[str, float]:
@@ -83,7 +86,8 @@ def plan_samples(dataset: TokenDataset, config: TrainConfig, vocab_size: int = 0
         mask = config.document_mask
         samples = Windows(dataset, config.seq_len, document_mask=mask, vocab_size=vocab_size)
         padding = 0.0
-    return Plan(samples, None, (SourcePlan("", 1.0, num_places / max(1, len(samples)), padding),))
+    taken = SourcePlan("", 1.0, num_places / max(1, len(samples)), padding)
+    return Plan(samples, None, (taken,), too_little(config, dataset.num_tokens))
 
 
 def _packed(dataset: TokenDataset, packing: Packing, config: TrainConfig, vocab_size: int) -> PackedSequences:

@@ -32,7 +32,7 @@ from lmcore.parallel.apply import DTYPES
 from lmcore.parallel.compile import check_cuda_graphs, choose_compile
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
-from lmcore.run_directory import EventLog
+from lmcore.run_directory import EventLog, read_rows
 from lmcore.train.checkpoint import Checkpoints, TrainingState
 from lmcore.train.costs import Costs
 from lmcore.train.energy import Meters
@@ -290,8 +290,7 @@ class Trainer:
             reading = self.readings.popleft()
             values = reading.values()
             self._check_finite(reading.facts.step, values["loss"], values["grad_norm"])
-            self.speed.add(reading.seconds)
-            self._report(reading.facts, values)
+            self._report(reading.facts, values, reading.seconds)
             stop = stop or values["stops"] > 0
         return stop
 
@@ -310,15 +309,17 @@ class Trainer:
         self.events.write("plan", 0, tokens=0, values=plan.values)
         for source in plan.sources:
             self.progress.say(str(source))
+        if plan.warning:
+            self.progress.say(f"warning: {plan.warning}")
 
-    def _report(self, facts: Facts, found: dict[str, float]) -> None:
+    def _report(self, facts: Facts, found: dict[str, float], seconds: float) -> None:
         tokens = facts.step * self.config.global_batch_tokens
         values = {
             "train/loss": found["loss"],
             "train/grad_norm": found["grad_norm"],
             **facts.learning_rates,
             "train/tokens": tokens,
-            **self.speed.values(),
+            **self.speed.values(seconds),
         }
         if self.config.z_loss:
             values["train/z_loss"] = found["z_loss"]
@@ -436,6 +437,8 @@ class Trainer:
         return self.whole.num_parameters
 
     def _result(self, outcome: Outcome, started: float) -> dict[str, Any]:
+        # The main process's alone is written; the others need not read the events.
+        rows = read_rows(self.run_dir) if self.world.is_main else ()
         return {
             "status": outcome,
             "step": self.step,
@@ -443,15 +446,14 @@ class Trainer:
             "train_tokens": self.step * self.config.global_batch_tokens,
             "num_parameters": self.model_size,
             "train_loss": self.last_values.get("train/loss"),
-            "eval_loss": self.validation.get("eval/loss"),
-            "eval_bits_per_byte": self.validation.get("eval/bits_per_byte"),
-            "tokens_per_second": self.speed.overall_tokens_per_second,
+            "validation_loss": self.validation.get("train/validation_loss"),
+            "validation_bits_per_byte": self.validation.get("train/validation_bits_per_byte"),
+            **self.speed.of_run(rows),
             "skipped_steps": self.loss_scale.skipped_steps,
             "micro_batch_size": self.config.micro_batch_size,
             "world_size": self.world.size,
             "device": self.world.device.type,
             "seconds": time.time() - started,
-            "mfu": self.speed.overall_mfu,
             "peak_tflops": self.peak.flops / 1e12 if self.peak else None,
             "peak_source": self.peak.source if self.peak else None,
             "costs": self.costs.result(),
@@ -464,5 +466,6 @@ def _is_due(step: int, every: int) -> bool:
 
 def _listed(values: dict[str, float]) -> str:
     return ", ".join(
-        f"{name.partition('/')[2].replace('_', ' ')} {value:.4f}" for name, value in values.items()
+        f"{name.removeprefix('train/validation_').replace('_', ' ')} {value:.4f}"
+        for name, value in values.items()
     )

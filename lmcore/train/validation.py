@@ -15,7 +15,8 @@ def validate(model: DividedModel, held_out: TokenDataset, config: TrainConfig) -
     """Return the loss (nats a token) and bits per byte of the first part of ``held_out``.
 
     All processes must call it together. Windows do not overlap, so it is a little worse than what the
-    evaluation finds. Bytes are counted as the mean of the split: only tokens are at hand.
+    evaluation finds: another measure, of another name. Bytes are counted as the mean of the split: only
+    tokens are at hand.
     """
     layout = model.layout
     windows = Windows(held_out, config.seq_len, document_mask=config.document_mask)
@@ -36,8 +37,8 @@ def validate(model: DividedModel, held_out: TokenDataset, config: TrainConfig) -
     # Those that share a batch have the same losses of it.
     sharing = layout.world.size // layout.parallel.dp
     loss_sum, num_targets = (total / sharing for total in layout.world.add_up(totals.tolist()))
-    values = {"eval/loss": loss_sum / max(1.0, num_targets)}
+    values = {"train/validation_loss": loss_sum / max(1.0, num_targets)}
     if held_out.num_bytes and num_targets:
         num_bytes = num_targets * held_out.num_bytes / held_out.num_tokens
-        values["eval/bits_per_byte"] = bits_per_byte(loss_sum, num_bytes)
+        values["train/validation_bits_per_byte"] = bits_per_byte(loss_sum, num_bytes)
     return values

@@ -1,6 +1,7 @@
 """What people see when something is wrong: one clear line, an exit status, no traceback."""
 
 import json
+import re
 import socket
 
 import pytest
@@ -23,7 +24,7 @@ def refused(mill, *arguments, status, **environment):
     [
         (("run", "nowhere"), ", quickstart, "),
         (("run", "quickstrat"), "did you mean 'quickstart'?"),
-        (("run", "missing.yaml"), "missing.yaml"),
+        (("run", "missing.yaml"), "missing.yaml cannot be read: found no such file or folder; the nearest"),
         (("inspect", "--decision", "quarantined"), "near_duplicate"),
         (("run", "quickstart", "--set", "data.ray_address=ray://me:secret@host:1"), "leave it out"),
         (("run", "quickstart", "--set", "model.num_layer=3"), "did you mean num_layers?"),
@@ -61,8 +62,36 @@ def test_an_empty_corpus_tells_which_rule_dropped_it(mill):
     assert "dropped by code.min_chars" in error
 
 
-def test_generating_before_training_says_what_to_do(mill):
-    assert "gristmill train" in refused(mill, "generate", str(mill.recipe), status=1)
+def test_generating_before_training_says_what_to_do_and_where_it_looked(mill):
+    error = refused(mill, "generate", str(mill.recipe), status=1)
+    assert "gristmill train" in error
+    assert f"is not in {mill.home}" in error
+    assert "GRISTMILL_HOME" in error
+
+
+@pytest.mark.parametrize("command", ["generate", "export"])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            "{folder}/modal",
+            "there is no model at .*nearest folder that is there is {folder}, which holds model",
+        ),
+        ("./modal", "there is no model at .*the nearest folder that is there is"),
+        ("quickstat", "neither a recipe nor a model directory: expected one of .*quickstart"),
+        ("{folder}/corpus.txt", "there is no model at .*found a file"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_with_what_is_near(mill, tmp_path, command, model, said):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "corpus.txt").write_text("x")
+    rest = ["out"] if command == "export" else []
+    error = refused(mill, command, model.format(folder=tmp_path), *rest, status=2)
+    assert re.search(said.format(folder=tmp_path), error), error
+
+
+def test_a_model_by_its_option_is_told_of_too(mill):
+    assert "there is no model at nowhere" in refused(mill, "generate", "--model", "nowhere", status=2)
 
 
 def test_a_port_in_use_is_named(mill):

@@ -1,11 +1,18 @@
 """The whole mill, by its command line: built, reused, explained, registered, tracked."""
 
+import io
 import json
 import re
 import sqlite3
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from flows.display import show_summary
+from lmcore.units import TIMES
+from lmcore.units import told as told_in
+from tasks.report import Summary
 
 STAGES = ["documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate"]
 
@@ -75,6 +82,41 @@ def test_the_books_of_the_first_run_are_in_mlflow(mill, first):
     assert metrics["data/documents"] == first["documents"]
 
 
+def test_one_speed_is_told_everywhere(mill, first):
+    (result_file,) = mill.home.glob("runs/train-*/result.json")
+    result = json.loads(result_file.read_text())
+    speed = {f"perf/median_{name}": result[name] for name in ("step_seconds", "tokens_per_second", "mfu")}
+    child = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
+    runs = [first["mlflow_run_id"], *(run for (run,) in tracked(mill, child, first["mlflow_run_id"]))]
+    query = "select key, value from latest_metrics where key like 'perf/median%' and run_uuid = ?"
+    told = [dict(tracked(mill, query, run)) for run in runs]
+    assert sorted(map(len, told)) == [0, 3, 3], "of the pipeline and its training, not of the evaluation"
+    assert all(figures == pytest.approx(speed) for figures in told if figures)
+    console = Console(record=True, width=300, file=io.StringIO())
+    show_summary(console, Summary(**first))
+    words = f"trained at {result['tokens_per_second']:,.0f} tokens/s, MFU {result['mfu']:.1%} (median step: "
+    assert words + told_in(result["step_seconds"], TIMES) in console.export_text()
+
+
+def test_runs_are_compared_by_their_settings(mill, first, changed):
+    query = "select key, value from params where run_uuid = ?"
+    one, other = (dict(tracked(mill, query, summary["mlflow_run_id"])) for summary in (first, changed))
+    differing = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    assert differing == {"train.optimizer.learning_rate"}
+    assert one["data.sources.0.path"] == str(mill.corpus)
+
+
+def test_two_measures_have_two_names(mill, first):
+    rows = tracked(
+        mill,
+        "select distinct key from metrics where run_uuid in (select run_uuid from tags where "
+        "key = 'gristmill.kind' and value = 'train')",
+    )
+    names = {name for (name,) in rows}
+    assert {"train/validation_loss", "train/validation_bits_per_byte", "train/loss"} <= names
+    assert not [name for name in names if name.startswith("eval/")]
+
+
 def test_parents_and_children_are_linked_in_mlflow(mill, first, changed):
     query = """
         select k.value from tags p join tags k on k.run_uuid = p.run_uuid and k.key = 'gristmill.kind'
@@ -112,7 +154,24 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
 
     before = evaluations()
     settings = ("evaluation.stride_tokens=8", "train.optimizer.learning_rate=0.002")
-    other = mill.run(*(word for setting in settings for word in ("--set", setting)), name="other")
+    words = [word for setting in settings for word in ("--set", setting)]
+    target = mill.home / "other.json"
+    done = mill.call("run", str(mill.recipe), *words, "--json", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    other, shown = json.loads(target.read_text()), " ".join(done.stdout.split())
+    again = r"the champion, version (\d), is measured again, as the challenger was: "
+    why = "evaluation.stride_tokens went from 16 to 8"
+    found = re.search(rf"{again}{why}; it needed ([\d.]+) bits per byte before", shown)
+    assert found
+    version, was = found.groups()
+    told = re.search(rf"the champion, version {version}: {was} bits per byte before, ([\d.]+) now", shown)
+    assert told
+    now = told[1]
+    assert was != now
+    assert f"the champion's {now}" in other["gate"]
+    assert f"(the champion was measured again, since {why}: {was} bits per byte before)" in other["gate"]
+    assert re.search(rf"evaluate \w+ [\d.]+ s of the champion, version {version}: {why}", shown)
+    assert "input tokenizer changed" not in shown
     assert int(other["model_version"]) > int(changed["model_version"])
     assert "than the champion's" in other["gate"]
     assert len(evaluations() - before) == 2, "its own, and the champion's on the new windows"
@@ -132,7 +191,9 @@ def test_explain_names_what_would_be_built(mill, changed):
     done = mill.call("explain", str(mill.recipe), "--set", "train.steps=13", "--set", "data.workers=2")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:] if line.strip()}
-    assert all("reused" in lines[name] for name in STAGES[:4])
+    assert list(lines)[: len(STAGES)] == STAGES
+    assert all("reused" in lines[name] for name in STAGES[:5])
+    assert "too little text" not in done.stdout
     assert "train.steps went from 12 to 13" in " ".join(done.stdout.split())
     assert "depends on train" in " ".join(done.stdout.split())
 
@@ -147,7 +208,19 @@ def test_inspect_shows_what_became_of_a_document(mill, changed):
     assert " tokens: " in done.stdout
     done = mill.call("inspect", str(mill.recipe), "--source", "nowhere")
     assert done.returncode == 1
-    assert "no document is like that: expected one of demo" in done.stderr
+    assert "no document is like that: there is no source 'nowhere': expected one of demo" in done.stderr
+    done = mill.call("inspect", str(mill.recipe), "--decision", "contaminated")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert re.fullmatch(
+        r"no document is contaminated; there are \d+ train, \d+ validation, 6 duplicate", said
+    )
+    done = mill.call("inspect", str(mill.recipe), "--rule", "code.min_chars")
+    assert done.returncode == 0, done.stderr
+    assert "no document was dropped by code.min_chars; no rule dropped any" in done.stdout
+    done = mill.call("inspect", str(mill.recipe), "--rule", "nonsense")
+    assert done.returncode == 1
+    assert "there is no rule 'nonsense': expected one of code." in done.stderr
 
 
 def kept_in_mlflow(mill, summary, name):
@@ -188,3 +261,34 @@ def test_generate_continues_a_prompt(mill, changed):
     assert one.returncode == 0, one.stderr
     assert one.stdout.startswith("the mill ")
     assert one.stdout == two.stdout
+
+
+def test_too_little_text_is_told_before_the_training(mill, tmp_path):
+    small = tmp_path / "small.jsonl"
+    small.write_text("".join(mill.corpus.read_text().splitlines(keepends=True)[:20]))
+    settings = (f"data.sources.0.path={small}", "train.steps=120")
+    words = [word for setting in settings for word in ("--set", setting)]
+
+    def explained():
+        target = tmp_path / "explained.json"
+        done = mill.call("explain", str(mill.recipe), *words, "--json", str(target))
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(target.read_text())
+        assert [row["stage"] for row in rows if row["warning"]] in ([], ["train"])
+        shown = " ".join(done.stdout.split())
+        warning = "".join(row["warning"] for row in rows)
+        assert warning in shown
+        return warning
+
+    assert "there are about" in explained()
+    assert mill.call("prepare", str(mill.recipe), *words).returncode == 0
+    warning = explained()
+    assert re.search(
+        r"61,440 tokens are needed .*, and there are [\d,]+: they would be read \d+ times", warning
+    )
+    done = mill.call("train", str(mill.recipe), *words)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert shown.index(f"warning: {warning}") < shown.index("built train")
+    assert sum(warning in path.read_text() for path in mill.home.glob("runs/train-*/log.txt")) == 1
+    assert explained() == "", "what is reused needs no text"

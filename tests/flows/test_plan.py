@@ -46,6 +46,26 @@ def test_a_recipe_that_needs_no_path_and_settings_that_change_it():
     assert "2 A100 of 80 GB" in shown.output
 
 
+def test_a_small_case_is_told_in_units_that_fit_it(tmp_path):
+    file = tmp_path / "plan.json"
+    shown = run("quickstart", "--gpus", "2", "--set", "train.steps=70", "--json", str(file))
+    assert shown.exit_code == 0, shown.output
+    plan = json.loads(file.read_text())
+    best = plan["layouts"][0]
+    title, heading, row = shown.output.splitlines()[3:6]
+    assert title.startswith("MB of the fullest process")
+    columns = dict(zip(*(re.split(r"\s{2,}", line.strip()) for line in (heading, row)), strict=True))
+    step, run_time = best["step_seconds"]["total"], best["days"] * 86_400
+    assert float(columns["total"]) == pytest.approx(best["memory_bytes"]["total"] / 1e6, abs=0.1)
+    assert float(columns["step ms"]) == pytest.approx(step * 1e3, rel=0.01)
+    assert columns["MFU"] == f"{best['mfu']:.1%}"
+    assert float(columns["ms"]) == pytest.approx(run_time * 1e3, rel=0.01)
+    assert float(columns["Wh"]) == pytest.approx(best["kwh"] * 1e3, abs=0.06)
+    assert "MFU is of 67 TFLOP/s a GPU, the vendor's figure for FP32" in shown.output
+    why = " ".join(layout["why"] for layout in plan["layouts"])
+    assert not re.search(r"\b0(\.0+)? (s|GB)\b|of 0\b|instead of 0\.00\b", why), why
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -59,6 +59,15 @@ def test_characters_of_shakespeare_cost_what_they_cost_nanogpt():
     assert count_parameters(recipe.model, 66) <= 4 * 12 * 128**2 + 9 * 128 + (65 + 64) * 128
 
 
+def test_a_recipe_that_needs_a_text_says_where_that_is_told():
+    shown = CliRunner().invoke(app, ["run", "shakespeare-char"])
+    assert shown.exit_code == 2
+    assert "--set data.sources.0.path=" in shown.stderr
+    path = find_recipe("shakespeare-char")
+    assert f"The first lines of {path} tell" in shown.stderr
+    assert "karpathy/char-rnn/master/data/tinyshakespeare/input.txt" in path.read_text()[:600]
+
+
 def test_a_model_to_go_on_from_is_gpt2():
     paths = ["train.initial_weights=gpt2", "data.tokenizer.path=gpt2"]
     recipe = load_recipe(find_recipe("continue-from-hf"), paths)

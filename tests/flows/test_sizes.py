@@ -39,6 +39,22 @@ def test_what_is_printed_is_a_complete_recipe(tmp_path, arguments, size):
         assert f"# {reason}\n" in shown.stdout
 
 
+def test_a_model_that_is_too_large_for_the_standard_library_says_so_before_it_is_trained(tmp_path):
+    shown = CliRunner().invoke(app, ["size", "--depth", "12"])
+    assert "warning: too little text" in shown.stderr
+    assert "--path" in shown.stderr
+    told = " ".join(line.removeprefix("# ") for line in shown.stdout.splitlines() if line.startswith("# "))
+    assert shown.stderr.strip().removeprefix("warning: ") in told
+    small = CliRunner().invoke(app, ["size", "--parameters", "600k"])
+    assert small.stderr == ""
+    assert "too little" not in small.stdout
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(shown.stdout)
+    planned = CliRunner().invoke(app, ["plan", str(mine), "--gpus", "8"])
+    assert planned.exit_code == 0, planned.output
+    assert "warning: too little text" in planned.output
+
+
 def test_the_mill_takes_it(make_mill, tmp_path):
     path = tmp_path / "mine.yaml"
     mill = make_mill("sizes")

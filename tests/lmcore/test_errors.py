@@ -18,6 +18,18 @@ def test_an_error_survives_pickling(kind):
     assert copy.remedy == "Use 96."
 
 
+def test_the_nearest_folder_of_what_is_missing_is_named(tmp_path):
+    (tmp_path / "models" / "first").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("x")
+    said = "no such file or folder; the nearest folder that is there is "
+    assert errors.nearest(tmp_path / "model" / "first" / "x") == f"{said}{tmp_path}, which holds models"
+    nearby = errors.nearest(tmp_path / "models" / ".." / "models" / "fist")
+    assert nearby == f"{said}{tmp_path / 'models'}, which holds first"
+    assert errors.nearest(tmp_path / "models" / "first" / "x").endswith("first, which is empty")
+    below_a_file = errors.nearest(tmp_path / "notes.txt" / "x")
+    assert below_a_file.startswith(f"{said}{tmp_path}, which holds notes.txt")
+
+
 def test_parts_that_are_not_known_are_left_out():
     assert str(errors.DataError("no text")) == "no text"
     assert str(errors.DataError("no text", remedy="Add some.")) == "no text. Add some."

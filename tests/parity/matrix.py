@@ -104,7 +104,9 @@ def _measure(row: Row, whole: Path) -> None:
     mine = row.task.run_dir
     row.loss = _apart(_values(mine, "train/loss"), _values(whole, "train/loss"))
     row.grad_norm = _apart(_values(mine, "train/grad_norm"), _values(whole, "train/grad_norm"))
-    results = [json.loads((folder / "result.json").read_text())["eval_loss"] for folder in (mine, whole)]
+    results = [
+        json.loads((folder / "result.json").read_text())["validation_loss"] for folder in (mine, whole)
+    ]
     row.evaluation = abs(results[0] - results[1]) / results[1]
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (mine, whole))
     assert ours.keys() == theirs.keys()

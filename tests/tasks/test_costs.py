@@ -8,7 +8,13 @@ from tasks.costs import cost_metrics, cost_table, cost_tags, costs_of
 from tasks.figures import draw_costs, draw_energy
 from tasks.runs import RunRecord, open_run, update_run
 
-RESULT = {"peak_tflops": 0.31, "peak_source": "a product, measured", "mfu": 0.5}
+RESULT = {
+    "step_seconds": 0.1,
+    "tokens_per_second": 1000.0,
+    "mfu": 0.5,
+    "peak_tflops": 0.31,
+    "peak_source": "a product, measured",
+}
 
 
 def rows(*, measured):
@@ -36,7 +42,9 @@ def rows(*, measured):
 def test_what_is_measured_is_told_with_its_units():
     costs = costs_of(rows(measured=True), RESULT, 100, "EUR")
     assert cost_metrics(costs) == {
-        "perf/mfu": 0.5,
+        "perf/median_step_seconds": 0.1,
+        "perf/median_tokens_per_second": 1000.0,
+        "perf/median_mfu": 0.5,
         "perf/peak_memory_bytes": 2e9,
         "perf/tokens_repeated": 0,
         "perf/cost": 1.0,
@@ -45,9 +53,9 @@ def test_what_is_measured_is_told_with_its_units():
         "energy/co2_grams": 0.04,
     }
     assert cost_tags(costs) == {"energy": "NVML", "currency": "EUR"}
-    assert cost_table(costs, 1000.0)[4:] == [
-        "| speed | 1,000 tokens/s |",
-        "| MFU | 50.0% of 0.31 TFLOP/s a device (a product, measured) |",
+    assert cost_table(costs)[4:] == [
+        "| speed | 1,000 tokens/s: 100 ms for the median step |",
+        "| MFU | 50.0% of 0.31 TFLOP/s a device (a product, measured), in that step |",
         "| time | 5 s: backward 40.0%, forward 32.0%, start 20.0%, other 8.0% |",
         "| peak memory | 2.00 GB a process |",
         "| energy | 0.2 kJ (NVML), 20 tokens/J |",
@@ -62,7 +70,7 @@ def test_sums_that_do_not_cover_all_steps_say_so():
     costs = costs_of([*killed, {"kind": "resume", "step": 30}, *killed[-10:]], RESULT, 100, "EUR")
     assert cost_tags(costs)["costs_cover"] == "30 of 50 steps, the start of 1 of 2 attempts"
     assert cost_metrics(costs)["perf/tokens_repeated"] == 10 * 100
-    table = "\n".join(cost_table(costs, None))
+    table = "\n".join(cost_table(costs))
     assert "| time | at least 4 s" in table
     assert "| energy | at least 0.15 kJ (NVML), at most 26.67 tokens/J |" in table
     assert "| cost | at least 0.75 EUR |" in table
@@ -75,16 +83,15 @@ def test_what_is_not_measured_is_said_by_words_alone():
     json.dumps(costs, allow_nan=False)
     metrics = cost_metrics(costs)
     assert [name for name, value in metrics.items() if value is not None] == [
-        "perf/mfu",
         "perf/peak_memory_bytes",
         "perf/tokens_repeated",
     ]
     assert cost_tags(costs)["energy"] == "not measured"
-    table = cost_table(costs, None)
+    table = cost_table(costs)
     assert "| energy | not measured |" in table
     assert "| cost | not measured |" in table
     assert not [line for line in table if "dioxide" in line]
-    assert cost_table({}, 5.0) == []  # of a training that is older than this
+    assert cost_table({}) == []  # of a training that is older than this
 
 
 @pytest.mark.parametrize("measured", [True, False])

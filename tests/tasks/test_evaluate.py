@@ -7,7 +7,15 @@ from lmcore.data.prepare import take_inventory
 from lmcore.errors import StorageError
 from lmcore.eval.sets import find_sets
 from lmcore.store import Artifact
-from tasks.evaluate import Subject, evaluate_champion, evaluate_stage, evaluation_metrics
+from tasks.evaluate import (
+    Subject,
+    changes_of_protocol,
+    evaluate_champion,
+    evaluate_stage,
+    evaluation_metrics,
+    protocol,
+    protocol_digest,
+)
 from tasks.prepare import Prepared, documents_stage
 from tasks.report import Summary, markdown, set_summaries
 from tasks.tracking import ModelVersion
@@ -96,3 +104,29 @@ def test_figures_of_sets_are_metrics_and_a_table():
     assert "| wiki | bits per byte | **1.2500** | 1,200 |" in page
     assert "| blimp | accuracy | **0.7500** | 8 |" in page
     assert "evaluation set" not in markdown(Summary(recipe="mill", stages=[]), {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"digest": "b"}, "the held-out documents are others"),
+        ({"stride_tokens": 8}, "evaluation.stride_tokens went from 64 to 8"),
+        ({"max_bytes": 9}, "evaluation.max_bytes went from 1000000 to 9"),
+        (
+            {"digest": "b", "stride_tokens": 8},
+            "the held-out documents are others, evaluation.stride_tokens went",
+        ),
+    ],
+)
+def test_what_keeps_two_scores_from_being_compared_is_named(tmp_path, changed, words):
+    def measured(digest="a", **evaluation):
+        splits = Artifact("splits", "0" * 64, tmp_path, "built", "", 0.0, {"validation_digest": digest})
+        prepared = Prepared(splits, splits, splits, splits)
+        recipe = Recipe(evaluation=EvaluationConfig(**{"max_bytes": 1_000_000, **evaluation}))
+        return protocol(recipe, prepared), protocol_digest(recipe, prepared)
+
+    (then, digest), (now, other) = measured(), measured(**changed)
+    assert digest != other
+    assert changes_of_protocol(then, now).startswith(words)
+    assert changes_of_protocol(then, then) == ""
+    assert "not kept" in changes_of_protocol({}, now)

@@ -82,6 +82,13 @@ def test_a_run_appears_with_all_that_its_record_says(home, tracker, tmp_path):
     assert run.data.metrics["eval/bits_per_byte"] == 1.25
 
 
+def test_more_settings_than_a_batch_may_hold_all_arrive(home, tracker):
+    params = {f"data.sources.{number}.path": f"data/{number}" for number in range(250)} | {"long": "x" * 9000}
+    run_dir = start_run(home, params=params)
+    found = tracker.client.get_run(tracker.sync(run_dir)).data.params
+    assert found == params | {"long": "x" * 6000}
+
+
 def test_events_arrive_once_whatever_is_repeated(home, tracker):
     run_dir = start_run(home)
     append_steps(run_dir, 1, 700)

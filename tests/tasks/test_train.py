@@ -10,7 +10,7 @@ from lmcore.model.hf.config import to_config
 from lmcore.store import Artifact
 from tasks.prepare import Prepared
 from tasks.tracked import tracked
-from tasks.train import MAX_URGENT_LINES, figures_of_steps, rate_limited, train_stage
+from tasks.train import MAX_URGENT_LINES, last_loss, rate_limited, train_stage
 
 
 def key(tmp_path, **changes):
@@ -69,23 +69,19 @@ def test_weights_to_go_on_from_decide_by_what_they_hold(tmp_path):
     assert len({*keys.values(), key(tmp_path)}) == 3
 
 
-def test_figures_are_of_all_attempts(tmp_path):
+def test_the_last_loss_is_of_all_attempts(tmp_path):
     events = tmp_path / "events.jsonl"
-    steps = [(1, 9.0, 0.5), (2, 8.0, 0.1), (2, 7.0, 0.2), (3, 6.0, 0.3)]
-    rows = [
-        {"kind": "step", "step": n, "values": {"train/loss": loss, "perf/step_seconds": seconds}}
-        for n, loss, seconds in steps
-    ]
+    steps = [(1, 9.0), (2, 8.0), (2, 7.0), (3, 6.0)]
+    rows = [{"kind": "step", "step": n, "values": {"train/loss": loss}} for n, loss in steps]
     rows += [{"kind": "resume", "step": 3}, {"kind": "end", "step": 3}]
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert figures_of_steps(events, 30) == {"tokens_per_second": 100.0, "train_loss": 6.0}
+    assert last_loss(events) == 6.0
 
 
 def test_steps_that_were_all_skipped_have_no_loss(tmp_path):
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"kind": "step", "step": 1, "values": {"perf/step_seconds": 0.5}}) + "\n")
-    figures = figures_of_steps(events, 30)
-    assert json.loads(json.dumps(figures, allow_nan=False)) == {"tokens_per_second": 60, "train_loss": None}
+    assert last_loss(events) is None
 
 
 def test_a_flood_of_errors_does_not_flood_the_log():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.config import ModelConfig, parse
-from lmcore.errors import CheckpointError, ConfigError
+from lmcore.errors import CheckpointError, ConfigError, nearest
 from lmcore.model.hf.families import FAMILIES, Family
 from lmcore.model.hf.settings import differences, family_of, listed, resolved
 
@@ -77,6 +77,7 @@ def _read_table(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         found = (error.strerror or str(error)) if isinstance(error, OSError) else f"no JSON ({error})"
+        found = found if path.parent.exists() else nearest(path.parent)
         raise CheckpointError(
             f"{path.parent} holds no Hugging Face model",
             expected=f"a {CONFIG}",

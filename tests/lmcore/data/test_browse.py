@@ -1,10 +1,11 @@
 import json
+from collections import Counter
 
 import pytest
 
 from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig
 from lmcore.data import documents as documents_stage
-from lmcore.data.browse import Wanted, count, count_set_aside, documents, set_aside
+from lmcore.data.browse import Wanted, count, count_set_aside, documents, set_aside, tally
 from lmcore.data.quality import rules_of
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
@@ -61,6 +62,13 @@ def test_what_is_wanted_is_what_comes(built):
         assert expected, wanted
         assert found(built, **wanted) == expected
         assert count(*built[:2], Wanted(**wanted)) == len(expected)
+
+
+def test_all_documents_are_counted_by_decision_and_rule(built):
+    counts = tally(built[1])
+    everything = found(built)
+    assert counts == Counter((document.decision, document.rule) for document in everything)
+    assert counts["dropped", "code.min_chars"] == 2
 
 
 def test_why_is_told_with_figure_and_limit(built):

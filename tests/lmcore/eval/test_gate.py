@@ -26,6 +26,14 @@ def test_the_gate_passes_who_gains_enough_and_never_a_twin(score, rival, wanted)
     assert not decision.reason.endswith(".")
 
 
+@given(scores, scores)
+def test_what_there_is_to_know_of_the_champions_score_is_told_and_decides_nothing(score, rival):
+    plain = decide(measured(score), measured(rival), GateConfig())
+    told = decide(measured(score), Measured(rival, "a" * 64, "measured again: 1.5 before"), GateConfig())
+    assert told.passed == plain.passed
+    assert told.reason == f"{plain.reason} (measured again: 1.5 before)"
+
+
 @given(scores, st.floats(0.0, 1.0))
 def test_an_equal_challenger_does_not_take_the_place(score, wanted):
     assert not decide(measured(score), measured(score), GateConfig(min_improvement=wanted)).passed

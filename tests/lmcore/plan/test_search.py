@@ -96,7 +96,9 @@ def test_the_others_say_why_they_are_not_taken():
     best, *others = plan.choices
     assert "fastest of" in best.why
     assert len(others) >= 3
-    assert all(re.search(r"slower: .* s instead of|as fast|does not fit: \d+ GB", one.why) for one in others)
+    assert all(
+        re.search(r"slower: .* m?s instead of|as fast|does not fit: \d+ GB", one.why) for one in others
+    )
     assert others[-1].why.startswith("the recipe's own: ")
     for one in others:
         assert one.fits == (one.estimate.memory.total <= 16 * GB * 0.9)
@@ -114,6 +116,11 @@ def test_energy_days_and_money():
     assert one.kg_co2 == pytest.approx(one.kwh * 0.4)
     tokens = TRAIN.global_batch_tokens / one.time.total
     assert one.mfu == pytest.approx(SHAPE.flops_per_token(2048) * tokens / (8 * 989e12))
+    for precision, tflops in (("fp32", 67), ("fp16", 989), ("fp8", 1979)):
+        other = estimate(SHAPE, train.model_copy(update={"precision": precision}), cluster, rates)
+        flops = SHAPE.flops_per_token(2048) * TRAIN.global_batch_tokens / other.time.total
+        assert other.mfu == pytest.approx(flops / (8 * tflops * 1e12))
+    assert GPUS["A100"].peak("fp8") == (312e12, "16-bit"), "it has no products of eight bits"
     unsaid = estimate(SHAPE, train, cluster, Rates())
     assert (unsaid.cost, unsaid.kg_co2) == (None, None)
 
@@ -168,7 +175,7 @@ def test_a_number_that_nothing_divides_is_refused_with_those_beside_it():
 
 def test_what_does_not_fit_says_how_much_is_missing_and_how_many_would_do():
     small = wanted(1, 6)
-    with pytest.raises(ConfigError, match=r"nothing fits on 1 GPUs of 6 GB: expected [\d.]+ GB") as caught:
+    with pytest.raises(ConfigError, match=r"nothing fits on 1 GPUs of 6\.0 GB: expected [\d.]+ GB") as caught:
         make_plan(small)
     enough = int(re.search(r"--gpus (\d+) or more", str(caught.value))[1])
     assert make_plan(wanted(enough, 6)).choices[0].fits

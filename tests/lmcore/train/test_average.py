@@ -35,5 +35,5 @@ def test_the_model_of_a_run_is_the_average_of_what_its_steps_left(make_run, trai
     # Averaging changes what is validated, not how the run goes.
     last = train_here(plain)
     assert averaged.values("train/loss") == plain.values("train/loss")
-    assert found["eval_loss"] != last["eval_loss"]
-    assert found["eval_loss"] == pytest.approx(last["eval_loss"], rel=0.1)
+    assert found["validation_loss"] != last["validation_loss"]
+    assert found["validation_loss"] == pytest.approx(last["validation_loss"], rel=0.1)

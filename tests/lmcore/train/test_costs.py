@@ -45,7 +45,8 @@ def test_rows_tell_of_all_steps_and_their_shares_are_of_all_time(make_run, train
         found = shares(row)
         assert sum(found.values()) == pytest.approx(1)
         assert min(found.values()) >= 0
-        assert set(found) == {*PARTS, "communication"}
+        assert set(found) == {"start", *PARTS, "communication"}
+        assert found["start"] == 0  # what MLflow shows last is not what came before the first step
         assert found["communication"] == 0  # there is nobody to send to
         assert found["checkpoint"] > 0  # after steps 4, 8 and 9
         assert (found["validation"] > 0) == (row["step"] != 4)  # after steps 6 and 9
@@ -61,7 +62,13 @@ def test_rows_tell_of_all_steps_and_their_shares_are_of_all_time(make_run, train
     assert "covers" not in costs
     median = sorted(run.values("perf/step_seconds").values())[4]
     flops = 256 * Trainer(run.job, run.directory, ALONE, lambda: False).whole.flops_per_token(32)
+    assert result["step_seconds"] == median
+    assert result["tokens_per_second"] == 256 / median
     assert result["mfu"] == pytest.approx(flops / median / (result["peak_tflops"] * 1e12))
+    for step in run.rows():
+        values = step["values"]
+        assert values["perf/tokens_per_second"] == 256 / values["perf/step_seconds"]
+        assert values["perf/mfu"] == pytest.approx(result["mfu"] * median / values["perf/step_seconds"])
     assert "measured" in result["peak_source"]
     json.dumps(result, allow_nan=False)
 
@@ -213,11 +220,11 @@ def test_processes_say_together_what_they_cost(make_run, run_together):
         for row in rows:
             found = shares(row)
             assert sum(found.values()) == pytest.approx(1)
-            assert set(found) == {*PARTS, "communication_sampled"}
+            assert set(found) == {"start", *PARTS, "communication_sampled"}
             assert 0 < found["communication_sampled"] < 1
         assert rows[0]["values"][SHARE + "measuring"] > 0
     _, row = made[2].rows("costs")
-    assert set(shares(row)) == set(PARTS)
+    assert set(shares(row)) == {"start", *PARTS}
     assert sum(shares(row).values()) == pytest.approx(1)
 
 

@@ -87,7 +87,9 @@ def test_mixtures_agree(make_run, run_together):
             expected, found = (list(r.values(value).values()) for r in (whole[style], run))
             assert len(expected) == 4
             assert found == pytest.approx(expected, rel=1e-5), f"{style} {layout} {value}"
-        assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
+        assert run.result["validation_loss"] == pytest.approx(
+            whole[style].result["validation_loss"], rel=1e-5
+        )
         weights = load(whole[style].weights)
         assert any(name.endswith("expert_bias") for name in weights) == (style == "bias")
         for key, tensor in load(run.weights).items():
@@ -110,7 +112,8 @@ def test_optimizers_agree_on_shards(make_run, run_together):
             expected, found = (list(r.values(value).values()) for r in (whole[name], run))
             assert len(expected) == 4
             assert found == pytest.approx(expected, rel=1e-5), f"{name} {layout} {value}"
-        assert run.result["eval_loss"] == pytest.approx(whole[name].result["eval_loss"], rel=1e-5)
+        theirs = whole[name].result["validation_loss"]
+        assert run.result["validation_loss"] == pytest.approx(theirs, rel=1e-5)
         weights = load(whole[name].weights)
         for key, tensor in load(run.weights).items():
             np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{name} {layout} {key}")
@@ -139,7 +142,9 @@ def test_layouts_agree(make_run, run_together):
         weights = load(whole[style].weights)
         for key, tensor in load(run.weights).items():
             np.testing.assert_allclose(tensor, weights[key], atol=2e-4, err_msg=f"{style} {layout} {key}")
-        assert run.result["eval_loss"] == pytest.approx(whole[style].result["eval_loss"], rel=1e-5)
+        assert run.result["validation_loss"] == pytest.approx(
+            whole[style].result["validation_loss"], rel=1e-5
+        )
     for run in half.values():
         # A loss of few steps hardly moves with the scale of a gradient; its norm does.
         for value in ("train/loss", "train/grad_norm"):

@@ -31,14 +31,27 @@ def test_flops_of_a_token_by_hand():
 
 def test_mfu_is_flops_of_the_model_over_the_peak_of_all_devices():
     speed = Speed(tokens_per_step=1000, flops_per_token=6_000_000, peak_flops=2 * 15e9)
-    for seconds in (9.0, 0.4, 0.5):  # the median step
-        speed.add(seconds)
-    assert speed.values()["perf/mfu"] == pytest.approx(6e9 / 0.5 / 30e9)
-    assert speed.values()["perf/tokens_per_second"] == 2000
-    assert speed.overall_mfu == pytest.approx(0.4)
+    values = speed.values(0.5)
+    assert values == {
+        "perf/step_seconds": 0.5,
+        "perf/tokens_per_second": 2000,
+        "perf/mfu": pytest.approx(6e9 / 0.5 / 30e9),
+    }
     unknown = Speed(tokens_per_step=1000, flops_per_token=1, peak_flops=None)
-    unknown.add(1.0)
-    assert "perf/mfu" not in unknown.values()
+    assert "perf/mfu" not in unknown.values(1.0)
+    assert unknown.of_run([]) == dict.fromkeys(("step_seconds", "tokens_per_second", "mfu"))
+
+
+def test_the_figures_of_a_run_are_those_of_its_median_step_over_all_attempts():
+    speed = Speed(tokens_per_step=1000, flops_per_token=6_000_000, peak_flops=30e9)
+    seconds = [(1, 9.0), (2, 0.1), (3, 7.0), (2, 0.4), (3, 0.5)]  # 2 and 3 were done again
+    rows = [{"kind": "step", "step": step, "values": speed.values(took)} for step, took in seconds]
+    rows += [
+        {"kind": "resume", "step": 3},
+        {"kind": "end", "step": 3},
+    ]  # an attempt that had no step left to do
+    of_run = speed.of_run(rows)
+    assert {f"perf/{name}": value for name, value in of_run.items()} == speed.values(0.5)
 
 
 @pytest.mark.parametrize(

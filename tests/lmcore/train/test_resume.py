@@ -147,7 +147,7 @@ def test_a_validation_leaves_the_weights_of_shards_as_they_are(make_run, run_tog
     assert run.weights == straight.weights
     alone = make_run("alone", **{**settings, "dp_shard": 1})
     shutil.copytree(straight.directory / "checkpoints", alone.directory / "checkpoints")
-    assert train_here(alone)["eval_loss"] == pytest.approx(straight.result["eval_loss"], rel=1e-2)
+    assert train_here(alone)["validation_loss"] == pytest.approx(straight.result["validation_loss"], rel=1e-2)
 
 
 def test_a_request_to_stop_is_no_failure(make_run):

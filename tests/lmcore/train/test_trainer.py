@@ -44,9 +44,9 @@ def test_a_run_learns_and_leaves_everything_behind(make_run, corpus):
     with torch.no_grad():
         logits = model(batch.tokens)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).item()
-    assert run.result["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    assert run.result["validation_loss"] == pytest.approx(loss, rel=1e-5)
     expected_bits = loss / math.log(2) * held_out.num_tokens / held_out.num_bytes
-    assert run.result["eval_bits_per_byte"] == pytest.approx(expected_bits, rel=1e-5)
+    assert run.result["validation_bits_per_byte"] == pytest.approx(expected_bits, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(make_run, train_here):
