@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
+import itertools
 import json
 import mmap
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ class TokenDataset:
         digest.update(self._lengths.tobytes())
         self.document_offsets = np.zeros(len(self._lengths) + 1, np.int64)
         np.cumsum(self._lengths, out=self.document_offsets[1:])
-        self._group_starts = np.cumsum([0] + [group.num_values for group in groups])
+        self._group_starts = list(itertools.accumulate((group.num_values for group in groups), initial=0))
         self._group_rows = np.cumsum([0] + [group.num_rows for group in groups])
         self._maps: dict[Path, mmap.mmap] = {}
         self._decode = functools.lru_cache(_DECODED_GROUPS_KEPT)(_decode_group)
@@ -102,11 +104,13 @@ class TokenDataset:
                 f"tokens [{start}, {stop}) are not in {self.directory}",
                 expected=f"a range inside [0, {self.num_tokens})",
             )
+        number = bisect.bisect_right(self._group_starts, start) - 1
+        if number < len(self._groups) and stop <= self._group_starts[number + 1]:
+            return self._read(number, start - self._group_starts[number], stop - start).astype(np.int32)
         out = np.empty(stop - start, np.int32)
         done = 0
-        number = int(np.searchsorted(self._group_starts, start, "right")) - 1
         while done < len(out):
-            first = start + done - int(self._group_starts[number])
+            first = start + done - self._group_starts[number]
             count = min(self._groups[number].num_values - first, len(out) - done)
             out[done : done + count] = self._read(number, first, count)
             done += count
