@@ -181,35 +181,37 @@ class _UnfusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        length, ctx.heads, size = q.shape[1:]
-        ctx.scale = 1 / math.sqrt(size)
-        q, k, v = (_by_head(x) for x in (q, k, v))
+        length, size = q.shape[1], q.shape[3]
+        ctx.shape, ctx.scale = q.shape, 1 / math.sqrt(size)
+        q, k, v = _by_head(q), _by_head(k), _by_head(v)
         later = torch.full((length, length), -math.inf).triu_(1)
         p = torch.softmax(torch.baddbmm(later, q, k.mT, alpha=ctx.scale), -1)
         ctx.save_for_backward(q, k, v, p)
-        return _by_token(torch.bmm(p, v), ctx.heads).flatten(2)
+        return _by_token(torch.bmm(p, v), ctx.shape).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
-        gradient = _by_head(gradients[0].unflatten(-1, (ctx.heads, -1)))
+        gradient = _by_head(gradients[0].view(ctx.shape))
         by_p = torch.bmm(gradient, v.mT)
-        by_scores = torch.ops.aten._softmax_backward_data.out(by_p, p, -1, p.dtype, grad_input=by_p)
+        by_scores = torch._softmax_backward_data(by_p, p, -1, p.dtype)  # pyright: ignore[reportPrivateImportUsage]
         by_q = torch.baddbmm(q, by_scores, k, beta=0, alpha=ctx.scale)
         by_k = torch.baddbmm(k, by_scores.mT, q, beta=0, alpha=ctx.scale)
         by_v = torch.bmm(p.mT, gradient)
-        return _by_token(by_q, ctx.heads), _by_token(by_k, ctx.heads), _by_token(by_v, ctx.heads)
+        return _by_token(by_q, ctx.shape), _by_token(by_k, ctx.shape), _by_token(by_v, ctx.shape)
 
 
 def _by_head(x: Tensor) -> Tensor:
     """[B, T, H, head_dim] -> [B * H, T, head_dim]."""
-    return x.transpose(1, 2).flatten(0, 1)
+    batch, length, heads, size = x.shape
+    return x.transpose(1, 2).reshape(batch * heads, length, size)
 
 
-def _by_token(x: Tensor, heads: int) -> Tensor:
-    """[B * H, T, head_dim] -> [B, T, H, head_dim], not copied."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2)
+def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
+    """[B * H, T, head_dim] -> ``shape`` [B, T, H, head_dim], not copied."""
+    batch, length, heads, size = shape
+    return x.view(batch, heads, length, size).transpose(1, 2)
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
