@@ -38,6 +38,7 @@ from lmcore.errors import StorageError
 MANIFEST = "manifest.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 UNICODE = "unicode"
+_WORTH_A_THREAD_BYTES = 4_000_000  # two of them take 2 ms each
 DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
 
 Status = Literal["built", "reused"]
@@ -354,8 +355,8 @@ def link(source: Path, target: Path) -> None:
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:
     """Size (bytes) and SHA-256 of every file below ``root`` but its manifest, by relative path."""
     paths = sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST)
-    if len(paths) == 1:
-        hashes = [sha256_file(paths[0])]
+    if sum(path.stat().st_size >= _WORTH_A_THREAD_BYTES for path in paths) < 2:
+        hashes = [sha256_file(path) for path in paths]
     else:  # hashlib releases the GIL, so threads use all cores
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(sha256_file, paths))

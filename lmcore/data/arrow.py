@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -20,15 +21,19 @@ def keep_memory() -> None:
 
     Arrow's own pools give it back, as glibc does with large pieces. What Parquet works in is of the pool that
     ``ARROW_DEFAULT_MEMORY_POOL`` names when Arrow is loaded (``flows.environment``).
+
+    It is kept in as many places as threads work at a time. glibc would make one for each of ever new threads,
+    eight to a core, and what one of them frees is of no use to the next.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         options = ctypes.CDLL(None).mallopt
         options(_M_MMAP_THRESHOLD, 1 << 30)
         options(_M_TRIM_THRESHOLD, 1 << 30)
+        options(_M_ARENA_MAX, (os.cpu_count() or 1) + 1)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def column(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:

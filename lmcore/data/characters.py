@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmcore.data.compiled import compiled, inlined, kept_table, uint32
+from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
 
 SPACE = 1 << 0  # str.isspace
 ALPHABETIC = 1 << 1  # str.isalpha
@@ -146,22 +147,28 @@ def texts_with(marks: np.ndarray, data: np.ndarray, offsets: np.ndarray) -> np.n
     return found.astype(bool)
 
 
+_beginnings = in_ranges((0xC0, 0xFF))  # of characters beyond ASCII
+
+
 @compiled
 def _look_for(marks, data, offsets, found):
+    last = len(data) - LANES  # the last place from which on so many may be read
     for d in range(len(offsets) - 1):
-        every = np.uint8(0)
-        for i in range(offsets[d], offsets[d + 1]):
-            every |= data[i]
-        i = offsets[d] if every >= 0x80 else offsets[d + 1]
-        while i < offsets[d + 1]:
-            if data[i] < 0x80:
+        i, end = offsets[d], offsets[d + 1]
+        while i < end and not found[d]:
+            if i > last:
+                if data[i] >= 0xC0 and marks[code_point(data, i)[0]]:
+                    found[d] = 1
                 i += 1
                 continue
-            c, size = code_point(data, i)
-            i += size
-            if marks[c]:
-                found[d] = 1
-                break
+            begun = _beginnings(data, i)
+            if end - i < LANES:
+                begun &= (np.uint64(1) << np.uint64(end - i)) - np.uint64(1)
+            while begun:
+                if marks[code_point(data, i + np.int64(trailing_zeros(begun)))[0]]:
+                    found[d] = 1
+                begun &= begun - np.uint64(1)
+            i += LANES
 
 
 @inlined

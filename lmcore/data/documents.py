@@ -15,11 +15,14 @@ artifact links to their files. Layout::
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import multiprocessing
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,7 @@ from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
-from lmcore.data.pool import Threads, Unit, Workshop, local_workers
+from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
 from lmcore.data.privacy import masker_of
 from lmcore.data.quality import stored_signals
@@ -92,7 +95,6 @@ _STORED: dict[str, Any] = {
     "write_page_checksum": True,
 }
 _THREADS = 2
-_AHEAD = 2
 
 _Row = tuple[str, str, str, int, str | bytes]  # doc_id, source, path, record, text
 
@@ -292,22 +294,22 @@ def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> di
     quarantined: list[dict[str, Any]] = []
     schema = _schema(config)
     path = out / "documents.parquet"
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        pq.ParquetWriter(path, schema, **_STORED) as writer,
-    ):
-        waiting: list[Future[_Group]] = []
-        for rows in _batches(config, shard, result, quarantined):
-            waiting.append(pool.submit(_row_group, rows, schema, config, ngrams))
-            if len(waiting) > _THREADS * _AHEAD:
-                _write(writer, waiting.pop(0).result(), result)
-        for group in waiting:
-            _write(writer, group.result(), result)
+    with pq.ParquetWriter(path, schema, **_STORED) as writer:
+        calls = ((rows, schema, config, ngrams) for rows in _batches(config, shard, result, quarantined))
+        for group in in_order(_measurers(), _THREADS, _row_group, calls):
+            _write(writer, group, result)
     if quarantined:
         table = pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA)
         pq.write_table(table, out / "quarantine.parquet", compression="zstd", write_page_checksum=True)
         result.examples = [_example(row) for row in quarantined[:3]]
     return result.to_json()
+
+
+@functools.cache
+def _measurers() -> ThreadPoolExecutor:
+    """Those that clean and measure, for all shards of this process: a core each, so that few need room."""
+    is_worker = multiprocessing.parent_process() is not None  # one of as many as there are cores
+    return ThreadPoolExecutor(_THREADS if is_worker else max(_THREADS, os.cpu_count() or 1))
 
 
 def _schema(config: DataConfig) -> pa.Schema:

@@ -36,7 +36,7 @@ SHARD_VERSION = 1
 HASHES = "hashes.npy"
 SAMPLE_DOCUMENTS = 10_000
 SAMPLE_BYTES = 120
-_BATCH_BYTES = 8_000_000
+_BATCH_BYTES = 10_000_000  # more than a part of a large file, which has one batch then
 _MERGED_TOKENS = 16_000_000
 
 _Shard = tuple[Path, Path]  # its documents, and the decisions about them

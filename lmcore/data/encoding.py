@@ -45,6 +45,8 @@ HOSTILE_TEXTS = (
     "x" * 500 + " " * 500 + "9" * 500 + "\n" * 500 + "'" * 50,
 )
 
+_REFERENCE_TEXTS = 1_000
+
 
 class Encoder:
     """Encodes text by the tokenizer of a directory; text that looks like a special token stays text.
@@ -172,8 +174,12 @@ class Encoder:
         self._fast, self.engine, self.reason = None, "tokenizers", reason
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [np.asarray(one.ids, np.int32) for one in encoded]
+        ids: list[np.ndarray] = []
+        # Each encoding holds its tokens as texts too, and more: few are held at a time.
+        for start in range(0, len(texts), _REFERENCE_TEXTS):
+            some = list(texts[start : start + _REFERENCE_TEXTS])
+            encoded = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            ids += [np.asarray(one.ids, np.int32) for one in encoded]
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
     def _encode_fast(self, raw: Sequence[bytes], texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,12 @@ What a piece makes depends on its arguments alone, so results are the same howev
 from __future__ import annotations
 
 import collections
+import contextlib
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -58,8 +60,27 @@ class Threads:
         if self.count == 1:
             yield from (function(*arguments) for arguments in calls)
             return
-        with ThreadPoolExecutor(self.count) as pool:
-            yield from _in_order(pool, self.count, function, calls)
+        with _lent_threads(self.count) as pool:
+            yield from in_order(pool, self.count, function, calls)
+
+
+_idle: dict[int, list[ThreadPoolExecutor]] = {}
+
+
+@contextlib.contextmanager
+def _lent_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that nobody else uses meanwhile, and that worked before if any did.
+
+    glibc keeps what a thread freed for that thread: new ones would have to be given memory of their own.
+    """
+    try:
+        pool = _idle.setdefault(count, []).pop()
+    except IndexError:
+        pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        _idle[count].append(pool)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_die_with_parent)
         try:
-            yield from _in_order(pool, self.count, function, calls)
+            yield from in_order(pool, self.count, function, calls)
         except BrokenProcessPool:
             raise DataError(
                 "a process that prepared data died",
@@ -108,9 +129,10 @@ def local_workers(config: DataConfig, num_bytes: int) -> Workers:
     return Processes(count)
 
 
-def _in_order(
+def in_order(
     pool: Executor, count: int, function: Callable[..., R], calls: Iterable[tuple[Any, ...]]
 ) -> Iterator[R]:
+    """Yield what ``count`` of ``pool`` make of each of ``calls``, in their order; few wait to be taken."""
     waiting: collections.deque[Future[R]] = collections.deque()
     try:
         for arguments in calls:
@@ -120,8 +142,8 @@ def _in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for future in waiting:
-            future.cancel()
+        # What began before an error must not go on behind it.
+        futures.wait([future for future in waiting if not future.cancel()])
 
 
 def _die_with_parent() -> None:

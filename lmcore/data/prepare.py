@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmcore.config import DataConfig
+from lmcore.data.arrow import keep_memory
 from lmcore.data.documents import SHARD_SETTINGS, build_documents, documents_libraries
 from lmcore.data.encode import build_tokens
 from lmcore.data.growth import in_generations, journal_of, remember
@@ -72,6 +73,7 @@ def take_inventory(config: DataConfig) -> Inventory:
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
     check_installed(config.privacy.presidio)  # before everything is read once
+    keep_memory()  # before there are threads that have their own
     inventory = _take_inventory(config)
     return in_generations(inventory, journal_of(config)) if config.incremental else inventory
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import mmap
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
+
+
+def sparse_zeros(shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
+    """``np.zeros`` that takes memory only where it is written to.
+
+    The other clears it all where it gets memory that was freed, and this is for large tables whose beginning
+    alone is used but for a few documents.
+    """
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), kind).reshape(shape)
 
 
 class Rooms(Generic[T]):

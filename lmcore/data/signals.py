@@ -33,7 +33,7 @@ from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lanes import LANES, begins, copy64, in_ranges, ones
 from lmcore.data.lexicon import STOP_WORDS, english
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
-from lmcore.data.room import Rooms
+from lmcore.data.room import Rooms, sparse_zeros
 from lmcore.data.words import (
     ALPHABETIC_WORDS,
     CHARS,
@@ -693,7 +693,7 @@ def measure(texts: pa.Array, config: QualityConfig) -> Measured:
 def _new_room(size: int) -> tuple[Page, Grams, Counts, Lines]:
     """Room for documents of up to ``size`` bytes."""
     lines = Lines(np.empty(size // LANES + 4, np.uint64), np.empty(size // LANES + 4, np.uint64))
-    counts = Counts(np.zeros((_table_size(size), 2), np.uint64), np.full(1, _TICK))
+    counts = Counts(sparse_zeros((_table_size(size), 2), np.uint64), np.full(1, _TICK))
     return new_page(size), _new_grams(size), counts, lines
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import itertools
 import os
@@ -157,6 +158,7 @@ def digest_of(files: Iterable[SourceFile]) -> str:
     return sha256_json([[f.source, f.name, f.start, f.first_record, f.sha256] for f in files])
 
 
+@functools.lru_cache(256)  # asked for of each record of a file
 def suffix_of(name: str) -> str:
     """Return the longest of ``SUFFIXES`` that ``name`` ends in, or an empty text."""
     return max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")

@@ -35,6 +35,7 @@ from lmcore.config import (
     TokenizerConfig,
 )
 from lmcore.data import prepare
+from lmcore.data.pool import Processes
 from lmcore.data.streams import chunks
 from lmcore.progress import silent
 
@@ -86,7 +87,8 @@ def work(path: Path, tokenizer: str) -> dict[str, float]:
         # Not ru_maxrss, which begins with what the process that started this one held.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
-        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (os.cpu_count() or 1)
+        if isinstance(shop.workers, Processes):  # any other child, as git is, begins with what we hold too
+            peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * shop.workers.count
         timed("tokens of what is kept", lambda: encode(splits, kept))
         timed(
             "documents, nothing changed",

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from hashlib import sha256
 
 import pytest
 
 from lmcore.config import Identity
 from lmcore.errors import StorageError
-from lmcore.store import Stage, Store, write_atomically
+from lmcore.store import Stage, Store, hash_files, write_atomically
 
 
 def make_stage(steps=10, *, version=1, default=10, inputs=None):
@@ -104,6 +105,16 @@ def test_damage_is_noticed_set_aside_and_mended(tmp_path, damage):
     assert "damaged" in again.reason or "manifest" in again.reason
     assert again.digest == first.digest
     assert store.ensure(make_stage(), never).status == "reused"
+
+
+@pytest.mark.parametrize("sizes", [(), (7,), (0, 5_000_000, 3), (5_000_000, 4_000_000, 1)])
+def test_files_of_all_sizes_are_hashed(tmp_path, sizes):
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number + 1]) * size)
+    assert hash_files(tmp_path) == {
+        f"{number}.bin": {"bytes": size, "sha256": sha256(bytes([number + 1]) * size).hexdigest()}
+        for number, size in enumerate(sizes)
+    }
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):

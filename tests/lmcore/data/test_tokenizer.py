@@ -38,6 +38,15 @@ def test_gigatoken_knows_every_pattern_and_agrees(encoder):
     assert encoder.reason.endswith(" and 20 documents")
 
 
+def test_many_texts_are_encoded_as_each_alone(directory):
+    texts = [f"{CORPUS[i % 300]} {i}" for i in range(2_345)]
+    alone = Encoder(directory, engine="tokenizers")
+    tokens, lengths = alone.encode(texts)
+    each = [alone.encode([text])[0] for text in texts]
+    assert lengths.tolist() == list(map(len, each))
+    assert np.array_equal(tokens, np.concatenate(each))
+
+
 def test_tokens_to_a_word_are_those_of_encoding_whether_the_engines_were_compared_on_it_or_not(directory):
     sample = CORPUS[:20]
     encoder = Encoder(directory, sample=sample)
