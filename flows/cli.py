@@ -405,14 +405,8 @@ def _find_model(recipe_or_model: str, overrides: list[str] | None) -> Path:
     if path.is_dir():
         return path
     is_recipe = path.suffix in (".yaml", ".yml") or recipe_or_model in descriptions()
-    if not is_recipe and os.sep in recipe_or_model:
+    if not is_recipe and (os.sep in recipe_or_model or path.exists()):
         return _existing_model(path)
-    if not is_recipe:
-        raise ConfigError(
-            f"{recipe_or_model} is neither a recipe nor a model directory",
-            expected=f"one of {', '.join(descriptions())}, the path of a .yaml file, or a folder",
-            found=nearest(path),
-        )
     recipe = _load(recipe_or_model, overrides)
     from flows.explain import trained_model
 

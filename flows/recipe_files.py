@@ -33,7 +33,7 @@ def find_recipe(name: str) -> Path:
         near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             f"there is no recipe {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-            expected=f"one of {', '.join(known)}, or the path of a .yaml file",
+            expected=f"one of {', '.join(known)}, or the path of a .yaml file (or of a model, to use one)",
             remedy="Copy one from flows/recipes and change it, or let `gristmill size` write one.",
         )
     return path

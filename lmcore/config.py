@@ -1309,7 +1309,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except OSError as error:
         raise ConfigError(
             f"recipe {path} cannot be read",
-            found=(error.strerror or str(error)) if path.exists() else nearest(path),
+            found=nearest(path) if isinstance(error, FileNotFoundError) else error.strerror or str(error),
             remedy="Give the name of a recipe, or the path of a YAML file.",
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML

@@ -51,12 +51,13 @@ def nearest(path: str | Path) -> str:
     """Say of a path that is not there where it leaves what is, and what of that is called most alike."""
     missing = Path(path).expanduser().resolve()
     folder = next((above for above in missing.parents if above.is_dir()), Path("/"))
-    names: list[str] = []
+    names: list[str] | None = None
     with contextlib.suppress(OSError):
-        names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+        names = sorted(one.name for one in folder.iterdir())
+    shown = [name for name in names or () if not name.startswith(".")]
     wanted = missing.relative_to(folder).parts[0] if missing != folder else ""
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3) or names[:3]
-    holds = f", which holds {', '.join(near)}" if near else ", which is empty"
+    near = difflib.get_close_matches(wanted, shown, n=3, cutoff=0.3) or shown[:3]
+    holds = f", which holds {', '.join(near)}" if near else ", which is empty" if names == [] else ""
     return f"no such file or folder; the nearest folder that is there is {folder}{holds}"
 
 

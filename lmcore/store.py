@@ -143,13 +143,14 @@ class Store:
         self.root = Path(root)
         self._on_wait = on_wait
 
-    def ensure(self, stage: Stage, build: Build, *, why: bool = True) -> Artifact:
+    def ensure(self, stage: Stage, build: Build, *, why: bool | str = True) -> Artifact:
         """Return the artifact of ``stage``; build and commit it if it is not there.
 
         Args:
             stage: What to make, of what.
             build: Writes the files into the directory it is given and returns a JSON summary.
-            why: Whether to find out why it is built: that compares with every artifact of the stage.
+            why: Whether to find out why it is built: that compares with every artifact of the stage. A text:
+                it is why, unless there is one that was damaged.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -162,7 +163,7 @@ class Store:
                 manifest, damage = self._look(target)
                 if manifest is not None:
                     return _artifact(target, manifest, "reused", "", start)
-                reason = damage or (self._why_not_reused(stage) if why else "")
+                reason = damage or (self._why_not_reused(stage) if why is True else why or "")
                 if damage:
                     target.rename(target.parent / f".damaged-{stage.key}-{uuid.uuid4().hex[:8]}")
                 self._sweep(target.parent, stage.key)

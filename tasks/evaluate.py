@@ -33,7 +33,7 @@ from tasks.tracking import ModelVersion
 from tasks.train import run_job
 
 EVALUATE_VERSION = 1
-HELD_OUT = "the held-out documents"
+HELD_OUT = "validation_digest"  # of the protocol: which documents
 MEASURES = {"text": "bits_per_byte", "minimal_pairs": "accuracy"}
 
 
@@ -138,7 +138,7 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
     changed = changes_of_protocol(champion.protocol, protocol(recipe, prepared))
     who, was = f"the champion, version {champion.version}", f"{champion.bits_per_byte:.4f} bits per byte"
     say = partial(note, get_run_logger())
-    say(f"{who}, is measured again, as the challenger was: {changed}; it needed {was} before")
+    say(f"{who}, is to be measured as the challenger was: {changed}; it needed {was} before")
     tokens = _encode_for(
         recipe.data, model, prepared.documents, prepared.splits, why=f"for {who}: by its own tokenizer"
     )
@@ -146,7 +146,8 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
     subject = Subject(name, model, champion.model_digest, champion.seq_len, champion.document_mask)
     measured = _evaluate(recipe, subject, tokens, run, why=f"of {who}: {changed}")
     score = measured.summary["bits_per_byte"]
-    say(f"{who}: {was} before, {score:.4f} now")
+    so_before = ", as was found when it was measured so before" * (measured.status == "reused")
+    say(f"{who}: {was} before, {score:.4f} now{so_before}")
     return Measured(
         bits_per_byte=score,
         data_digest=protocol_digest(recipe, prepared),
@@ -178,11 +179,14 @@ def changes_of_protocol(then: Mapping[str, str | int], now: Mapping[str, str | i
     """What differs between how a model was measured and how one is now, in words."""
     if not then:
         return "how it was measured was not kept in full"
-    changed = [name for name in now if then.get(name) != now[name]]
-    return ", ".join(
-        f"{HELD_OUT} are others" if name == HELD_OUT else f"{name} went from {then.get(name)} to {now[name]}"
-        for name in changed
-    )
+    words = []
+    for name, value in now.items():
+        if name not in then:
+            words.append(f"{name} was not kept")
+        elif then[name] != value:
+            went = f"{name} went from {then[name]} to {value}"
+            words.append("the held-out documents are others" if name == HELD_OUT else went)
+    return ", ".join(words)
 
 
 def _encode_for(

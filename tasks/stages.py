@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ BuildWithProgress = Callable[[Path, Progress], Mapping[str, Any]]
 def ensure(stage: Stage, build: BuildWithProgress, *, why: str = "") -> Artifact:
     """Return the artifact of ``stage``, built if needed, and say which and why.
 
-    ``why`` is said instead of how it differs from earlier ones, where it was not to be like them.
+    ``why`` is said of one that is built, instead of how it differs from earlier ones, where it was not to be
+    like them.
 
     Raises:
         GristmillError: what was wrong; also logged in one line.
@@ -37,12 +37,10 @@ def ensure(stage: Stage, build: BuildWithProgress, *, why: str = "") -> Artifact
         with progress.reporter(stage.name) as report:
             waiting = f"{stage.name} is being built by another run: waiting for it"
             store = Store(Home.here().store, on_wait=lambda: progress.note(logger, waiting))
-            artifact = store.ensure(stage, lambda directory: build(directory, report))
+            artifact = store.ensure(stage, lambda directory: build(directory, report), why=why or True)
     except GristmillError as error:
         logger.error("%s failed: %s", stage.name, error)
         raise
-    if why:
-        artifact = replace(artifact, reason=why)
     logger.info("%s", describe(artifact))
     progress.finished(artifact)
     return artifact

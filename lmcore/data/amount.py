@@ -22,7 +22,8 @@ def too_little(train: TrainConfig, num_tokens: int, *, estimated: bool = False) 
     if train.mixture or wanted <= MANY_EPOCHS * num_tokens:
         return ""
     about = "about " if estimated else ""
-    epochs = f"{about}{wanted / num_tokens:,.0f} times" if num_tokens else "more often than can be told"
+    times = wanted / num_tokens if num_tokens else 0.0
+    epochs = f"{about}{times:,.{1 if times < 10 else 0}f} times" if times else "more often than can be told"
     steps = MANY_EPOCHS * num_tokens // train.global_batch_tokens
     fewer = (
         f": train.steps={steps} reads it {MANY_EPOCHS} times" if steps > train.schedule.warmup_steps else ""

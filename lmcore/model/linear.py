@@ -49,7 +49,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies ``x`` [..., in] with ``weight`` [out, in] faster than torch by itself."""
     return (
-        onednn_is_faster()
+        not torch.compiler.is_compiling()  # a compiler would stop at the next question
+        and onednn_is_faster()
         and is_plain(x)
         and type(x) is Tensor
         and not isinstance(weight, DTensor)

@@ -78,7 +78,7 @@ def test_generating_before_training_says_what_to_do_and_where_it_looked(mill):
             "there is no model at .*nearest folder that is there is {folder}, which holds model",
         ),
         ("./modal", "there is no model at .*the nearest folder that is there is"),
-        ("quickstat", "neither a recipe nor a model directory: expected one of .*quickstart"),
+        ("quickstat", "no recipe 'quickstat'; did you mean 'quickstart'.: expected one of .*or of a model"),
         ("{folder}/corpus.txt", "there is no model at .*found a file"),
     ],
 )

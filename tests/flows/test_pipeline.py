@@ -159,7 +159,7 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     done = mill.call("run", str(mill.recipe), *words, "--json", str(target))
     assert done.returncode == 0, done.stdout + done.stderr
     other, shown = json.loads(target.read_text()), " ".join(done.stdout.split())
-    again = r"the champion, version (\d), is measured again, as the challenger was: "
+    again = r"the champion, version (\d), is to be measured as the challenger was: "
     why = "evaluation.stride_tokens went from 16 to 8"
     found = re.search(rf"{again}{why}; it needed ([\d.]+) bits per byte before", shown)
     assert found

@@ -1,10 +1,12 @@
 """Errors say what was expected, what was found, what to do; and survive a process boundary."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from lmcore import errors
+from lmcore.config import load_recipe
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 
@@ -26,6 +28,8 @@ def test_the_nearest_folder_of_what_is_missing_is_named(tmp_path):
     nearby = errors.nearest(tmp_path / "models" / ".." / "models" / "fist")
     assert nearby == f"{said}{tmp_path / 'models'}, which holds first"
     assert errors.nearest(tmp_path / "models" / "first" / "x").endswith("first, which is empty")
+    (tmp_path / "models" / "first" / ".hidden").write_text("x")
+    assert errors.nearest(tmp_path / "models" / "first" / "x").endswith("first")
     below_a_file = errors.nearest(tmp_path / "notes.txt" / "x")
     assert below_a_file.startswith(f"{said}{tmp_path}, which holds notes.txt")
 
@@ -33,3 +37,8 @@ def test_the_nearest_folder_of_what_is_missing_is_named(tmp_path):
 def test_parts_that_are_not_known_are_left_out():
     assert str(errors.DataError("no text")) == "no text"
     assert str(errors.DataError("no text", remedy="Add some.")) == "no text. Add some."
+
+
+def test_a_recipe_whose_name_no_file_can_have_is_refused():
+    with pytest.raises(errors.ConfigError, match="cannot be read: found File name too long"):
+        load_recipe(Path("x" * 300 + ".yaml"))

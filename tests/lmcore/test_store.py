@@ -58,6 +58,15 @@ def test_a_rebuild_says_why(tmp_path, change, reason):
     assert store.ensure(make_stage(**change), build).reason == reason
 
 
+def test_who_has_it_built_may_say_why_but_not_of_what_was_damaged_or_is_reused(tmp_path):
+    store = Store(tmp_path)
+    built = store.ensure(make_stage(), build, why="as a test")
+    assert built.reason == "as a test"
+    assert store.ensure(make_stage(), never, why="as a test").reason == ""
+    (built.path / "manifest.json").write_text("{}")
+    assert "was damaged" in store.ensure(make_stage(), build, why="as a test").reason
+
+
 def test_the_nearest_earlier_artifact_is_compared(tmp_path):
     store = Store(tmp_path)
     store.ensure(make_stage(20, version=2, inputs={"data": "d9"}), build)

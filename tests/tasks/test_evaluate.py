@@ -130,3 +130,5 @@ def test_what_keeps_two_scores_from_being_compared_is_named(tmp_path, changed, w
     assert changes_of_protocol(then, now).startswith(words)
     assert changes_of_protocol(then, then) == ""
     assert "not kept" in changes_of_protocol({}, now)
+    some = {name: value for name, value in now.items() if name != "evaluation.max_bytes"}
+    assert changes_of_protocol(some, now) == "evaluation.max_bytes was not kept"

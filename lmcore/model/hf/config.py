@@ -77,7 +77,8 @@ def _read_table(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         found = (error.strerror or str(error)) if isinstance(error, OSError) else f"no JSON ({error})"
-        found = found if path.parent.exists() else nearest(path.parent)
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            found = nearest(path.parent)
         raise CheckpointError(
             f"{path.parent} holds no Hugging Face model",
             expected=f"a {CONFIG}",

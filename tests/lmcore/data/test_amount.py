@@ -30,6 +30,7 @@ def test_what_is_read_too_often_is_told_and_only_that(steps, num_tokens):
 def test_the_number_of_epochs_is_told():
     assert "read 228 times, where beyond 4" in too_little(training(228), 4096)
     assert "--path" in too_little(training(228), 4096)
+    assert "read 4.3 times, where beyond 4 " in too_little(training(43), 40_960)
 
 
 def test_steps_that_would_all_be_warmup_are_not_advised():
@@ -45,7 +46,7 @@ def test_a_mixture_has_limits_of_its_own():
 def test_before_there_are_tokens_it_is_said_to_be_an_estimate():
     there = TEXT_BYTES_PER_TOKEN * 4096
     assert too_little_text(training(MANY_EPOCHS), there) == ""
-    assert "there are about 4,096: they would be read about 5 times" in too_little_text(training(5), there)
+    assert "there are about 4,096: they would be read about 5.0 times" in too_little_text(training(5), there)
 
 
 def test_text_is_counted_by_the_sizes_of_files_alone(tmp_path):

@@ -117,3 +117,11 @@ def test_it_is_for_processors_that_mkl_gives_less(
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert linear.onednn_is_faster.__wrapped__() == taken
+
+
+def test_a_compiler_sees_one_graph(monkeypatch):
+    monkeypatch.undo()  # the question about the processor is one that it would stop at
+    torch.compiler.reset()
+    layer, x = layer_and_input()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), F.linear(x, layer.weight))
