@@ -54,6 +54,16 @@ def test_the_figures_of_a_run_are_those_of_its_median_step_over_all_attempts():
     assert {f"perf/{name}": value for name, value in of_run.items()} == speed.values(0.5)
 
 
+@pytest.mark.parametrize("few_did", [20, 100, 300])
+def test_mfu_of_a_run_is_by_the_devices_that_did_its_median_step(few_did):
+    many, few = (Speed(1000, 6_000_000, peak_flops=devices * 1e9) for devices in (8, 4))
+    values = [many.values(1.0)] * 100 + [few.values(2.0)] * few_did
+    assert {row["perf/mfu"] for row in values} == {0.75}
+    rows = [{"kind": "step", "step": step, "values": row} for step, row in enumerate(values, start=1)]
+    took = 2.0 if few_did > 100 else 1.0  # of two in the middle the faster one, not their mean
+    assert Speed.of_run(rows) == {"step_seconds": took, "tokens_per_second": 1000 / took, "mfu": 0.75}
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "tflops"),
     [
