@@ -186,9 +186,7 @@ def _rates(plan: dict[str, Any]) -> str:
     text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
     text += f"x {rates['overhead']:g} for the building. "
     peak = plan["mfu_peak"]
-    text = (
-        f"MFU is of {peak['flops'] / 1e12:,.4g} TFLOP/s a GPU, the vendor's figure for {peak['kind']}. {text}"
-    )
+    text = f"MFU is of {peak['flops'] / 1e12:,.4g} TFLOP/s a GPU, {peak['source']}. {text}"
     text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
     took = f"{plan['seconds']:.1f} s, {plan['processor_seconds']:.1f} of a processor"
     return f"{text} Times are of steps alone. Planned in {took}."

@@ -41,9 +41,11 @@ def test_a_plan_is_a_table_with_reasons_and_the_same_as_json(tmp_path):
 
 
 def test_a_recipe_that_needs_no_path_and_settings_that_change_it():
-    shown = run("quickstart", "--gpus", "2", "--gpu", "A100", "--set", "train.steps=70")
+    sets = ("--set", "train.steps=70", "--set", "train.costs.peak_tflops=10")
+    shown = run("quickstart", "--gpus", "2", "--gpu", "A100", *sets)
     assert shown.exit_code == 0, shown.output
     assert "in 70 steps" in shown.output
+    assert "MFU is of 10 TFLOP/s a GPU, train.costs.peak_tflops." in shown.output
     assert "2 A100 of 80 GB" in shown.output
 
 
@@ -67,7 +69,7 @@ def test_a_small_case_is_told_in_units_that_fit_it(small):
     assert columns["MFU"] == f"{best['mfu']:.1%}"
     assert float(columns["ms"]) == pytest.approx(run_time * 1e3, rel=0.01)
     assert float(columns["Wh"]) == pytest.approx(best["kwh"] * 1e3, abs=0.06)
-    assert "MFU is of 67 TFLOP/s a GPU, the vendor's figure for FP32" in shown.output
+    assert "MFU is of 67 TFLOP/s a GPU, the vendor's figure for H100, FP32" in shown.output
     why = " ".join(layout["why"] for layout in plan["layouts"])
     assert not re.search(r"\b0(\.0+)? (s|GB)\b|of 0\b|instead of 0\.00\b", why), why
 

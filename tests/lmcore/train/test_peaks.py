@@ -6,7 +6,7 @@ import torch
 from lmcore.config import CostsConfig, ModelConfig
 from lmcore.model.transformer import Transformer
 from lmcore.train.metrics import Speed
-from lmcore.train.peaks import computing_type, find_peak, vendor_peak
+from lmcore.train.peaks import computing_type, find_peak, known_peak, vendor_peak
 
 CPU = torch.device("cpu")
 
@@ -94,6 +94,13 @@ def test_the_peak_is_that_of_the_type_of_computing():
         "16-bit",
         "8-bit",
     ]
+
+
+def test_what_is_known_without_the_device_is_the_settings_peak_or_the_vendors():
+    told = known_peak(CostsConfig(peak_tflops=0.25), "H100", "fp8")
+    assert (told.flops, told.source) == (0.25e12, "train.costs.peak_tflops")
+    assert known_peak(CostsConfig(), "H100", "fp8") == vendor_peak("H100", "8-bit")
+    assert known_peak(CostsConfig(), "A100", "fp8") is None
 
 
 def test_a_cpu_is_measured_unless_the_settings_say_otherwise():
