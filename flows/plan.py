@@ -89,8 +89,9 @@ def show_plan(name: str, plan: dict[str, Any]) -> None:
 
 def _memory_and_time(plan: dict[str, Any]) -> Table:
     best = plan["layouts"][0]
-    # A column has the unit that fits the layout to take; parts of memory are worth a digit more.
-    memory_unit, a_byte = unit_for([best["memory_bytes"]["total"] / 10], BYTES)
+    # A column has the unit that fits the layout to take.
+    memory_unit, a_byte = unit_for([best["memory_bytes"]["total"]], BYTES)
+    places = _places(best["memory_bytes"]["total"] / a_byte)
     step_unit, a_second = unit_for([best["step_seconds"]["total"]], TIMES)
     run_unit, a_day = unit_for([best["days"] * DAY], DURATIONS)
     energy_unit, a_wh = unit_for([best["kwh"] * 1000], ENERGIES)
@@ -117,7 +118,7 @@ def _memory_and_time(plan: dict[str, Any]) -> Table:
         parts = ("parameters", "gradients", "optimizer", "gathered", "activations", "logits", "total")
         table.add_row(
             _layout(layout),
-            *(f"{memory[part] / a_byte:,.1f}" for part in parts),
+            *(f"{memory[part] / a_byte:,.{places}f}" for part in parts),
             f"{layout['step_seconds']['total'] / a_second:.2f}",
             f"{layout['mfu']:.1%}",
             f"{layout['days'] * DAY / a_day:.1f}",
@@ -133,7 +134,8 @@ def _messages(plan: dict[str, Any]) -> Table:
     layouts = plan["layouts"]
     unit, a_second = unit_for([layouts[0]["step_seconds"]["total"]], TIMES)
     most = max((sum(layout["sent_bytes_per_step"].values()) for layout in layouts), default=0.0)
-    sent_unit, a_byte = unit_for([most / 10], BYTES)
+    sent_unit, a_byte = unit_for([most], BYTES)
+    places = _places(most / a_byte)
     title = f"\n{sent_unit} that a process sends in a step, and {unit} that nothing hides; {unit} of the rest"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("layout", no_wrap=True)
@@ -142,7 +144,7 @@ def _messages(plan: dict[str, Any]) -> Table:
     for layout in plan["layouts"]:
         seconds = layout["step_seconds"]
         cells = [
-            f"{layout['sent_bytes_per_step'][axis] / a_byte:.1f} "
+            f"{layout['sent_bytes_per_step'][axis] / a_byte:,.{places}f} "
             f"{seconds['exposed'].get(axis, 0.0) / a_second:.2f}{unit}"
             if axis in layout["sent_bytes_per_step"]
             else "-"
@@ -154,6 +156,11 @@ def _messages(plan: dict[str, Any]) -> Table:
         )
         table.add_row(_layout(layout), *cells, *rest)
     return table
+
+
+def _places(whole: float) -> int:
+    """Digits after the point of columns of bytes: parts of a few GB are worth one more."""
+    return 2 if whole < 10 else 1
 
 
 def _layout(layout: dict[str, Any]) -> str:
@@ -179,9 +186,7 @@ def _rates(plan: dict[str, Any]) -> str:
     text = f"Energy is at most this: {gpu['node_watts']:.0f} W a GPU with its share of the node, "
     text += f"x {rates['overhead']:g} for the building. "
     peak = plan["mfu_peak"]
-    text = (
-        f"MFU is of {peak['flops'] / 1e12:,.4g} TFLOP/s a GPU, the vendor's figure for {peak['kind']}. {text}"
-    )
+    text = f"MFU is of {peak['flops'] / 1e12:,.4g} TFLOP/s a GPU, {peak['source']}. {text}"
     text += f"Cost at {' and '.join(prices)}." if prices else "No price was said (--price-per-gpu-hour)."
     took = f"{plan['seconds']:.1f} s, {plan['processor_seconds']:.1f} of a processor"
     return f"{text} Times are of steps alone. Planned in {took}."

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lmcore.train.bill import NOT_MEASURED, bill_of
+from lmcore.train.bill import NOT_MEASURED
+from lmcore.train.metrics import SPEED
 from lmcore.units import TIMES, told
 
-SPEED = ("step_seconds", "tokens_per_second", "mfu")
 
-
-def costs_of(
-    rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any], tokens_per_step: int, currency: str
-) -> dict[str, Any]:
-    """What all attempts at a run cost together, by the rows of its events; its speed is as the result has it.
+def costs_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The bill of all attempts at a run, the speed of its median step and the peak, as far as they are known.
 
     Args:
-        rows: Of all attempts.
-        result: Of the last one: seconds, tokens a second and MFU of the median step of all, and the peak.
-        tokens_per_step: Over all processes.
-        currency: Of the prices.
+        result: Of the last attempt, or the summary of the training's artifact. One that is older than the
+            median step has no ``step_seconds``, tokens a second beside its costs, and MFU among them.
     """
     names = (*SPEED, "peak_tflops", "peak_source")
     speed = {name: result[name] for name in names if result.get(name) is not None}
-    return {**bill_of(rows, tokens_per_step, currency), **speed}
+    return {**speed, **result.get("costs", {})}
 
 
 def speed_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
@@ -57,12 +52,7 @@ def cost_table(costs: Mapping[str, Any]) -> list[str]:
     if not costs:
         return []
     lines = ["## What it cost", "", "| | |", "|---|---|"]
-    if "step_seconds" in costs:
-        step = f"{told(costs['step_seconds'], TIMES)} for the median step"
-        lines.append(f"| speed | {costs['tokens_per_second']:,.0f} tokens/s: {step} |")
-    if "mfu" in costs:
-        peak = f"{costs['peak_tflops']:,.3g} TFLOP/s a device ({costs['peak_source']})"
-        lines.append(f"| MFU | {costs['mfu']:.1%} of {peak}, in that step |")
+    lines += _speed(costs)
     if "shares" in costs:
         largest = sorted(costs["shares"].items(), key=lambda share: -share[1])
         parts = ", ".join(
@@ -72,6 +62,22 @@ def cost_table(costs: Mapping[str, Any]) -> list[str]:
         lines.append(f"| peak memory | {costs['peak_memory_bytes'] / 1e9:,.2f} GB a process |")
         lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs), *_waste(costs)]
     return [*lines, ""]
+
+
+def _speed(costs: Mapping[str, Any]) -> list[str]:
+    lines, speed = [], []
+    if "tokens_per_second" in costs:
+        speed.append(f"{costs['tokens_per_second']:,.0f} tokens/s")
+    if "step_seconds" in costs:
+        speed.append(f"{told(costs['step_seconds'], TIMES)} for the median step")
+    if speed:
+        lines.append(f"| speed | {': '.join(speed)} |")
+    if "mfu" in costs:
+        mfu = f"{costs['mfu']:.1%}"
+        if "peak_tflops" in costs:
+            mfu += f" of {costs['peak_tflops']:,.3g} TFLOP/s a device ({costs['peak_source']})"
+        lines.append(f"| MFU | {mfu}{', in that step' if 'step_seconds' in costs else ''} |")
+    return lines
 
 
 def _energy(costs: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
-from tasks.costs import cost_metrics, cost_table, cost_tags
+from tasks.costs import cost_metrics, cost_table, cost_tags, costs_of
 from tasks.data_report import PAGE
 from tasks.evaluate import MEASURES
 from tasks.figures import draw_costs, draw_energy, draw_funnel, draw_loss
@@ -223,7 +223,7 @@ def _summarize(
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         sets=set_summaries(measured.get("sets", {})),
         tokens_per_second=trained.summary.get("tokens_per_second"),
-        costs=trained.summary.get("costs", {}),
+        costs=costs_of(trained.summary),
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
         model_name=registered.model_name if registered else None,

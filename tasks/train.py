@@ -80,13 +80,13 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             run,
             progress,
             total_steps=recipe.train.steps,
-            metrics_of=lambda result: speed_metrics(_costs(run_dir, recipe, result)),
-            tags_of=lambda result: cost_tags(_costs(run_dir, recipe, result)),
+            metrics_of=lambda result: speed_metrics(costs_of(result)),
+            tags_of=lambda result: cost_tags(costs_of(result)),
         )
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
         last = last_loss(out / "events.jsonl")
-        return {**result, "train_loss": last, "costs": _costs(run_dir, recipe, result)}
+        return {**result, "train_loss": last, "costs": costs_of(result)}
 
     trained = ensure(stage, build)
     run.refer_to(trained, train_run_directory(stage.key))
@@ -141,12 +141,6 @@ def run_job(
             remedy="The same command goes on from the last checkpoint.",
         )
     return result
-
-
-def _costs(run_dir: Path, recipe: Recipe, result: Mapping[str, Any]) -> dict[str, Any]:
-    events = run_dir / "events.jsonl"
-    rows, _ = runs.read_events(events, 0, max_bytes=events.stat().st_size)
-    return costs_of(rows, result, recipe.train.global_batch_tokens, recipe.train.costs.currency)
 
 
 def last_loss(events: Path) -> float | None:

@@ -44,7 +44,7 @@ class Estimate:
         memory: Of the fullest process.
         time: Of a step.
         traffic: Of a step.
-        mfu: Share of the peak of the recipe's precision, as a training tells it.
+        mfu: Share of the recipe's peak or the vendor's for its precision, as a training tells it.
         days: Of the whole run, without validation, checkpoints or mishaps.
         kwh: At most: as if every node drew what its maker says it may, and the building on top.
         cost: None where no price was said.
@@ -113,7 +113,7 @@ def estimate(
         memory=memory_of(shape, train),
         time=time,
         traffic=tuple(traffic_of(shape, train)),
-        mfu=flops / time.total / (cluster.num_gpus * cluster.gpu.peak(train.precision)[0]),
+        mfu=flops / time.total / (cluster.num_gpus * cluster.gpu.peak(train).flops),
         days=hours / 24,
         kwh=kwh,
         cost=cost,

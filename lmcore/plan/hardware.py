@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from lmcore.config import TrainConfig
 from lmcore.errors import ConfigError
-from lmcore.parallel.apply import Precision
-from lmcore.train.peaks import vendor_peak
+from lmcore.train.peaks import Peak, known_peak, vendor_peak
 
 GB = 1e9
 
@@ -44,11 +44,13 @@ class GPU:
     attention: float
     source: str
 
-    def peak(self, precision: Precision) -> tuple[float, str]:
-        """What MFU of a precision is a share of: FLOP/s, and of which products; of 16 bits if it has none."""
-        known = {"fp32": (self.flops_32, "FP32"), "fp8": (self.flops_8, "8-bit")}
-        peak = known.get(precision, (self.flops_16, "16-bit"))
-        return peak if peak[0] else (self.flops_16, "16-bit")
+    def peak(self, train: TrainConfig) -> Peak:
+        """What MFU of a training is a share of: ``train.costs.peak_tflops``, or else the vendor's figure.
+
+        Where the GPU has no products of the training's precision it is the figure for 16 bits.
+        """
+        found = known_peak(train.costs, self.name, train.precision)
+        return found or Peak(self.flops_16, f"the vendor's figure for {self.name}, 16-bit")
 
 
 def _gpu(name: str, *rest: float, source: str) -> GPU:

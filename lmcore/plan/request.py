@@ -72,7 +72,6 @@ def _rates(train: TrainConfig, request: dict[str, Any]) -> Rates:
 
 def _described(wanted: Wanted, plan: Plan, seconds: float) -> dict[str, Any]:
     cluster, train, shape = wanted.cluster, wanted.train, wanted.shape
-    peak, kind = cluster.gpu.peak(train.precision)
     return {
         "parameters": shape.total,
         "tokens": train.steps * train.global_batch_tokens,
@@ -83,7 +82,7 @@ def _described(wanted: Wanted, plan: Plan, seconds: float) -> dict[str, Any]:
         "optimizer": train.optimizer.name,
         "gpus": cluster.num_gpus,
         "gpu": dataclasses.asdict(cluster.gpu),
-        "mfu_peak": {"flops": peak, "kind": kind},
+        "mfu_peak": dataclasses.asdict(cluster.gpu.peak(train)),
         "gpus_per_node": cluster.gpus_per_node,
         "gpu_memory_bytes": cluster.memory,
         "room_bytes": wanted.room,

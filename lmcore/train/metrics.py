@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 PROGRESS_EVERY_SECONDS = 3.0
+SPEED = ("step_seconds", "tokens_per_second", "mfu")
 
 
 class Speed:
     """Step time, tokens per second and MFU, which belong together: each is of the same step.
 
-    In a step's row they are of that step. Of a run they are of its median step, over all attempts: a step
-    that something else interrupted does not count, nor what is between steps, which ``costs`` tells of.
+    In a step's row they are of that step. Of a run they are those of the row of its median step, over all
+    attempts: a step that something else interrupted does not count, nor what is between steps, which
+    ``costs`` tells of.
     MFU is that of Chowdhery et al. 2022, appendix B, and only where there is a peak.
 
     Args:
@@ -32,27 +33,25 @@ class Speed:
 
     def values(self, seconds: float) -> dict[str, float]:
         """Values of the row of a step that took ``seconds``."""
-        found = {f"perf/{name}": value for name, value in self._of(seconds).items()}
-        return {name: value for name, value in found.items() if value is not None}
+        found = {"perf/step_seconds": seconds, "perf/tokens_per_second": self._tokens_per_step / seconds}
+        if self._peak_flops is not None:
+            found["perf/mfu"] = self._flops_per_step / seconds / self._peak_flops
+        return found
 
-    def of_run(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    @staticmethod
+    def of_run(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
         """``step_seconds``, ``tokens_per_second`` and ``mfu`` of the median step; None: not known.
+
+        All three as its row has them: MFU is a share of the peak of the devices that did the step, of which
+        another attempt may have had another number. Of two steps in the middle the faster one counts.
 
         Args:
             rows: Events of all attempts; of a step that was done again the last counts.
         """
-        steps = {row["step"]: row["values"]["perf/step_seconds"] for row in rows if row["kind"] == "step"}
-        if not steps:
-            return {"step_seconds": None, "tokens_per_second": None, "mfu": None}
-        return self._of(statistics.median(steps.values()))
-
-    def _of(self, seconds: float) -> dict[str, float | None]:
-        peak = self._peak_flops
-        return {
-            "step_seconds": seconds,
-            "tokens_per_second": self._tokens_per_step / seconds,
-            "mfu": None if peak is None else self._flops_per_step / seconds / peak,
-        }
+        steps = {row["step"]: row["values"] for row in rows if row["kind"] == "step"}
+        ordered = sorted(steps.values(), key=lambda values: values["perf/step_seconds"])
+        median = ordered[(len(ordered) - 1) // 2] if ordered else {}
+        return {name: median.get(f"perf/{name}") for name in SPEED}
 
 
 class ProgressLine:

@@ -54,13 +54,19 @@ def find_peak(config: CostsConfig, device: torch.device, precision: Precision) -
 
     None: there is no vendor's figure, and none may be measured.
     """
-    if config.peak_tflops is not None:
-        return Peak(config.peak_tflops * 1e12, "train.costs.peak_tflops")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = None if config.measure_peak == "always" else vendor_peak(name, computing_type(precision))
+    anew = config.measure_peak == "always" and config.peak_tflops is None
+    peak = None if anew else known_peak(config, name, precision)
     if peak is None and config.measure_peak != "never":
         peak = measure_peak(device, DTYPES[precision])
     return peak
+
+
+def known_peak(config: CostsConfig, device_name: str, precision: Precision) -> Peak | None:
+    """Return the peak of the settings, or else the vendor's for the precision; None: there is neither."""
+    if config.peak_tflops is not None:
+        return Peak(config.peak_tflops * 1e12, "train.costs.peak_tflops")
+    return vendor_peak(device_name, computing_type(precision))
 
 
 def computing_type(precision: Precision) -> str:

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.plan import show_plan
 from lmcore.config import load_recipe
 from lmcore.layout import find_misfit
 
@@ -40,15 +41,22 @@ def test_a_plan_is_a_table_with_reasons_and_the_same_as_json(tmp_path):
 
 
 def test_a_recipe_that_needs_no_path_and_settings_that_change_it():
-    shown = run("quickstart", "--gpus", "2", "--gpu", "A100", "--set", "train.steps=70")
+    sets = ("--set", "train.steps=70", "--set", "train.costs.peak_tflops=10")
+    shown = run("quickstart", "--gpus", "2", "--gpu", "A100", *sets)
     assert shown.exit_code == 0, shown.output
     assert "in 70 steps" in shown.output
+    assert "MFU is of 10 TFLOP/s a GPU, train.costs.peak_tflops." in shown.output
     assert "2 A100 of 80 GB" in shown.output
 
 
-def test_a_small_case_is_told_in_units_that_fit_it(tmp_path):
-    file = tmp_path / "plan.json"
-    shown = run("quickstart", "--gpus", "2", "--set", "train.steps=70", "--json", str(file))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    return file, run("quickstart", "--gpus", "2", "--set", "train.steps=70", "--json", str(file))
+
+
+def test_a_small_case_is_told_in_units_that_fit_it(small):
+    file, shown = small
     assert shown.exit_code == 0, shown.output
     plan = json.loads(file.read_text())
     best = plan["layouts"][0]
@@ -61,9 +69,29 @@ def test_a_small_case_is_told_in_units_that_fit_it(tmp_path):
     assert columns["MFU"] == f"{best['mfu']:.1%}"
     assert float(columns["ms"]) == pytest.approx(run_time * 1e3, rel=0.01)
     assert float(columns["Wh"]) == pytest.approx(best["kwh"] * 1e3, abs=0.06)
-    assert "MFU is of 67 TFLOP/s a GPU, the vendor's figure for FP32" in shown.output
+    assert "MFU is of 67 TFLOP/s a GPU, the vendor's figure for H100, FP32" in shown.output
     why = " ".join(layout["why"] for layout in plan["layouts"])
     assert not re.search(r"\b0(\.0+)? (s|GB)\b|of 0\b|instead of 0\.00\b", why), why
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "told"),
+    [(9e9, "GB", "9.00"), (12e9, "GB", "12.0"), (900e6, "MB", "900.0"), (1.2e6, "MB", "1.20")],
+)
+def test_bytes_are_told_in_the_unit_of_the_whole(small, size, unit, told, capsys):
+    plan = json.loads(small[0].read_text())
+    best = plan["layouts"][0]
+    best["memory_bytes"] |= {"total": size}
+    best["sent_bytes_per_step"] = {"dp_replicate": size}
+    show_plan("a recipe", plan | {"layouts": [best]})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    (memory,) = (at for at, line in enumerate(lines) if line.startswith(f"{unit} of the fullest process"))
+    heading, row = (re.split(r"\s{2,}", line.strip()) for line in lines[memory + 1 : memory + 3])
+    columns = dict(zip(heading, row, strict=True))
+    assert columns["total"] == told
+    assert [line for line in lines if line.startswith(f"{unit} that a process sends")]
+    (sent,) = (at for at, line in enumerate(lines) if re.match(r"layout +dp_replicate +matmul", line))
+    assert re.split(r"\s{2,}", lines[sent + 1].strip())[1].startswith(f"{told} ")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
 """What a training cost, as it is told: by words where it is not measured, and in pictures."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from lmcore.config import Recipe, parse
+from lmcore.store import Artifact
+from lmcore.train.bill import bill_of
 from tasks.costs import cost_metrics, cost_table, cost_tags, costs_of
 from tasks.figures import draw_costs, draw_energy
+from tasks.prepare import Prepared
+from tasks.report import _summarize
 from tasks.runs import RunRecord, open_run, update_run
 
 RESULT = {
@@ -40,7 +47,8 @@ def rows(*, measured):
 
 
 def test_what_is_measured_is_told_with_its_units():
-    costs = costs_of(rows(measured=True), RESULT, 100, "EUR")
+    costs = costs_of(RESULT | {"costs": bill_of(rows(measured=True), 100, "EUR")})
+    assert costs_of(RESULT | {"costs": costs}) == costs  # as the artifact's summary has them
     assert cost_metrics(costs) == {
         "perf/median_step_seconds": 0.1,
         "perf/median_tokens_per_second": 1000.0,
@@ -67,7 +75,7 @@ def test_what_is_measured_is_told_with_its_units():
 
 def test_sums_that_do_not_cover_all_steps_say_so():
     killed = [row for row in rows(measured=True) if not (row["kind"] == "costs" and row["step"] == 40)]
-    costs = costs_of([*killed, {"kind": "resume", "step": 30}, *killed[-10:]], RESULT, 100, "EUR")
+    costs = bill_of([*killed, {"kind": "resume", "step": 30}, *killed[-10:]], 100, "EUR")
     assert cost_tags(costs)["costs_cover"] == "30 of 50 steps, the start of 1 of 2 attempts"
     assert cost_metrics(costs)["perf/tokens_repeated"] == 10 * 100
     table = "\n".join(cost_table(costs))
@@ -79,7 +87,7 @@ def test_sums_that_do_not_cover_all_steps_say_so():
 
 
 def test_what_is_not_measured_is_said_by_words_alone():
-    costs = costs_of(rows(measured=False), {}, 100, "EUR")
+    costs = costs_of({"mfu": None, "costs": bill_of(rows(measured=False), 100, "EUR")})
     json.dumps(costs, allow_nan=False)
     metrics = cost_metrics(costs)
     assert [name for name, value in metrics.items() if value is not None] == [
@@ -92,6 +100,27 @@ def test_what_is_not_measured_is_said_by_words_alone():
     assert "| cost | not measured |" in table
     assert not [line for line in table if "dioxide" in line]
     assert cost_table({}) == []  # of a training that is older than this
+
+
+def test_a_training_from_before_the_median_step_keeps_its_speed(tmp_path):
+    old = {"tokens_per_second": 1000.0, "costs": {"mfu": 0.5, "peak_tflops": 0.31, "peak_source": "told"}}
+    known = {"documents": 3, "books": {}, "train_tokens": 50}
+    data = Artifact("data", "0" * 64, tmp_path, "reused", "", 0.0, known)
+    trained = Artifact("train", "1" * 64, tmp_path, "reused", "", 0.0, {**old, "train_tokens": 100})
+    run = SimpleNamespace(
+        directory=tmp_path,
+        started=time.monotonic(),
+        mlflow_id=lambda: None,
+        tracker=SimpleNamespace(link=lambda directory: None),
+    )
+    recipe = parse(Recipe, {}, where="test")
+    costs = _summarize(recipe, run, Prepared(data, data, data, data), trained, None, None).costs
+    told = {name: value for name, value in cost_metrics(costs).items() if value is not None}
+    assert told == {"perf/median_tokens_per_second": 1000.0, "perf/median_mfu": 0.5}
+    rows = ["| speed | 1,000 tokens/s |", "| MFU | 50.0% of 0.31 TFLOP/s a device (told) |", ""]
+    assert cost_table(costs)[4:] == rows
+    assert cost_table(costs_of({"costs": {"mfu": 0.5}}))[4:] == ["| MFU | 50.0% |", ""]
+    assert cost_table(costs_of({"step_seconds": 0.1}))[4:] == ["| speed | 100 ms for the median step |", ""]
 
 
 @pytest.mark.parametrize("measured", [True, False])

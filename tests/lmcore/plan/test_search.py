@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.config import ModelConfig, ParallelConfig, TrainConfig, parse
+from lmcore.config import CostsConfig, ModelConfig, ParallelConfig, TrainConfig, parse
 from lmcore.errors import ConfigError
 from lmcore.layout import find_misfit
 from lmcore.plan.estimate import Rates, estimate
@@ -120,7 +120,13 @@ def test_energy_days_and_money():
         other = estimate(SHAPE, train.model_copy(update={"precision": precision}), cluster, rates)
         flops = SHAPE.flops_per_token(2048) * TRAIN.global_batch_tokens / other.time.total
         assert other.mfu == pytest.approx(flops / (8 * tflops * 1e12))
-    assert GPUS["A100"].peak("fp8") == (312e12, "16-bit"), "it has no products of eight bits"
+    fp8 = TRAIN.model_copy(update={"precision": "fp8"})
+    peak = GPUS["A100"].peak(fp8)  # it has no products of eight bits
+    assert (peak.flops, peak.source) == (312e12, "the vendor's figure for A100, 16-bit")
+    said = train.model_copy(update={"costs": CostsConfig(peak_tflops=500)})
+    of_said = estimate(SHAPE, said, cluster, rates)
+    assert of_said.mfu == pytest.approx(one.mfu * 989 / 500)
+    assert of_said.time == one.time, "a peak that MFU is a share of makes nothing faster"
     unsaid = estimate(SHAPE, train, cluster, Rates())
     assert (unsaid.cost, unsaid.kg_co2) == (None, None)
 

@@ -6,7 +6,7 @@ import torch
 from lmcore.config import CostsConfig, ModelConfig
 from lmcore.model.transformer import Transformer
 from lmcore.train.metrics import Speed
-from lmcore.train.peaks import computing_type, find_peak, vendor_peak
+from lmcore.train.peaks import computing_type, find_peak, known_peak, vendor_peak
 
 CPU = torch.device("cpu")
 
@@ -54,6 +54,16 @@ def test_the_figures_of_a_run_are_those_of_its_median_step_over_all_attempts():
     assert {f"perf/{name}": value for name, value in of_run.items()} == speed.values(0.5)
 
 
+@pytest.mark.parametrize("few_did", [20, 100, 300])
+def test_mfu_of_a_run_is_by_the_devices_that_did_its_median_step(few_did):
+    many, few = (Speed(1000, 6_000_000, peak_flops=devices * 1e9) for devices in (8, 4))
+    values = [many.values(1.0)] * 100 + [few.values(2.0)] * few_did
+    assert {row["perf/mfu"] for row in values} == {0.75}
+    rows = [{"kind": "step", "step": step, "values": row} for step, row in enumerate(values, start=1)]
+    took = 2.0 if few_did > 100 else 1.0  # of two in the middle the faster one, not their mean
+    assert Speed.of_run(rows) == {"step_seconds": took, "tokens_per_second": 1000 / took, "mfu": 0.75}
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "tflops"),
     [
@@ -84,6 +94,13 @@ def test_the_peak_is_that_of_the_type_of_computing():
         "16-bit",
         "8-bit",
     ]
+
+
+def test_what_is_known_without_the_device_is_the_settings_peak_or_the_vendors():
+    told = known_peak(CostsConfig(peak_tflops=0.25), "H100", "fp8")
+    assert (told.flops, told.source) == (0.25e12, "train.costs.peak_tflops")
+    assert known_peak(CostsConfig(), "H100", "fp8") == vendor_peak("H100", "8-bit")
+    assert known_peak(CostsConfig(), "A100", "fp8") is None
 
 
 def test_a_cpu_is_measured_unless_the_settings_say_otherwise():
