@@ -348,7 +348,9 @@ def test_damaged_and_missing_files_are_refused(change, tmp_path):
     (directory / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match=r"expected a config\.json, found no JSON"):
         HFWeights(directory)
-    with pytest.raises(CheckpointError, match=r"expected a config\.json, found no such file or folder; the nearest"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a config\.json, found no such file or folder; the nearest"
+    ):
         HFWeights(tmp_path / "nowhere")
 
 
