@@ -23,7 +23,7 @@ from rich.table import Table
 from flows import embedded
 from flows.environment import set_environment
 from flows.recipe_files import RECIPES, descriptions, find_recipe
-from lmcore.config import Recipe, load_recipe
+from lmcore.config import NEEDS_A_PATH, Recipe, load_recipe
 from lmcore.errors import ConfigError, GristmillError, nearest
 from lmcore.home import Home
 from lmcore.store import write_atomically
@@ -388,7 +388,7 @@ def _load(name: str, overrides: list[str] | None) -> Recipe:
     try:
         return load_recipe(path, overrides or ())
     except ConfigError as error:
-        if path.parent != RECIPES or "needs a path" not in error.found:
+        if path.parent != RECIPES or NEEDS_A_PATH not in error.found:
             raise
         remedy = f"The first lines of {path} tell of the text that it is for."
         raise ConfigError(error.problem, found=error.found, remedy=remedy) from None

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.recipe_files import find_recipe
-from lmcore.config import Recipe, load_recipe
+from lmcore.config import NEEDS_A_PATH, Recipe, load_recipe
 from lmcore.errors import ConfigError
 from lmcore.units import BYTES, DURATIONS, ENERGIES, TIMES, number, told, unit_for
 
@@ -31,7 +31,7 @@ def load_for_plan(name: str, overrides: list[str]) -> Recipe:
     try:
         return load_recipe(path, overrides)
     except ConfigError as error:
-        if "needs a path" not in str(error):
+        if NEEDS_A_PATH not in str(error):
             raise
         return load_recipe(path, ["data.sources.0.path=to-be-said", *overrides])
 

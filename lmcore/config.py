@@ -29,6 +29,7 @@ from lmcore.layout import find_misfit
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
+NEEDS_A_PATH = "needs a path"  # what the error of a source without one says
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -150,7 +151,7 @@ class SourceConfig(Config):
             )
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(
-                f"source {self.name!r}: kind {self.kind!r} needs a path; set it in the recipe, or by "
+                f"source {self.name!r}: kind {self.kind!r} {NEEDS_A_PATH}; set it in the recipe, or by "
                 '--set data.sources.0.path="data/*.jsonl.zst" (0 is the first source)'
             )
         if self.kind == "python_stdlib" and self.path:

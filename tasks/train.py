@@ -27,7 +27,7 @@ from tasks.events import EventTail
 from tasks.prepare import Prepared
 from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
-from tasks.tracked import FlowRun
+from tasks.tracked import FlowRun, settings_of
 
 # 1: a validation could leave the weights of shards rounded; 2: rows of projections in another order
 TRAIN_VERSION = 3
@@ -175,23 +175,12 @@ def rate_limited(log: Callable[[str], object], every_seconds: float) -> Callable
 
 
 def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, run: FlowRun) -> None:
-    train, model, data = recipe.train, recipe.model, recipe.data
-    optimizer, schedule = train.optimizer, train.schedule
-    params = {
+    # As the run of the whole flow has them, and what they come to where a recipe leaves it open.
+    params = settings_of(recipe, "train-flow") | {
         "recipe": recipe.name,
-        **_flat("model", model, "num_layers hidden_size num_heads position norm activation qk_norm dropout"),
-        **_flat("model", model, "tie_embeddings"),
-        "model.num_kv_heads": model.kv_heads,
-        "model.intermediate_size": model.mlp_size,
-        **_flat("train", train, "steps seq_len global_batch_tokens micro_batch_size grad_accum_steps"),
-        **_flat("train", train, "precision document_mask packing seed z_loss ema_decay"),
-        **_flat("train", train, "initial_weights"),
-        "train.mixture": ", ".join(f"{part.source} {part.weight:g}" for part in train.mixture),
-        **_flat("optimizer", optimizer, "name learning_rate muon_learning_rate weight_decay max_grad_norm"),
-        **_flat("schedule", schedule, "name warmup_steps decay_fraction min_ratio"),
-        **_flat("parallel", train.parallel, "dp_replicate dp_shard tp pp cp ep"),
-        **_flat("tokenizer", data.tokenizer, "vocab_size pattern"),
-        "data.quality_profile": data.quality.profile,
+        "model.num_kv_heads": str(recipe.model.kv_heads),
+        "model.intermediate_size": str(recipe.model.mlp_size),
+        "train.grad_accum_steps": str(recipe.train.grad_accum_steps),
     }
     runs.open_run(
         run_dir,
@@ -201,7 +190,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         place=run.tracker.place,
         parent=str(run.directory),
         tags={**runs.standard_tags(), "gristmill.stage.train": stage.key, "gristmill.run_dir": str(run_dir)},
-        params={name: str(value) for name, value in params.items()},
+        params=params,
         datasets=[
             runs.Dataset(
                 name=f"{recipe.name}-{split}",
@@ -214,7 +203,3 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         ],
         files={"config.json": str(run_dir / "config.json"), "log.txt": str(run_dir / "log.txt")},
     )
-
-
-def _flat(prefix: str, config: Any, names: str) -> dict[str, Any]:
-    return {f"{prefix}.{name}": getattr(config, name) for name in names.split()}

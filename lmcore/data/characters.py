@@ -6,13 +6,14 @@ Kinds that depend on Unicode are those of the running Python (``unicodedata``).
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from lmcore.data.compiled import compiled, inlined, kept_table, uint32
-from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
+from lmcore.data.lanes import LANES, equal64, in_ranges, trailing_zeros
 
 SPACE = 1 << 0  # str.isspace
 ALPHABETIC = 1 << 1  # str.isalpha
@@ -145,6 +146,106 @@ def texts_with(marks: np.ndarray, data: np.ndarray, offsets: np.ndarray) -> np.n
     found = np.zeros(len(offsets) - 1, np.uint8)
     _look_for(marks, data, offsets, found)
     return found.astype(bool)
+
+
+def texts_holding(phrases: Sequence[bytes], data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which texts hold one of ``phrases``; bool [n].
+
+    Args:
+        phrases: None of them empty.
+        data: UTF-8 bytes of the texts; uint8.
+        offsets: Where each starts and ends; int64 [n + 1].
+    """
+    found = np.zeros(len(offsets) - 1, np.uint8)
+    # Those that begin with the same two bytes are looked for together: of a tokenizer's specials, all do.
+    for _, alike in itertools.groupby(sorted(phrases), key=lambda phrase: phrase[:2]):
+        some = list(alike)
+        ends = np.cumsum([0, *map(len, some)])
+        _look_for_phrases(np.frombuffer(b"".join(some), np.uint8), ends, data, offsets, found)
+    return found.astype(bool)
+
+
+@compiled
+def _look_for_phrases(phrases, ends, data, offsets, found):
+    """Mark in ``found`` the texts that hold one of ``phrases``, the first two bytes of which are the same."""
+    two = ends[1] > 1
+    first, second = np.int64(phrases[0]), np.int64(phrases[1] if two else 0)
+    last = len(data) - LANES - 1  # the last place from which on so many, and one, may be read
+    for d in range(len(found)):
+        i, end = offsets[d], offsets[d + 1]
+        while i < end and not found[d]:
+            if i > last:
+                found[d] |= _stands(phrases, ends, data, i, end)
+                i += 1
+                continue
+            begun = equal64(data, i, first)
+            if two:
+                begun &= equal64(data, i + 1, second)
+            while begun:
+                found[d] |= _stands(phrases, ends, data, i + np.int64(trailing_zeros(begun)), end)
+                begun &= begun - np.uint64(1)
+            i += LANES
+
+
+@inlined
+def _stands(phrases, ends, data, i, end):
+    """Whether one of ``phrases`` is at ``i``, whole before ``end``."""
+    for p in range(len(ends) - 1):
+        start, size = ends[p], ends[p + 1] - ends[p]
+        k = 0
+        while k < size and i + size <= end and data[i + k] == phrases[start + k]:
+            k += 1
+        if k == size:
+            return np.uint8(1)
+    return np.uint8(0)
+
+
+def middles_beyond_ascii(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Where each text holds its first byte beyond ASCII from its middle on, or from its start if there.
+
+    It is the middle of a text that is ASCII.
+
+    Args:
+        data: UTF-8 bytes of the texts; uint8.
+        offsets: Where each starts and ends; int64 [n + 1].
+
+    Returns:
+        Places in ``data``; int64 [n].
+    """
+    found = np.zeros(len(offsets) - 1, np.int64)
+    _find_beyond_ascii(data, offsets, found)
+    return found
+
+
+_beyond_ascii = in_ranges((0x80, 0xFF))
+
+
+@compiled
+def _find_beyond_ascii(data, offsets, found):
+    for d in range(len(found)):
+        start, end = offsets[d], offsets[d + 1]
+        middle = start + (end - start) // 2
+        place = _first_beyond_ascii(data, middle, end)
+        if place == end:
+            place = _first_beyond_ascii(data, start, middle)
+        found[d] = place
+
+
+@inlined
+def _first_beyond_ascii(data, i, end):
+    """Place of the first byte beyond ASCII from ``i`` on; ``end`` if there is none before."""
+    last = len(data) - LANES  # the last place from which on so many may be read
+    while i < end:
+        if i > last:
+            if data[i] >= 0x80:
+                return i
+            i += 1
+            continue
+        bits = _beyond_ascii(data, i)
+        if bits:
+            return min(end, i + np.int64(trailing_zeros(bits)))
+        i += LANES
+    return end
 
 
 _beginnings = in_ranges((0xC0, 0xFF))  # of characters beyond ASCII

@@ -5,6 +5,8 @@ The others are as they should be, and stay the bytes they are.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -14,17 +16,19 @@ import pyarrow as pa
 from lmcore.config import TextConfig
 from lmcore.data.arrow import bytes_array, text_buffers
 from lmcore.data.characters import code_point
-from lmcore.data.compiled import compiled, inlined, uint32
+from lmcore.data.compiled import compiled, inlined, kept_table, uint32
 from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
 from lmcore.data.text import NO_WIDTH, changed_by_nfc, clean, fix_encoding, may_be_mojibake, mojibake_marks
 
 # Marks of a character: that its text is to be looked at; that it may be mojibake if one of the next follows,
 # and such a one, each for four kinds of mojibake; that it may stand between the two; that it may be mojibake
-# alone.
-_ALWAYS, _FIRST, _NEXT, _BETWEEN, _ALONE = 1, 2, 32, 512, 1024
+# alone; and that it may be another in NFC, or make another of the one before.
+_ALWAYS, _FIRST, _NEXT, _BETWEEN, _ALONE, _COMPOSE = 1, 2, 32, 512, 1024, 2048
 # What is suspected of a text: that it is not normalised, and that it holds mojibake.
 _NORMALISE, _REPAIR = 1, 2
-_LINES = 1_024  # that are noted; a text with more is looked at whole
+_LINES = 16_384  # that are noted; a text with more is looked at whole
+# What a repaired line may hold that is not looked at line by line.
+_RARE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff" + NO_WIDTH + "]")
 
 _to_look_at = in_ranges((0, 8), (11, 31), (0x7F, 0xFF))
 
@@ -36,30 +40,40 @@ def clean_texts(texts: Sequence[str | bytes], config: TextConfig) -> pa.Array:
     data, offsets = text_buffers(array)
     suspects, lines = np.zeros(len(raw), np.uint8), np.zeros((_LINES, 3), np.int64)
     _glance(data, offsets, _marks(config.repair_mojibake, config.drop_zero_width), suspects, lines)
-    repaired = _repair_lines(data, offsets, lines)
+    changed = _change_lines(data, offsets, lines, suspects, config.repair_mojibake)
     without = config.model_copy(update={"repair_mojibake": False})
-    found = sorted({*np.flatnonzero(suspects).tolist(), *repaired})
-    for i in found:
+    for i in np.flatnonzero(suspects).tolist():
         text = texts[i]
         if suspects[i] & _REPAIR:
-            raw[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
+            changed[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
         else:
-            raw[i] = clean(repaired.get(i, raw[i]).decode("utf-8", "surrogatepass"), without).encode("utf-8")
-    return bytes_array(raw) if found else array
+            before = changed.get(i, raw[i]).decode("utf-8", "surrogatepass")
+            changed[i] = clean(before, without).encode("utf-8")
+    for i, new in changed.items():
+        raw[i] = new
+    return bytes_array(raw) if changed else array
 
 
-def _repair_lines(data: np.ndarray, offsets: np.ndarray, lines: np.ndarray) -> dict[int, bytes]:
-    """Texts with mojibake in ``lines`` (text, start, end; none where they end at 0), it repaired."""
+def _change_lines(
+    data: np.ndarray, offsets: np.ndarray, lines: np.ndarray, suspects: np.ndarray, repair_mojibake: bool
+) -> dict[int, bytes]:
+    """Texts with ``lines`` (text, start, end; none where they end at 0) repaired and in NFC.
+
+    A line that holds more than that looks at when it is repaired has its text suspected.
+    """
     done: dict[int, list[bytes]] = {}
     behind: dict[int, int] = {}
-    for number, start, end in lines.tolist():
-        if end:
-            line = data[start:end].tobytes().decode("utf-8", "surrogatepass")
-            if may_be_mojibake(line):
-                before = data[behind.get(number, int(offsets[number])) : start].tobytes()
-                fixed = fix_encoding(line).encode("utf-8", "surrogatepass")
-                done.setdefault(number, []).extend((before, fixed))
-                behind[number] = end
+    for number, start, end in lines[lines[:, 2] > 0].tolist():
+        line = changed = data[start:end].tobytes().decode("utf-8", "surrogatepass")
+        if repair_mojibake and may_be_mojibake(line):
+            changed = fix_encoding(line)
+            if _RARE.search(changed):
+                suspects[number] |= _NORMALISE
+        changed = unicodedata.normalize("NFC", changed)
+        if changed != line:
+            before = data[behind.get(number, int(offsets[number])) : start].tobytes()
+            done.setdefault(number, []).extend((before, changed.encode("utf-8", "surrogatepass")))
+            behind[number] = end
     return {
         number: b"".join((*parts, data[behind[number] : offsets[number + 1]].tobytes()))
         for number, parts in done.items()
@@ -69,23 +83,32 @@ def _repair_lines(data: np.ndarray, offsets: np.ndarray, lines: np.ndarray) -> d
 @cache
 def _marks(repair_mojibake: bool, drop_zero_width: bool) -> np.ndarray:
     """What is suspected of each code point; uint16 [0x110000]."""
-    marks = np.zeros(0x110000, np.uint16)
-    marks[[*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *changed_by_nfc(), 0xFEFF]] = _ALWAYS
-    marks[0xD800:0xE000] = marks[0x10000:] = _ALWAYS
+    marks = _all_marks()
+    if not repair_mojibake:
+        marks = marks & np.uint16(_ALWAYS | _COMPOSE)
     if drop_zero_width:
-        marks[list(map(ord, NO_WIDTH))] = _ALWAYS
-    if repair_mojibake:
-        for kind, characters in enumerate(mojibake_marks()):
-            for some, mark in zip(characters, (_FIRST, _NEXT), strict=True):
-                marks[list(map(ord, set(some)))] |= np.uint16(mark << kind)
-        marks[list(map(ord, " ?"))] |= np.uint16(_BETWEEN)
-        marks[0x80:0xA0] |= np.uint16(_ALONE)
+        marks = marks.copy()
+        marks[list(map(ord, NO_WIDTH))] |= np.uint16(_ALWAYS)
+    return marks
+
+
+@kept_table
+def _all_marks() -> np.ndarray:
+    """``_marks`` where mojibake is repaired and characters without width stay."""
+    marks = np.zeros(0x110000, np.uint16)
+    marks[list(changed_by_nfc())] = marks[0x10000:] = _COMPOSE
+    marks[[*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0xFEFF]] = marks[0xD800:0xE000] = _ALWAYS
+    for kind, characters in enumerate(mojibake_marks()):
+        for some, mark in zip(characters, (_FIRST, _NEXT), strict=True):
+            marks[list(map(ord, set(some)))] |= np.uint16(mark << kind)
+    marks[list(map(ord, " ?"))] |= np.uint16(_BETWEEN)
+    marks[0x80:0xA0] |= np.uint16(_ALONE)
     return marks
 
 
 @compiled
 def _glance(data, offsets, marks, suspects, lines):
-    """Say in ``suspects`` what is suspected of each text; note ``lines`` that may be mojibake."""
+    """Say in ``suspects`` what is suspected of each text; note ``lines`` that may be mojibake or not NFC."""
     noted = 0
     for d in range(len(offsets) - 1):
         start, end = offsets[d], offsets[d + 1]
@@ -106,10 +129,9 @@ def _glance(data, offsets, marks, suspects, lines):
                     suspects[d] |= _NORMALISE
                 if mark & uint32(_ALONE):
                     suspects[d] |= _REPAIR
-                elif (
-                    mark & uint32(15 * _FIRST)
-                    and i >= line_end
-                    and _is_followed(data, behind, end, marks, mark)
+                elif i >= line_end and (
+                    mark & uint32(_COMPOSE)
+                    or (mark & uint32(15 * _FIRST) and _is_followed(data, behind, end, marks, mark))
                 ):
                     if noted == len(lines):
                         suspects[d] |= _REPAIR

@@ -235,7 +235,7 @@ def _cache_folder() -> Path:
 
     here = Path(__file__).parent
     sources = b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
-    about = [_FORMAT, *map(importlib.metadata.version, ("numba", "llvmlite", "numpy"))]
+    about = [_FORMAT, *map(importlib.metadata.version, ("numba", "llvmlite", "numpy", "ftfy"))]
     about += [platform.python_version(), unicodedata.unidata_version, platform.machine()]
     about += [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     digest = hashlib.sha256(json.dumps(about).encode() + sources).hexdigest()

@@ -431,7 +431,7 @@ def _compile(config: DataConfig) -> None:
 
     A wrong language and a missing model are found here too, before any work.
     """
-    text = text_array(["a"])
+    text = clean_texts(["a"], config.text)
     _measure(text, config)
     language_columns(text, config.language)
     if masker := masker_of(config.privacy):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, Identity
 from lmcore.data.arrow import batches_of_lengths, column, joined, text_buffers
+from lmcore.data.characters import middles_beyond_ascii
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.encoding import Encoder
 from lmcore.data.pool import Threads, Unit, Workshop, local_workers
-from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard, texts_of_shard
+from lmcore.data.splits import SPLITS, Split, document_files, hashes_of, splits_of_shard
 from lmcore.data.token_writer import INDEX, TokenWriter, gather
 from lmcore.data.tokenizer import TOKENIZER
 from lmcore.data.tokens import TokenDataset
@@ -35,7 +36,10 @@ from lmcore.store import Stage, sha256_file
 SHARD_VERSION = 1
 HASHES = "hashes.npy"
 SAMPLE_DOCUMENTS = 10_000
-SAMPLE_BYTES = 120
+SAMPLE_BYTES = 120  # of the middle of each, for tokens per word
+_COMPARED_BYTES = 64  # of each, around what is beyond ASCII, where engines may differ
+_COUNTED = 2_000  # whose words are counted
+_HELD_BYTES = 128_000_000
 _BATCH_BYTES = 10_000_000  # more than a part of a large file, which has one batch then
 _MERGED_TOKENS = 16_000_000
 
@@ -72,13 +76,13 @@ def build_tokens(
     shards = [(path, splits_dir / "decisions" / path.name) for path in document_files(documents_dir)]
     # First: to load the engines holds the interpreter's lock, which those who read need often.
     sample = _sample(shards)
-    encoder = Encoder(tokenizer_dir, sample=sample)
+    encoder = Encoder(tokenizer_dir, sample=sample.compared)
     summary: dict[str, Any] = {
         "engine": encoder.engine,
         "engine_reason": encoder.reason,
         "vocab_size": encoder.vocab_size,
         "eos_id": encoder.eos_id,
-        **encoder.fertility(sample),
+        **encoder.fertility(sample.middles[:_COUNTED]),
     }
     digest = sha256_file(tokenizer_dir / TOKENIZER)
     _encoders.clear()
@@ -91,6 +95,7 @@ def build_tokens(
             parts.append(artifact.path)
             made += artifact.status == "built"
             paced.advance(1)
+        _held.clear()
         totals = {split: _gather(split, parts, out / split) for split in SPLITS}
     paced.finish()
     for split, of_split in totals.items():
@@ -130,7 +135,8 @@ def encode_shard(
     """Encode the kept documents of one shard into ``out/train``, ``out/validation`` and ``out/test``."""
     encoder = _encoder(tokenizer_dir, tokenizer_digest, engine)
     totals = {"documents": 0, "tokens": 0, "bytes": 0}
-    for split, table in splits_of_shard(documents, decisions).items():
+    tables = _held.pop((documents, decisions), None) or splits_of_shard(documents, decisions)
+    for split, table in tables.items():
         if not len(table):
             continue
         options = {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size}
@@ -166,33 +172,62 @@ def _encoder(tokenizer_dir: Path, tokenizer_digest: str, engine: str) -> Encoder
 # --- the sample ------------------------------------------------------------------------------------
 
 
-def _sample(shards: Iterable[_Shard]) -> list[str]:
-    """The middle of each document of some shards, until there are enough; of all if there are few."""
-    texts: list[str] = []
+@dataclass
+class _Sample:
+    """Of each of some documents, what the engines are compared on, and its middle."""
+
+    compared: list[str]
+    middles: list[str]
+
+
+def _sample(shards: Iterable[_Shard]) -> _Sample:
+    """Of each document of some shards, until there are enough; of all if there are few."""
+    _held.clear()
+    found = _Sample([], [])
     drawn = sorted(shards, key=lambda shard: _draw(shard[0].name))
-    for found in Threads(2).map(_middles_of_shard, drawn):
-        texts += found
-        if len(texts) >= SAMPLE_DOCUMENTS:
+    for of_shard in Threads(2).map(_sample_of_shard, drawn):
+        found.compared += of_shard.compared
+        found.middles += of_shard.middles
+        if len(found.middles) >= SAMPLE_DOCUMENTS:
             break
-    return texts[:SAMPLE_DOCUMENTS]
+    return _Sample(found.compared[:SAMPLE_DOCUMENTS], found.middles[:SAMPLE_DOCUMENTS])
 
 
-def _middles_of_shard(documents: Path, decisions: Path) -> list[str]:
-    return [middle for texts in texts_of_shard(documents, decisions) for middle in _middles(texts)]
+def _sample_of_shard(documents: Path, decisions: Path) -> _Sample:
+    tables = splits_of_shard(documents, decisions)
+    _hold((documents, decisions), tables)
+    found = _Sample([], [])
+    for table in tables.values():
+        data, offsets = text_buffers(joined(table["text"]))
+        middles = offsets[:-1] + np.diff(offsets) // 2
+        found.middles += _around(data, offsets, middles, SAMPLE_BYTES)
+        found.compared += _around(data, offsets, middles_beyond_ascii(data, offsets), _COMPARED_BYTES)
+    return found
 
 
 def _draw(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def _middles(texts: pa.Array) -> list[str]:
-    data, offsets = text_buffers(texts)
-    found = []
-    for start, end in itertools.pairwise(offsets.tolist()):
-        first = start + max(0, (end - start - SAMPLE_BYTES) // 2)
-        # What is cut off of a character at either end is left out.
-        found.append(data[first : min(end, first + SAMPLE_BYTES)].tobytes().decode("utf-8", "ignore"))
-    return found
+def _around(data: np.ndarray, offsets: np.ndarray, places: np.ndarray, size: int) -> list[str]:
+    """Of each text, at most ``size`` bytes around its place."""
+    starts = np.maximum(offsets[:-1], places - size // 2)
+    ends = np.minimum(offsets[1:], starts + size)
+    # What is cut off of a character at either end is left out.
+    return [
+        data[start:end].tobytes().decode("utf-8", "ignore")
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+_held: dict[_Shard, dict[Split, pa.Table]] = {}
+
+
+def _hold(shard: _Shard, tables: dict[Split, pa.Table]) -> None:
+    """Keep what was read of ``shard`` until it is encoded, if there is little: it is read but once."""
+    held = [tables, *_held.values()]
+    if sum(table.nbytes for of_shard in held for table in of_shard.values()) <= _HELD_BYTES:
+        _held[shard] = tables
 
 
 # --- all shards ------------------------------------------------------------------------------------

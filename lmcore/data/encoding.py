@@ -8,6 +8,7 @@ documents.
 from __future__ import annotations
 
 import contextlib
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lmcore.data.arrow import bytes_array, text_array, text_buffers
-from lmcore.data.characters import texts_with
+from lmcore.data.arrow import batches_of_lengths, bytes_array, column, text_array, text_buffers
+from lmcore.data.characters import texts_holding, texts_with
 from lmcore.data.compiled import compiled, kept_table
 from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes
 from lmcore.errors import DataError
@@ -45,7 +46,8 @@ HOSTILE_TEXTS = (
     "x" * 500 + " " * 500 + "9" * 500 + "\n" * 500 + "'" * 50,
 )
 
-_REFERENCE_TEXTS = 1_000
+_REFERENCE_CHARS = 1_000_000
+_PARALLELISM = "TOKENIZERS_PARALLELISM"  # which tokenizers reads at each call
 
 
 class Encoder:
@@ -67,15 +69,15 @@ class Encoder:
 
     def __init__(self, tokenizer_dir: Path, engine: str = "", sample: Sequence[str] = ()) -> None:
         self.engine, self.reason = "tokenizers", "chosen before"
-        self._compared: tuple[Sequence[str], int] = ((), 0)  # the sample, and its tokens
         texts = [*HOSTILE_TEXTS, *sample]
         with ThreadPoolExecutor(1) as beside:
             self._reference = load_tokenizer(tokenizer_dir)
             self._fast: Any = None
             expected: Future[tuple[np.ndarray, np.ndarray]] | None = None
             if engine != self.engine:
-                # It does not hold the interpreter's lock: it encodes while the other one is loaded.
-                expected = beside.submit(self._encode_reference, texts)
+                # It does not hold the interpreter's lock: it encodes while the other one is loaded, which
+                # takes as long as one thread needs, and would wait for a core if there were more.
+                expected = beside.submit(self._encode_alone, texts)
                 self._fast = self._load_fast(tokenizer_dir)
             self._specials = [
                 token.content.encode()
@@ -108,11 +110,10 @@ class Encoder:
 
     def encode_documents(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` (``pa.large_string``), each ending with EOS, as ``encode`` does."""
-        raw = texts.cast(pa.large_binary()).to_pylist()
         if self._fast is None:
-            tokens, lengths = self._encode_reference([text.decode() for text in raw])
+            tokens, lengths = self._encode_reference(texts.to_pylist())
         else:
-            tokens, lengths = self._encode_fast(raw, texts)
+            tokens, lengths = self._encode_fast(texts)
         ended = np.empty(len(tokens) + len(lengths), np.int32)
         found = np.empty(len(lengths), np.int64)
         starts = np.zeros(len(lengths) + 1, np.int64)
@@ -120,16 +121,13 @@ class Encoder:
         _end_documents(tokens, starts, self._token_bytes, self.eos_id, ended, found)
         expected = np.diff(text_buffers(texts)[1])
         if (found != expected).any():
-            raise self._lost_text(raw, found, expected)
+            raise self._lost_text(texts, found, expected)
         return ended, lengths + 1
 
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
         words = sum(len(text.split()) for text in texts)
-        compared, tokens = self._compared
-        if texts is not compared:
-            tokens = len(self.encode(texts)[0])
-        return {"tokens_per_word": round(tokens / max(1, words), 4)}
+        return {"tokens_per_word": round(len(self.encode(texts)[0]) / max(1, words), 4)}
 
     def _compare(
         self,
@@ -140,9 +138,8 @@ class Encoder:
         found = None
         with self._or_without():
             if self._fast is not None:  # in one batch, as documents are encoded
-                found = self._encode_fast([text.encode() for text in texts], text_array(texts))
+                found = self._encode_fast(text_array(texts))
         reference = expected.result()
-        self._compared = sample, int(reference[1][len(HOSTILE_TEXTS) :].sum())
         if found is None:
             return
         if not all(map(np.array_equal, reference, found)):
@@ -176,39 +173,53 @@ class Encoder:
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids: list[np.ndarray] = []
         # Each encoding holds its tokens as texts too, and more: few are held at a time.
-        for start in range(0, len(texts), _REFERENCE_TEXTS):
-            some = list(texts[start : start + _REFERENCE_TEXTS])
+        for rows in batches_of_lengths(np.fromiter(map(len, texts), np.int64, len(texts)), _REFERENCE_CHARS):
+            some = list(texts[rows])
             encoded = self._reference.encode_batch_fast(some, add_special_tokens=False)
             ids += [np.asarray(one.ids, np.int32) for one in encoded]
         return _flat(ids), np.fromiter(map(len, ids), np.int64, len(ids))
 
-    def _encode_fast(self, raw: Sequence[bytes], texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Encode ``texts``, which are ``raw`` too."""
-        risky = self._risky(raw, texts)
-        safe = [text for i, text in enumerate(raw) if i not in risky] if risky else raw
-        tokens, lengths = _plain(self._fast.encode_batch(safe))
-        if not risky:
-            return tokens, lengths
-        pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(safe) else ())
+    def _encode_alone(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """``_encode_reference`` on one thread."""
+        before = os.environ.get(_PARALLELISM)
+        os.environ[_PARALLELISM] = "false"
+        try:
+            return self._encode_reference(texts)
+        finally:
+            del os.environ[_PARALLELISM]
+            if before is not None:
+                os.environ[_PARALLELISM] = before
+
+    def _encode_fast(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        risky = self._risky(texts)
+        if not len(risky):
+            return _plain(self._fast.encode_batch(_as_awkward(texts)))
+        is_safe = np.ones(len(texts), bool)
+        is_safe[risky] = False
+        tokens, lengths = _plain(self._fast.encode_batch(_as_awkward(texts.filter(column(is_safe)))))
+        pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else ())
         merged = [
-            self._encode_reference([text.decode()])[0] if i in risky else next(pieces)
-            for i, text in enumerate(raw)
+            next(pieces) if safe else self._encode_reference([texts[i].as_py()])[0]
+            for i, safe in enumerate(is_safe.tolist())
         ]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
 
-    def _risky(self, raw: Sequence[bytes], texts: pa.Array) -> set[int]:
+    def _risky(self, texts: pa.Array) -> np.ndarray:
+        """Which of ``texts`` the reference engine must encode; int64 [how many]."""
         # gigatoken turns the text of a special token into its id. And each engine has the Unicode tables of
         # its own year: what is newer than Python's may be a letter to one and nothing to the other.
-        risky = {i for i, text in enumerate(raw) if any(special in text for special in self._specials)}
-        rare = texts_with(_rare(), *text_buffers(texts))
-        return risky | {i for i in np.flatnonzero(rare).tolist() if _holds_unassigned(raw[i].decode())}
+        data, offsets = text_buffers(texts)
+        risky = texts_holding(self._specials, data, offsets)
+        for i in np.flatnonzero(texts_with(_rare(), data, offsets)).tolist():
+            risky[i] |= _holds_unassigned(texts[i].as_py())
+        return np.flatnonzero(risky)
 
-    def _lost_text(self, raw: Sequence[bytes], found: np.ndarray, expected: np.ndarray) -> DataError:
+    def _lost_text(self, texts: pa.Array, found: np.ndarray, expected: np.ndarray) -> DataError:
         wrong = int(np.argmax(found != expected))
         return DataError(
             f"{self.engine} lost text",
             expected=f"tokens that stand for {expected[wrong]} bytes",
-            found=f"{found[wrong]} for {raw[wrong][:60]!r}",
+            found=f"{found[wrong]} for {texts[wrong].as_py()[:60]!r}",
             remedy="Please report this; data.tokenizer.pattern may be changed meanwhile.",
         )
 
@@ -246,6 +257,17 @@ def _end_documents(tokens, starts, token_bytes, eos_id, ended, sums):
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int32), *parts])
+
+
+def _as_awkward(texts: pa.Array) -> Any:
+    """``texts`` as an awkward array of UTF-8 bytes, without a copy."""
+    import awkward as ak
+
+    data: Any
+    data, offsets = text_buffers(texts)
+    content = ak.contents.NumpyArray(data, parameters={"__array__": "byte"})
+    is_bytes = {"__array__": "bytestring"}
+    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), content, parameters=is_bytes))
 
 
 def _plain(ragged: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -96,6 +96,11 @@ def begins(*phrases: bytes) -> Intrinsic:
     return Intrinsic(1, 0, "uint64", build)
 
 
+def _equal(builder: Any, ir: Any, pointer: Any, byte: Any) -> Any:
+    byte = _every(builder, ir, builder.trunc(byte, ir.IntType(8)), LANES)
+    return _mask(builder, ir, [builder.icmp_unsigned("==", _load(builder, ir, pointer), byte)])
+
+
 def _copy(builder: Any, ir: Any, to: Any, of: Any) -> None:
     block = _load(builder, ir, of)
     builder.store(block, builder.bitcast(to, ir.PointerType(block.type)), align=1)
@@ -142,6 +147,7 @@ def _every(builder: Any, ir: Any, number: Any, lanes: int) -> Any:
 MINIMA, NUMBERS = 16, 8
 # (least, i, factors, j, shifts, k, numbers, l): 16 minima, lowered to factor * number + shift of 8 numbers
 lower_minima = Intrinsic(4, 0, "void", _lower)
+equal64 = Intrinsic(1, 1, "uint64", _equal)  # (data, i, byte): which of the bytes from i on are the byte
 copy64 = Intrinsic(2, 0, "void", _copy)  # (to, i, of, j): 64 bytes
 count64 = Intrinsic(1, 1, "void", _count_up)  # (to, i, first): 64 numbers of 32 bits, first and up
 eight_at = Intrinsic(1, 0, "uint64", _eight)  # (data, i): 8 bytes, the first the lowest

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmcore.data.compiled import kept_table
+
 LONGEST_EXCEPTION = 12
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 WORD_FACTOR, SIZE_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
@@ -41,6 +43,21 @@ _NOT_CUT = "Ill ill Its its Hell hell Shell shell Shed shed were Were Well well 
 @functools.cache
 def english() -> Lexicon:
     """Contractions, abbreviations, emoticons and units, as spaCy's English has them."""
+    held = _held()
+    return Lexicon(*(held[name] for name in Lexicon._fields))
+
+
+@kept_table
+def _held() -> np.ndarray:
+    """The tables of ``_english`` in one, each under its name; to make them takes as long as to start LLVM."""
+    tables = _english()._asdict()
+    held = np.zeros((), [(name, table.dtype, table.shape) for name, table in tables.items()])
+    for name, table in tables.items():
+        held[name] = table
+    return held
+
+
+def _english() -> Lexicon:
     parts = {"".join(word): word for word in _exceptions()}
     parts |= {word.replace("'", "’"): tuple(p.replace("'", "’") for p in cut) for word, cut in parts.items()}
     for word in _NOT_CUT.split():

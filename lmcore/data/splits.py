@@ -525,19 +525,6 @@ def split_of_shard(documents: Path, decisions: Path, split: Split, below: float 
     return splits_of_shard(documents, decisions, (split,), below)[split]
 
 
-def texts_of_shard(documents: Path, decisions: Path) -> Iterator[pa.Array]:
-    """Yield the texts of a shard that are kept, a row group at a time."""
-    decided = _read_decisions(decisions, ["decision"])
-    kept = places(decided["decision"], SPLITS) >= 0
-    start = 0
-    with pq.ParquetFile(documents, page_checksum_verification=True) as file:
-        for group in range(file.num_row_groups):
-            texts = joined(file.read_row_group(group, columns=["text"])["text"])
-            texts = _without_repeated(texts, decided, start)
-            rows = kept[start : (start := start + len(texts))]
-            yield texts if rows.all() else texts.filter(column(rows))
-
-
 def splits_of_shard(
     documents: Path, decisions: Path, splits: Sequence[Split] = SPLITS, below: float = 1.0
 ) -> dict[Split, pa.Table]:

@@ -214,7 +214,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     path = _file(directory)
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except OSError as error:
         raise DataError(f"tokenizer {path} cannot be read", found=str(error)) from error
     except Exception as error:  # tokenizers raises bare Exception

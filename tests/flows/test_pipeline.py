@@ -105,6 +105,19 @@ def test_runs_are_compared_by_their_settings(mill, first, changed):
     differing = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
     assert differing == {"train.optimizer.learning_rate"}
     assert one["data.sources.0.path"] == str(mill.corpus)
+    (training,) = tracked(
+        mill,
+        "select p.run_uuid from tags p join tags k on k.run_uuid = p.run_uuid where p.key = "
+        "'mlflow.parentRunId' and p.value = ? and k.key = 'gristmill.kind' and k.value = 'train'",
+        first["mlflow_run_id"],
+    )
+    of_training = dict(tracked(mill, query, *training))
+    same = {name for name, value in of_training.items() if one.get(name) == value}
+    assert of_training.keys() - same == {
+        "model.num_kv_heads",
+        "model.intermediate_size",
+        "train.grad_accum_steps",
+    }, "all but what the recipe leaves open, under the same names"
 
 
 def test_two_measures_have_two_names(mill, first):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig, TokenizerConfig, identify
-from lmcore.data import prepare
+from lmcore.data import encode, prepare
+from lmcore.data.encoding import Encoder
 from lmcore.data.tokenizer import load_tokenizer
 from lmcore.data.tokens import TokenDataset
 from lmcore.progress import silent
@@ -47,6 +48,24 @@ def mill(config, out):
 @pytest.fixture(scope="module")
 def milled(config, tmp_path_factory):
     return mill(config, tmp_path_factory.mktemp("out"))
+
+
+def test_engines_are_compared_around_what_is_beyond_ascii_and_no_document_stays_in_memory(
+    milled, config, tmp_path, monkeypatch
+):
+    seen = []
+
+    def watched(*arguments, **options):
+        seen.extend(options.get("sample", ()))
+        return Encoder(*arguments, **options)
+
+    monkeypatch.setattr(encode, "Encoder", watched)
+    documents, splits, tokenizer, _ = milled[0].values()
+    again = prepare.build_tokens(config, documents, splits, tokenizer, tmp_path, silent)
+    assert again == milled[1]["tokens"]
+    assert len(seen) == again["documents"]
+    assert all("\u00e9" in text and len(text.encode()) <= 64 for text in seen)
+    assert not encode._held
 
 
 def hashes(directory):

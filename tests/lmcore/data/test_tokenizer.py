@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,12 +48,19 @@ def test_many_texts_are_encoded_as_each_alone(directory):
     assert np.array_equal(tokens, np.concatenate(each))
 
 
-def test_tokens_to_a_word_are_those_of_encoding_whether_the_engines_were_compared_on_it_or_not(directory):
+def test_tokens_to_a_word_are_those_of_encoding(encoder):
     sample = CORPUS[:20]
-    encoder = Encoder(directory, sample=sample)
     expected = len(encoder.encode(sample)[0]) / sum(len(text.split()) for text in sample)
-    for texts in (sample, list(sample)):
-        assert encoder.fertility(texts) == {"tokens_per_word": round(expected, 4)}
+    assert encoder.fertility(sample) == {"tokens_per_word": round(expected, 4)}
+
+
+def test_engines_are_compared_without_a_change_of_how_many_threads_encode(directory, monkeypatch):
+    for before in (None, "true"):
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+        if before:
+            monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+        assert Encoder(directory, sample=CORPUS[:20]).engine == "gigatoken"
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path, monkeypatch):
