@@ -22,7 +22,7 @@ def measure(shape: argparse.Namespace, *, threads: int, rounds: int) -> None:
     """Alternate a few steps (fp32, all that the trainer does but checkpoints) with a plain product.
 
     Args:
-        shape: layers, hidden, heads, vocab, seq_len, batch and optimizer.
+        shape: layers, hidden, heads, vocab, seq_len, batch (of a micro-batch), step_tokens and optimizer.
         threads: Of both.
         rounds: How often.
     """
@@ -32,10 +32,11 @@ def measure(shape: argparse.Namespace, *, threads: int, rounds: int) -> None:
         write_noise(Path(folder), shape.vocab)
         trainer = make_trainer(Path(folder), *_configs(shape))
         side = torch.randn(SIDE, SIDE)
-        for _ in range(3):
+        tokens = shape.step_tokens
+        few = max(1, 9_000 // tokens)  # some seconds of steps, then as many products
+        for _ in range(few):
             trainer._train_step()
-        steps, products = alternate(rounds, 3, trainer._train_step, lambda: side @ side)
-    tokens = shape.batch * shape.seq_len
+        steps, products = alternate(rounds, few, trainer._train_step, lambda: side @ side)
     flops = trainer.whole.flops_per_token(shape.seq_len) * tokens
     rate, peak = flops / steps.seconds, 2 * SIDE**3 / products.seconds
     by_cpu = flops / steps.cpu_seconds / (2 * SIDE**3 / products.cpu_seconds)
@@ -59,7 +60,7 @@ def _configs(shape: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
         {
             "steps": 10_000,
             "seq_len": shape.seq_len,
-            "global_batch_tokens": shape.batch * shape.seq_len,
+            "global_batch_tokens": shape.step_tokens,
             "micro_batch_size": shape.batch,
             "optimizer": {"name": shape.optimizer},
             "parallel": {"dp_replicate": 1},
