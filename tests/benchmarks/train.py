@@ -29,8 +29,8 @@ from training.gpu import measure as measure_gpu
 from training.measuring import machine, not_measured, say
 
 PARTS = ("shakespeare", "step", "matmul", "loader", "processes", "gpu", "startup")
-# ``gristmill size --parameters 6M`` takes so many tokens a step; with fewer, Muon, whose work they do not change,
-# has a larger part of it (decision 0018).
+# ``gristmill size --parameters 6M`` takes so many tokens a step. Muon's work is the same for any number: it
+# is a larger part of a step with fewer (decision 0018).
 STEP_TOKENS = 32_768
 SHAPE = {"layers": 3, "hidden": 384, "heads": 3, "vocab": 2_048, "seq-len": 256, "batch": 16}
 
