@@ -157,7 +157,7 @@ def texts_holding(phrases: Sequence[bytes], data: np.ndarray, offsets: np.ndarra
         offsets: Where each starts and ends; int64 [n + 1].
     """
     found = np.zeros(len(offsets) - 1, np.uint8)
-    # Those that begin with the same two bytes are looked for together: of a tokenizer's specials, all do.
+    # Those that begin with the same two bytes are looked for together, as most specials of a tokenizer do.
     for _, alike in itertools.groupby(sorted(phrases), key=lambda phrase: phrase[:2]):
         some = list(alike)
         ends = np.cumsum([0, *map(len, some)])

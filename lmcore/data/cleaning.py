@@ -27,8 +27,8 @@ _ALWAYS, _FIRST, _NEXT, _BETWEEN, _ALONE, _COMPOSE = 1, 2, 32, 512, 1024, 2048
 # What is suspected of a text: that it is not normalised, and that it holds mojibake.
 _NORMALISE, _REPAIR = 1, 2
 _LINES = 16_384  # that are noted; a text with more is looked at whole
-# What a repaired line may hold that is not looked at line by line.
-_RARE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff" + NO_WIDTH + "]")
+# What a repaired line may hold for which its whole text is looked at.
+_UNUSUAL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff" + NO_WIDTH + "]")
 
 _to_look_at = in_ranges((0, 8), (11, 31), (0x7F, 0xFF))
 
@@ -41,14 +41,14 @@ def clean_texts(texts: Sequence[str | bytes], config: TextConfig) -> pa.Array:
     suspects, lines = np.zeros(len(raw), np.uint8), np.zeros((_LINES, 3), np.int64)
     _glance(data, offsets, _marks(config.repair_mojibake, config.drop_zero_width), suspects, lines)
     changed = _change_lines(data, offsets, lines, suspects, config.repair_mojibake)
-    without = config.model_copy(update={"repair_mojibake": False})
+    repaired = config.model_copy(update={"repair_mojibake": False})
     for i in np.flatnonzero(suspects).tolist():
         text = texts[i]
         if suspects[i] & _REPAIR:
             changed[i] = clean(text if isinstance(text, str) else text.decode(), config).encode("utf-8")
         else:
             before = changed.get(i, raw[i]).decode("utf-8", "surrogatepass")
-            changed[i] = clean(before, without).encode("utf-8")
+            changed[i] = clean(before, repaired).encode("utf-8")
     for i, new in changed.items():
         raw[i] = new
     return bytes_array(raw) if changed else array
@@ -59,7 +59,8 @@ def _change_lines(
 ) -> dict[int, bytes]:
     """Texts with ``lines`` (text, start, end; none where they end at 0) repaired and in NFC.
 
-    A line that holds more than that looks at when it is repaired has its text suspected.
+    What mojibake stood for may need more than that: then the text is suspected. Texts that are get their NFC
+    later, since what joins them is looked at before.
     """
     done: dict[int, list[bytes]] = {}
     behind: dict[int, int] = {}
@@ -67,9 +68,10 @@ def _change_lines(
         line = changed = data[start:end].tobytes().decode("utf-8", "surrogatepass")
         if repair_mojibake and may_be_mojibake(line):
             changed = fix_encoding(line)
-            if _RARE.search(changed):
+            if _UNUSUAL.search(changed):
                 suspects[number] |= _NORMALISE
-        changed = unicodedata.normalize("NFC", changed)
+        if not suspects[number]:
+            changed = unicodedata.normalize("NFC", changed)
         if changed != line:
             before = data[behind.get(number, int(offsets[number])) : start].tobytes()
             done.setdefault(number, []).extend((before, changed.encode("utf-8", "surrogatepass")))

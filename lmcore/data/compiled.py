@@ -107,7 +107,7 @@ def kept_table(make: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
         path = _cache_folder() / f"{make.__module__}.{make.__qualname__}.npy"
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             found = make()
         held = io.BytesIO()
         np.save(held, found, allow_pickle=False)
@@ -185,7 +185,7 @@ def _read(path: Path) -> tuple[str, bytes] | None:
 
 def _write(path: Path, content: bytes) -> None:
     """Keep ``content``; other processes see all of it or nothing. A folder without room keeps none."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new.write_bytes(content)

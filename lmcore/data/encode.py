@@ -39,11 +39,12 @@ SAMPLE_DOCUMENTS = 10_000
 SAMPLE_BYTES = 120  # of the middle of each, for tokens per word
 _COMPARED_BYTES = 64  # of each, around what is beyond ASCII, where engines may differ
 _COUNTED = 2_000  # whose words are counted
-_HELD_BYTES = 128_000_000
+_KEPT_BYTES = 128_000_000
 _BATCH_BYTES = 10_000_000  # more than a part of a large file, which has one batch then
 _MERGED_TOKENS = 16_000_000
 
 _Shard = tuple[Path, Path]  # its documents, and the decisions about them
+_Tables = dict[Split, pa.Table]
 
 
 def build_tokens(
@@ -74,28 +75,28 @@ def build_tokens(
         DataError: the tokenizer cannot be used, or tokens do not stand for the text.
     """
     shards = [(path, splits_dir / "decisions" / path.name) for path in document_files(documents_dir)]
-    # First: to load the engines holds the interpreter's lock, which those who read need often.
-    sample = _sample(shards)
-    encoder = Encoder(tokenizer_dir, sample=sample.compared)
-    summary: dict[str, Any] = {
-        "engine": encoder.engine,
-        "engine_reason": encoder.reason,
-        "vocab_size": encoder.vocab_size,
-        "eos_id": encoder.eos_id,
-        **encoder.fertility(sample.middles[:_COUNTED]),
-    }
-    digest = sha256_file(tokenizer_dir / TOKENIZER)
-    _encoders.clear()
-    _encoders[tokenizer_dir, digest, encoder.engine] = encoder
-    paced = Paced(progress, "encode documents", len(shards), "shards")
     made = 0
-    with _workshop(workshop, config, documents_dir, out) as shop:
+    with _workshop(workshop, config, documents_dir, out) as shop, contextlib.ExitStack() as stack:
+        stack.callback(_read_already.clear)
+        # First: to load the engines holds the interpreter's lock, which those who read need often.
+        sample = _sample(shards, keep=isinstance(shop.workers, Threads))
+        encoder = Encoder(tokenizer_dir, sample=sample.compared)
+        summary: dict[str, Any] = {
+            "engine": encoder.engine,
+            "engine_reason": encoder.reason,
+            "vocab_size": encoder.vocab_size,
+            "eos_id": encoder.eos_id,
+            **encoder.fertility(sample.middles),
+        }
+        digest = sha256_file(tokenizer_dir / TOKENIZER)
+        _encoders.clear()
+        _encoders[tokenizer_dir, digest, encoder.engine] = encoder
+        paced = Paced(progress, "encode documents", len(shards), "shards")
         parts = []
         for artifact in shop.make(_unit(shard, tokenizer_dir, digest, encoder.engine) for shard in shards):
             parts.append(artifact.path)
             made += artifact.status == "built"
             paced.advance(1)
-        _held.clear()
         totals = {split: _gather(split, parts, out / split) for split in SPLITS}
     paced.finish()
     for split, of_split in totals.items():
@@ -135,7 +136,7 @@ def encode_shard(
     """Encode the kept documents of one shard into ``out/train``, ``out/validation`` and ``out/test``."""
     encoder = _encoder(tokenizer_dir, tokenizer_digest, engine)
     totals = {"documents": 0, "tokens": 0, "bytes": 0}
-    tables = _held.pop((documents, decisions), None) or splits_of_shard(documents, decisions)
+    tables = _read_already.pop((documents, decisions), None) or splits_of_shard(documents, decisions)
     for split, table in tables.items():
         if not len(table):
             continue
@@ -180,29 +181,35 @@ class _Sample:
     middles: list[str]
 
 
-def _sample(shards: Iterable[_Shard]) -> _Sample:
-    """Of each document of some shards, until there are enough; of all if there are few."""
-    _held.clear()
+def _sample(shards: Iterable[_Shard], *, keep: bool) -> _Sample:
+    """Of each document of some shards, until there are enough; of all if there are few.
+
+    Args:
+        shards: All.
+        keep: Keep what was read for ``encode_shard``, which works in this process.
+    """
     found = _Sample([], [])
     drawn = sorted(shards, key=lambda shard: _draw(shard[0].name))
-    for of_shard in Threads(2).map(_sample_of_shard, drawn):
+    for shard, (of_shard, tables) in zip(drawn, Threads(2).map(_sample_of_shard, drawn), strict=False):
         found.compared += of_shard.compared
         found.middles += of_shard.middles
+        if keep:
+            _keep(shard, tables)
         if len(found.middles) >= SAMPLE_DOCUMENTS:
             break
-    return _Sample(found.compared[:SAMPLE_DOCUMENTS], found.middles[:SAMPLE_DOCUMENTS])
+    step = max(1, len(found.middles) // _COUNTED)
+    return _Sample(found.compared[:SAMPLE_DOCUMENTS], found.middles[::step])
 
 
-def _sample_of_shard(documents: Path, decisions: Path) -> _Sample:
+def _sample_of_shard(documents: Path, decisions: Path) -> tuple[_Sample, _Tables]:
     tables = splits_of_shard(documents, decisions)
-    _hold((documents, decisions), tables)
     found = _Sample([], [])
     for table in tables.values():
         data, offsets = text_buffers(joined(table["text"]))
         middles = offsets[:-1] + np.diff(offsets) // 2
         found.middles += _around(data, offsets, middles, SAMPLE_BYTES)
         found.compared += _around(data, offsets, middles_beyond_ascii(data, offsets), _COMPARED_BYTES)
-    return found
+    return found, tables
 
 
 def _draw(name: str) -> bytes:
@@ -220,14 +227,14 @@ def _around(data: np.ndarray, offsets: np.ndarray, places: np.ndarray, size: int
     ]
 
 
-_held: dict[_Shard, dict[Split, pa.Table]] = {}
+_read_already: dict[_Shard, _Tables] = {}
 
 
-def _hold(shard: _Shard, tables: dict[Split, pa.Table]) -> None:
+def _keep(shard: _Shard, tables: _Tables) -> None:
     """Keep what was read of ``shard`` until it is encoded, if there is little: it is read but once."""
-    held = [tables, *_held.values()]
-    if sum(table.nbytes for of_shard in held for table in of_shard.values()) <= _HELD_BYTES:
-        _held[shard] = tables
+    kept = [tables, *list(_read_already.values())]
+    if sum(table.nbytes for of_shard in kept for table in of_shard.values()) <= _KEPT_BYTES:
+        _read_already[shard] = tables
 
 
 # --- all shards ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,8 +47,9 @@ HOSTILE_TEXTS = (
     "x" * 500 + " " * 500 + "9" * 500 + "\n" * 500 + "'" * 50,
 )
 
-_REFERENCE_CHARS = 1_000_000
+_REFERENCE_CHARS, _ENCODING_CHARS = 2_000_000, 64  # of a batch, and that an encoding counts for by itself
 _PARALLELISM = "TOKENIZERS_PARALLELISM"  # which tokenizers reads at each call
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Encoder:
@@ -173,7 +175,8 @@ class Encoder:
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids: list[np.ndarray] = []
         # Each encoding holds its tokens as texts too, and more: few are held at a time.
-        for rows in batches_of_lengths(np.fromiter(map(len, texts), np.int64, len(texts)), _REFERENCE_CHARS):
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + _ENCODING_CHARS
+        for rows in batches_of_lengths(sizes, _REFERENCE_CHARS):
             some = list(texts[rows])
             encoded = self._reference.encode_batch_fast(some, add_special_tokens=False)
             ids += [np.asarray(one.ids, np.int32) for one in encoded]
@@ -181,13 +184,13 @@ class Encoder:
 
     def _encode_alone(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """``_encode_reference`` on one thread."""
-        before = os.environ.get(_PARALLELISM)
-        os.environ[_PARALLELISM] = "false"
-        try:
-            return self._encode_reference(texts)
-        finally:
-            del os.environ[_PARALLELISM]
-            if before is not None:
+        with _ONE_AT_A_TIME:
+            before = os.environ.get(_PARALLELISM, "true")  # as if it were not set
+            os.environ[_PARALLELISM] = "false"
+            try:
+                return self._encode_reference(texts)
+            finally:
+                # Never taken out: others may read the environment meanwhile, whose place then stays the same.
                 os.environ[_PARALLELISM] = before
 
     def _encode_fast(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -43,12 +43,12 @@ _NOT_CUT = "Ill ill Its its Hell hell Shell shell Shed shed were Were Well well 
 @functools.cache
 def english() -> Lexicon:
     """Contractions, abbreviations, emoticons and units, as spaCy's English has them."""
-    held = _held()
+    held = _in_one()
     return Lexicon(*(held[name] for name in Lexicon._fields))
 
 
 @kept_table
-def _held() -> np.ndarray:
+def _in_one() -> np.ndarray:
     """The tables of ``_english`` in one, each under its name; to make them takes as long as to start LLVM."""
     tables = _english()._asdict()
     held = np.zeros((), [(name, table.dtype, table.shape) for name, table in tables.items()])

@@ -29,9 +29,9 @@ from training.gpu import measure as measure_gpu
 from training.measuring import machine, not_measured, say
 
 PARTS = ("shakespeare", "step", "matmul", "loader", "processes", "gpu", "startup")
-# ``gristmill size --parameters 6M`` takes so many tokens a step. Muon's work is the same for any number: it
-# is a larger part of a step with fewer (decision 0018).
-STEP_TOKENS = 32_768
+# ``gristmill size --parameters 6M`` takes the first number of tokens a step; the second is one for a
+# laptop. Muon's work is the same for any: a larger part of a step with few (decision 0018).
+STEP_TOKENS = (32_768, 4_096)
 SHAPE = {"layers": 3, "hidden": 384, "heads": 3, "vocab": 2_048, "seq-len": 256, "batch": 16}
 
 
@@ -40,12 +40,15 @@ def main() -> None:
     quick = options.quick
     text, nanogpt = options.shakespeare, options.nanogpt
     rounds = options.rounds or (3 if quick else 10)
-    parts: dict[str, Callable[[], None]] = {
+    parts: dict[str, Callable[[], object]] = {
         "shakespeare": lambda: shakespeare.measure(
             nanogpt, text, threads=options.threads, seeds=options.seeds, quick=quick
         ),
         "step": lambda: step.measure(nanogpt, text, threads=options.threads, rounds=rounds),
-        "matmul": lambda: matmul.measure(options, threads=options.threads, rounds=rounds),
+        "matmul": lambda: [
+            matmul.measure(options, tokens, threads=options.threads, rounds=rounds)
+            for tokens in options.step_tokens
+        ],
         "loader": lambda: loader.measure(num_tokens=20_000_000 if quick else 100_000_000, rounds=20 * rounds),
         "processes": lambda: processes.measure(rounds=max(1, rounds // 3), steps=10 if quick else 30),
         "gpu": lambda: measure_gpu(nanogpt, small=options.small, quick=quick),
@@ -78,7 +81,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="of 1: how many runs of ours")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=0, help="turns; 0: 10, or 3 with --quick")
-    for name, default in (SHAPE | {"step-tokens": STEP_TOKENS}).items():
+    parser.add_argument("--step-tokens", type=int, nargs="+", default=STEP_TOKENS, help="of 3")
+    for name, default in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="of 3")
     parser.add_argument("--optimizer", default="muon", help="of 3")
     return parser.parse_args()

@@ -33,6 +33,25 @@ def test_texts_are_cleaned_as_alone(texts, config):
     assert clean_texts(texts, config).to_pylist() == [clean(text, config) for text in texts]
 
 
+# Bases, marks, joiners and what NFC replaces: each changes what another becomes.
+TANGLED = (
+    "a\u03b1\u0438\u05d0\u0915 \n"
+    "\u0301\u0306\u094d\u093c\u064b\u0e33"
+    "\u200b\u200c\u200d\u00ad\ufeff"
+    "\u212a\u212b\u1fef\u037e\u1100\u1161\u11a8\u0958"
+    "\x00\x85\r\ud800\udc00\U0001f469\U0001d15e"
+    "\u00c3\u00a9\u00c2\u00e2\u20ac\u2122"
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(st.text(st.sampled_from(TANGLED), max_size=8), max_size=20), st.sampled_from(CONFIGS))
+@example(["\u03b1\u0301\u200d\u03b2", "\u212a\u200d\u05d0", "\u0915\u094d\u093c\u200d x"], CONFIGS[1])
+@example(["\u0438\u0306\u200d\u0438", "\u05d0\u200d\u212b"], CONFIGS[3])
+def test_what_is_looked_at_together_is_cleaned_as_alone(texts, config):
+    assert clean_texts(texts, config).to_pylist() == [clean(text, config) for text in texts]
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_mojibake_is_found_as_alone(config):
     texts = [text[i : i + size] for text in SPOILT for i in range(len(text)) for size in (2, 3, 5)]

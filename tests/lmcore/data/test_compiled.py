@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lmcore.data.compiled as module
-from lmcore.data.compiled import compiled, inlined
+from lmcore.data.compiled import compiled, inlined, kept_table
 
 
 class Pair(NamedTuple):
@@ -72,6 +72,22 @@ def test_damaged_code_is_never_run_but_made_again(folder, spoil):
     head, code = path.read_bytes().split(b"\n", 1)
     assert json.loads(head) == json.loads(good.split(b"\n", 1)[0])
     assert code == good.split(b"\n", 1)[1]
+
+
+@pytest.mark.parametrize("left", [0, 7, 100])
+def test_a_table_that_was_cut_off_is_made_again(folder, left):
+    made = []
+
+    def table():
+        made.append(1)
+        return np.arange(20)
+
+    kept_table(table)()
+    (path,) = folder.iterdir()
+    for size, times in ((path.stat().st_size, 1), (left, 2)):
+        path.write_bytes(path.read_bytes()[:size])
+        assert kept_table(table)().tolist() == list(range(20))
+        assert len(made) == times
 
 
 def test_each_kind_of_arguments_has_code_of_its_own(folder):

@@ -7,8 +7,10 @@ import pytest
 from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig, TokenizerConfig, identify
 from lmcore.data import encode, prepare
 from lmcore.data.encoding import Encoder
+from lmcore.data.splits import splits_of_shard
 from lmcore.data.tokenizer import load_tokenizer
 from lmcore.data.tokens import TokenDataset
+from lmcore.errors import DataError
 from lmcore.progress import silent
 
 HEADER = '"""Module {0}."""\n\nimport os\n\n\n'
@@ -50,22 +52,50 @@ def milled(config, tmp_path_factory):
     return mill(config, tmp_path_factory.mktemp("out"))
 
 
-def test_engines_are_compared_around_what_is_beyond_ascii_and_no_document_stays_in_memory(
-    milled, config, tmp_path, monkeypatch
-):
-    seen = []
+@pytest.fixture
+def watched(monkeypatch):
+    """What the engines are compared on, and how often documents of a shard are read."""
+    seen = {"sample": [], "reads": 0}
 
-    def watched(*arguments, **options):
-        seen.extend(options.get("sample", ()))
+    def encoder(*arguments, **options):
+        seen["sample"] += options.get("sample", ())
         return Encoder(*arguments, **options)
 
-    monkeypatch.setattr(encode, "Encoder", watched)
+    def read(*arguments):
+        seen["reads"] += 1
+        return splits_of_shard(*arguments)
+
+    monkeypatch.setattr(encode, "Encoder", encoder)
+    monkeypatch.setattr(encode, "splits_of_shard", read)
+    return seen
+
+
+def test_engines_are_compared_around_what_is_beyond_ascii(milled, config, tmp_path, watched):
     documents, splits, tokenizer, _ = milled[0].values()
     again = prepare.build_tokens(config, documents, splits, tokenizer, tmp_path, silent)
     assert again == milled[1]["tokens"]
-    assert len(seen) == again["documents"]
-    assert all("\u00e9" in text and len(text.encode()) <= 64 for text in seen)
-    assert not encode._held
+    assert len(watched["sample"]) == again["documents"]
+    assert all("\u00e9" in text and len(text.encode()) <= 64 for text in watched["sample"])
+
+
+@pytest.mark.parametrize("room", [encode._KEPT_BYTES, 0])
+def test_documents_are_read_once_where_there_is_room(milled, config, tmp_path, watched, monkeypatch, room):
+    monkeypatch.setattr(encode, "_KEPT_BYTES", room)
+    documents, splits, tokenizer, _ = milled[0].values()
+    made = prepare.build_tokens(config, documents, splits, tokenizer, tmp_path, silent)
+    assert made == milled[1]["tokens"]
+    assert watched["reads"] == made["shards"] * (1 if room else 2)
+
+
+def test_no_document_stays_in_memory_when_a_shard_fails(milled, config, tmp_path, monkeypatch):
+    def lost(*_):
+        raise DataError("lost")
+
+    monkeypatch.setattr(encode, "_unit", lost)
+    documents, splits, tokenizer, _ = milled[0].values()
+    with pytest.raises(DataError, match="lost"):
+        prepare.build_tokens(config, documents, splits, tokenizer, tmp_path, silent)
+    assert not encode._read_already
 
 
 def hashes(directory):

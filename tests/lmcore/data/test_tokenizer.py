@@ -1,5 +1,6 @@
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,13 +55,24 @@ def test_tokens_to_a_word_are_those_of_encoding(encoder):
     assert encoder.fertility(sample) == {"tokens_per_word": round(expected, 4)}
 
 
-def test_engines_are_compared_without_a_change_of_how_many_threads_encode(directory, monkeypatch):
-    for before in (None, "true"):
-        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-        if before:
-            monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
-        assert Encoder(directory, sample=CORPUS[:20]).engine == "gigatoken"
-        assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+@pytest.mark.parametrize("before", ["", "true", "false"])
+def test_engines_are_compared_on_one_thread_and_afterwards_it_is_as_before(directory, monkeypatch, before):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if before:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    seen = []
+    encode = Encoder._encode_reference
+
+    def watched(self, texts):
+        seen.append(os.environ.get("TOKENIZERS_PARALLELISM"))
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "_encode_reference", watched)
+    with ThreadPoolExecutor(3) as pool:
+        encoders = list(pool.map(lambda _: Encoder(directory, sample=CORPUS[:20]), range(3)))
+    assert [encoder.engine for encoder in encoders] == ["gigatoken"] * 3
+    assert seen[0] == "false"
+    assert os.environ["TOKENIZERS_PARALLELISM"] == (before or "true")
 
 
 def test_gigatoken_is_left_when_a_document_is_encoded_otherwise(directory, tmp_path, monkeypatch):
