@@ -14,6 +14,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core. With threads for both, those of one wait for the other: three times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import psutil
 import pytest

@@ -39,7 +39,7 @@ def whole(model: ModelConfig, vocab_size: int) -> Transformer:
 
 
 @given(count=COUNTS)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_model_has_as_many_parameters_as_were_asked_for(count):
     size = size_of_parameters(count)
     assert size.num_parameters == pytest.approx(count, rel=0.1)
@@ -50,7 +50,7 @@ def test_a_model_has_as_many_parameters_as_were_asked_for(count):
 
 
 @given(count=COUNTS, processes=st.integers(1, 100), precision=st.sampled_from(["fp32", "bf16", "fp8"]))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_the_recipe_of_any_size_and_number_of_processes_is_valid(count, processes, precision):
     recipe = recipe_of(size_of_parameters(count), "r", "data/*.txt", processes, precision)
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
