@@ -31,7 +31,7 @@ imports: .venv/.installed-dev ## who imports whom
 
 parity: .venv/.installed-test ## every layout against one process: some 10 minutes on 2 cores
 	$(BIN)/python -m pytest tests/parity -p no:randomly --timeout 600
-	$(BIN)/python -m pytest tests/lmcore tests/flows -m long -p no:randomly --timeout 600 -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/lmcore tests/tasks tests/flows -m long -p no:randomly --timeout 600 -n 2 --dist worksteal
 
 torture: .venv/.installed-test ## kill, damage and starve what must survive it
 	$(BIN)/python -m pytest tests/torture -p no:randomly --timeout 900

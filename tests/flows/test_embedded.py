@@ -47,6 +47,7 @@ def test_it_ends_with_its_command(start):
     assert done.returncode == 0
 
 
+@pytest.mark.long
 def test_it_ends_even_when_its_command_is_killed(start):
     command = start("wait")
     assert command.stdout.readline().strip() == "true"

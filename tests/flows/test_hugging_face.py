@@ -60,6 +60,7 @@ def test_a_model_leaves_and_another_run_goes_on_from_it(mill, tmp_path):
     assert "expected model.num_layers 1, found model.num_layers 2" in wrong
 
 
+@pytest.mark.long
 def test_another_tokenizer_is_refused_before_any_work(mill, tmp_path):
     shape = {**yaml.safe_load(mill.recipe.read_text())["model"], "activation": "swiglu", "qk_norm": False}
     from lmcore.config import ModelConfig
@@ -83,6 +84,7 @@ def train_line(table):
     return line
 
 
+@pytest.mark.long
 def test_what_no_family_has_is_refused(mill, tmp_path):
     called(mill, "train", str(mill.recipe))
     error = called(mill, "export", str(mill.recipe), str(tmp_path / "out"), status=1)

@@ -162,6 +162,7 @@ def test_all_runs_are_finished_in_mlflow(mill, changed):
     assert {status for (status,) in tracked(mill, "select status from runs")} == {"FINISHED"}
 
 
+@pytest.mark.long
 def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     def evaluations():
         return {path.name for path in (mill.home / "store" / "evaluate").iterdir() if path.name[0] != "."}
@@ -194,6 +195,7 @@ def test_the_champion_is_measured_as_the_challenger_was(mill, changed):
     assert re.fullmatch(r"evaluate tiny version \d, the champion", names[0])
 
 
+@pytest.mark.long
 def test_a_champion_that_may_have_seen_the_text_is_not_compared(mill, changed):
     settings = ("data.split_seed=1", "train.steps=2", "train.schedule.warmup_steps=1")
     other = mill.run(*(word for setting in settings for word in ("--set", setting)), name="seen")
@@ -252,6 +254,7 @@ def test_the_data_report_is_in_mlflow_and_where_inspect_says(mill, first):
     assert kept_in_mlflow(mill, first, "documents.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_preparing_data_alone_is_a_run_too(mill, first, tmp_path):
     target = tmp_path / "prepared.json"
     done = mill.call("prepare", str(mill.recipe), "--json", str(target))
@@ -277,6 +280,7 @@ def test_generate_continues_a_prompt(mill, changed):
     assert one.stdout == two.stdout
 
 
+@pytest.mark.long
 def test_too_little_text_is_told_before_the_training(mill, tmp_path):
     small = tmp_path / "small.jsonl"
     small.write_text("".join(mill.corpus.read_text().splitlines(keepends=True)[:20]))

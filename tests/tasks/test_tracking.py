@@ -357,6 +357,7 @@ def stop_server(server):
     server.wait()
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_is_caught_up_with(home, tmp_path):
     port = free_port()
     tracker = Tracker(f"http://127.0.0.1:{port}", home)

@@ -37,6 +37,7 @@ def theirs(directory):
     return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
+@pytest.mark.long
 def test_the_first_loss_is_that_of_the_model(make_run, train_here, run_together, pretrained):
     alone, together = (
         make_run(name, LLAMA, steps=2, initial_weights=str(pretrained), dp_shard=size)

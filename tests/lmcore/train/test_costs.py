@@ -210,6 +210,7 @@ def test_nothing_is_measured_where_nothing_was_asked_for(make_run, train_here):
     assert "perf/mfu" not in run.rows()[0]["values"]
 
 
+@pytest.mark.long
 def test_processes_say_together_what_they_cost(make_run, run_together):
     layouts = {"ddp": {"dp_replicate": 2}, "fsdp": {"dp_shard": 2}}
     made = [make_run(name, steps=6, costs={"every_steps": 3}, **sizes) for name, sizes in layouts.items()]

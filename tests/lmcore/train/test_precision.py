@@ -42,7 +42,9 @@ def weights(run):
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
-@pytest.mark.parametrize("model", [{}, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "model", [pytest.param({}, id="llama"), pytest.param(GPT2, id="gpt2", marks=pytest.mark.long)]
+)
 def test_smaller_types_stay_within_their_tolerance_of_fp32(make_run, train_here, model):
     runs = {
         precision: make_run(precision, model, steps=10, optimizer=OPTIMIZER, precision=precision)
@@ -83,6 +85,7 @@ def test_layouts_in_fp8_stay_within_its_tolerance_of_one_process(make_run, run_t
         assert run.values("train/loss") == pytest.approx(one.values("train/loss"), rel=TOLERANCES["fp8"].loss)
 
 
+@pytest.mark.long
 def test_shared_experts_multiply_in_fp8_and_routed_ones_do_not(make_run, train_here, capfd):
     moe = {"num_experts": 4, "num_shared_experts": 1}
     losses = {}
