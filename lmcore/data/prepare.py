@@ -44,7 +44,7 @@ __all__ = [
 
 DOCUMENTS_VERSION = 4
 DOCUMENTS_SETTINGS = ("data.sources", "data.limits", "data.shard_bytes", *SHARD_SETTINGS)
-SPLITS_VERSION = 3
+SPLITS_VERSION = 4
 SPLITS_SETTINGS = (
     "data.quality",
     "data.language.enabled",
@@ -60,7 +60,7 @@ SPLITS_SETTINGS = (
 )
 TOKENIZER_VERSION = 2
 TOKENIZER_SETTINGS = ("data.tokenizer",)
-TOKENS_VERSION = 3
+TOKENS_VERSION = 4
 # Nothing but its inputs decides; the tokenizer's settings are named so that a reader sees which they are of.
 TOKENS_SETTINGS = ("data.tokenizer",)
 

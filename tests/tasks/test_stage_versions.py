@@ -25,9 +25,9 @@ STAGES = {
 }
 RECORDED = {
     "documents": (4, "a77ef0b984995782"),
-    "splits": (3, "6ad307d374c0ef5f"),
+    "splits": (4, "6ad307d374c0ef5f"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
-    "tokens": (3, "7ef74acc5dfeb4ee"),
+    "tokens": (4, "7ef74acc5dfeb4ee"),
     "report": (1, "7676abd143f844b5"),
     "train": (3, "8df359be83c45672"),
     "evaluate": (1, "6f38c114f6eb9f87"),
