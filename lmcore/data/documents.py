@@ -72,7 +72,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-SHARD_VERSION = 1
+SHARD_VERSION = 2
 SHARD_SETTINGS = (
     "data.limits.max_record_bytes",
     "data.limits.max_expansion",
@@ -95,6 +95,10 @@ _STORED: dict[str, Any] = {
     "write_page_checksum": True,
 }
 _THREADS = 2
+_RAW_OF_SHARD, _RAW_AT_LEAST = (
+    64_000_000,
+    4_096,
+)  # bytes of what cannot be read that are kept: in all, of each
 
 _Row = tuple[str, str, str, int, str | bytes]  # doc_id, source, path, record, text
 
@@ -324,13 +328,17 @@ def _batches(
     """Read the documents of a row group at a time; what cannot be read goes to ``quarantined``."""
     books = result.books
     rows: list[_Row] = []
-    held = 0
+    held = raw_bytes = 0
     for file, record in _records(config, shard):
         if isinstance(record, Quarantined):
             books.documents_in += record.num_records
             books.quarantined += record.num_records
             result.broken_files += record.breaks_off
-            quarantined.append(_quarantine_row(file, record))
+            row = _quarantine_row(file, record)
+            # Many large ones, which little compressed input may hold, would not fit into memory.
+            row["raw"] = row["raw"][: max(_RAW_AT_LEAST, _RAW_OF_SHARD - raw_bytes)]
+            raw_bytes += len(row["raw"])
+            quarantined.append(row)
             continue
         books.documents_in += 1
         books.passed += 1

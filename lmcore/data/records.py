@@ -27,7 +27,7 @@ from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFF
 from lmcore.data.streams import BrokenStreamError, chunks
 from lmcore.errors import DataError
 
-RAW_BYTES_KEPT = 4_096
+RAW_BYTES_KEPT = 1 << 20  # of a record that cannot be read: nearly all are kept whole
 
 _ROWS_AT_A_TIME = 64
 _DIGEST_BYTES = 1 << 20

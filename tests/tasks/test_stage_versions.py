@@ -24,7 +24,7 @@ STAGES = {
     "evaluate": (EVALUATE_VERSION, identify(evaluation=RECIPE.evaluation)),
 }
 RECORDED = {
-    "documents": (4, "a77ef0b984995782"),
+    "documents": (5, "a77ef0b984995782"),
     "splits": (4, "6ad307d374c0ef5f"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (4, "7ef74acc5dfeb4ee"),

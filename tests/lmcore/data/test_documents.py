@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmcore.config import DataConfig, LimitsConfig, QualityConfig, SourceConfig
+from lmcore.data import documents
 from lmcore.data.books import Books
 from lmcore.data.dedup import content_hash
 from lmcore.data.documents import DOCUMENTS_SCHEMA, build_documents
@@ -98,6 +99,21 @@ def test_figures_are_stored_beside_the_text(raw, tmp_path):
             table = pq.read_table(path)
             assert table.column_names[len(DOCUMENTS_SCHEMA) :] == list(signals_of(settings.quality))
             assert table["chars"].to_pylist() == [len(text) for text in table["text"].to_pylist()]
+
+
+@pytest.mark.parametrize(("room", "kept"), [(64_000_000, [50_000] * 3), (60_000, [50_000, 10_000, 4_096])])
+def test_what_cannot_be_read_is_kept_whole_where_there_is_room(tmp_path, monkeypatch, room, kept):
+    monkeypatch.setattr(documents, "_RAW_OF_SHARD", room)
+    bad = [b'{"text": "' + bytes([0xFF]) * 49_988 + b'"}' for _ in range(3)]
+    good = [b'{"text": "good"}'] * 3
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([*good, *bad]) + b"\n")
+    summary = build(config(tmp_path / "*.jsonl", workers=1), tmp_path / "out")
+    assert summary["books"]["quarantined"] == 3
+    (path,) = (tmp_path / "out" / "quarantine").iterdir()
+    rows = pq.read_table(path).to_pylist()
+    assert [len(row["raw"]) for row in rows] == kept
+    assert [row["num_bytes"] for row in rows] == [50_000] * 3
+    assert all(line.startswith(row["raw"]) for line, row in zip(bad, rows, strict=True))
 
 
 def test_too_many_bad_records_are_an_error_with_examples(raw, tmp_path):
