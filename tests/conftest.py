@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each worker has a core. With threads for both, those of one wait for the other: three times as long.
+    # Each worker has a core: with threads for all of them, those of one would wait for the others'.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis

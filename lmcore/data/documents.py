@@ -95,10 +95,8 @@ _STORED: dict[str, Any] = {
     "write_page_checksum": True,
 }
 _THREADS = 2
-_RAW_OF_SHARD, _RAW_AT_LEAST = (
-    64_000_000,
-    4_096,
-)  # bytes of what cannot be read that are kept: in all, of each
+_RAW_OF_SHARD = 64_000_000  # bytes of records that cannot be read that are kept of a shard
+_RAW_AT_LEAST = 4_096  # of each, however many there are
 
 _Row = tuple[str, str, str, int, str | bytes]  # doc_id, source, path, record, text
 
