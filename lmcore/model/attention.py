@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask
 
 from lmcore.config import ModelConfig
@@ -17,7 +15,8 @@ from lmcore.errors import ConfigError
 from lmcore.model.backends import attend_by_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
-from lmcore.model.linear import Linear
+from lmcore.model.linear import Linear, is_plain_product
+from lmcore.model.products import attend_by_products, attention_by_products
 
 
 class OtherTokens(Protocol):
@@ -93,7 +92,7 @@ class Context:
         others: Keys and values of other tokens, such as earlier ones; or None.
         dropout: Which numbers are dropped in training; None: none.
         blocks: In place of a mask, for flex_attention; or None.
-        products: Whether plain causal attention is computed by ``attend_by_products``.
+        products: Whether plain causal attention is computed by products of matrices.
     """
 
     rotary: Tensor | None
@@ -125,10 +124,15 @@ def widened(x: Tensor, group: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023), with a norm of each head's queries and keys if set."""
+    """Grouped-query attention (Ainslie et al. 2023), with a norm of each head's queries and keys if set.
+
+    Attributes:
+        merged: Whether it may be one operation to autograd, where that is faster (as for ``MLP``).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.merged = True
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_size
         # One product instead of three. Rows: for each key head its query heads, then its key, then its value,
@@ -141,6 +145,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map ``x`` [B, T, D] to [B, T, D]."""
+        if context.products and self._is_plain(x, context):
+            qkv, out = self.qkv, self.out
+            return attention_by_products(x, qkv.weight, qkv.bias, out.weight, out.bias, self.heads)
         q, k, v = self._project(x, context)  # [B, T, H, hd], [B, T, KV, hd] twice
         if context.products:
             return self.out(attend_by_products(q, k, v))
@@ -148,6 +155,11 @@ class Attention(nn.Module):
         if context.others is not None:
             k, v = context.others.extend(self.layer, k, v)
         return self.out(self._attend(q, k, v, context).transpose(1, 2).flatten(2))
+
+    def _is_plain(self, x: Tensor, context: Context) -> bool:
+        """Whether there is nothing between the matrices but attention."""
+        bare = self.q_norm is None and context.rotary is None
+        return bare and self.merged and torch.is_grad_enabled() and is_plain_product(x, self.qkv.weight)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Return [B, H, T, hd]."""
@@ -174,53 +186,3 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         return q, k, v
-
-
-class _UnfusedAttention(torch.autograd.Function):
-    """Causal attention; the probabilities [B * H, T, T] are kept for the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        length, size = q.shape[1], q.shape[3]
-        ctx.shape, ctx.scale = q.shape, 1 / math.sqrt(size)
-        q, k, v = _by_head(q), _by_head(k), _by_head(v)
-        later = torch.full((length, length), -math.inf).triu_(1)
-        p = torch.softmax(torch.baddbmm(later, q, k.mT, alpha=ctx.scale), -1)
-        ctx.save_for_backward(q, k, v, p)
-        return _by_token(torch.bmm(p, v), ctx.shape).flatten(2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, p = ctx.saved_tensors
-        gradient = _by_head(gradients[0].view(ctx.shape))
-        by_p = torch.bmm(gradient, v.mT)
-        by_scores = torch._softmax_backward_data(by_p, p, -1, p.dtype)  # pyright: ignore[reportPrivateImportUsage]
-        by_q = torch.baddbmm(q, by_scores, k, beta=0, alpha=ctx.scale)
-        by_k = torch.baddbmm(k, by_scores.mT, q, beta=0, alpha=ctx.scale)
-        by_v = torch.bmm(p.mT, gradient)
-        return _by_token(by_q, ctx.shape), _by_token(by_k, ctx.shape), _by_token(by_v, ctx.shape)
-
-
-def _by_head(x: Tensor) -> Tensor:
-    """[B, T, H, head_dim] -> [B * H, T, head_dim]."""
-    batch, length, heads, size = x.shape
-    return x.transpose(1, 2).reshape(batch * heads, length, size)
-
-
-def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
-    """[B * H, T, head_dim] -> ``shape`` [B, T, H, head_dim], not copied."""
-    batch, length, heads, size = shape
-    return x.view(batch, heads, length, size).transpose(1, 2)
-
-
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by plain products, for short sequences in fp32 on a CPU.
-
-    Args:
-        q, k, v: [B, T, H, head_dim].
-
-    Returns:
-        [B, T, H * head_dim].
-    """
-    return _UnfusedAttention.apply(q, k, v)

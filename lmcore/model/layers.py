@@ -1,4 +1,4 @@
-"""The parts of a block that are not attention: norms, rotary positions, the MLP."""
+"""Norms and rotary positions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig, RopeScalingConfig, swiglu_block
-from lmcore.model.linear import Linear, is_plain
+from lmcore.config import ModelConfig, RopeScalingConfig
+from lmcore.model.linear import is_plain
 
 
 class RMSNorm(nn.Module):
@@ -103,82 +103,3 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         return torch.view_as_real(turned).flatten(-2)
     (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
-
-
-class _SquaredReLU(torch.autograd.Function):
-    """relu(x)^2 (So et al. 2021), keeping one tensor for the backward pass and making two."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive * positive
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (positive * gradients[0]).mul_(2)
-
-
-class _GELU(torch.autograd.Function):
-    """GELU by a sigmoid (Hendrycks and Gimpel 2016), whose vector instructions are faster than tanh's.
-
-    x / 2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3). Its slope is found on the way
-    forward and alone is kept: one tensor, as torch's keeps one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = 2 * math.sqrt(2 / math.pi)
-        # In place where it can be: new memory takes several times as long as what is in a cache.
-        twice_u = x.square().mul_(0.044715 * scale).add_(scale).mul_(x)
-        gate = twice_u.sigmoid()
-        if x.requires_grad:
-            # d/dx = gate + x gate (1 - gate) 2u', and x 2u' = 3 (2u) - 2 scale x.
-            slope = twice_u.mul_(3).sub_(x, alpha=2 * scale)
-            ctx.save_for_backward(slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate))
-        return gate.mul_(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return slope.mul_(gradients[0])  # a second pass through it is refused by autograd
-
-
-def activate(h: Tensor, activation: str, block: int) -> Tensor:
-    """Apply the nonlinearity of an MLP to ``h`` [..., M], or for SwiGLU [..., 2M]; return [..., M].
-
-    SwiGLU's gate and up are one matrix: one product instead of two. Its rows are blocks (``swiglu_block``) of
-    the gate and of up in turn, so that a part of the rows is a part of both.
-    """
-    if activation == "swiglu":
-        gate, up = h.unflatten(-1, (-1, 2, block)).unbind(-2)
-        return (F.silu(gate) * up).flatten(-2)
-    if activation == "relu2":
-        return _SquaredReLU.apply(h) if is_plain(h) else F.relu(h).square()
-    if activation == "gelu_erf":
-        return F.gelu(h)
-    # GPT-2's.
-    return _GELU.apply(h) if is_plain(h) else F.gelu(h, approximate="tanh")
-
-
-class MLP(nn.Module):
-    """Two linear layers around GELU or squared ReLU; or SwiGLU's three (Shazeer 2020).
-
-    Args:
-        config: The model's.
-        size: Width of what lies between; None: the model's.
-    """
-
-    def __init__(self, config: ModelConfig, size: int | None = None) -> None:
-        super().__init__()
-        size = size or config.mlp_size
-        self.activation = config.activation
-        self.block = swiglu_block(size)
-        rows = size * (2 if config.activation == "swiglu" else 1)
-        self.up = Linear(config.hidden_size, rows, bias=config.bias)
-        self.down = Linear(size, config.hidden_size, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` [B, T, D] to [B, T, D]."""
-        return self.down(activate(self.up(x), self.activation, self.block))

@@ -30,6 +30,17 @@ def is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def is_plain_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``x`` and ``weight`` are whole and in fp32 on a CPU, and are multiplied as such."""
+    return (
+        is_plain(x)
+        and type(x) is Tensor
+        and not isinstance(weight, DTensor)
+        and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear``, by oneDNN where that is faster."""
 
@@ -41,9 +52,28 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x`` [N, in] times ``weight`` [out, in] transposed, [N, out], by the faster; no gradient."""
-    return _onednn(x, weight) if by_onednn(x, weight) else x @ weight.t()
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What ``Linear`` makes of ``x`` [..., in], by the faster; no gradient."""
+    return _onednn(x, weight, bias) if by_onednn(x, weight) else F.linear(x, weight, bias)
+
+
+def by_input(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return ``gradient`` [..., out] times ``weight`` [out, in], [..., in], by the faster; no gradient."""
+    return _onednn(gradient, weight.t()) if by_onednn(gradient, weight.t()) else gradient @ weight
+
+
+def by_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    """Add up the outer products of ``gradient`` [..., out] and ``x`` [..., in]: [out, in]; no gradient."""
+    return _rows(gradient).t() @ _rows(x)
+
+
+def by_bias(gradient: Tensor) -> Tensor:
+    """Add up ``gradient`` [..., out]: [out]."""
+    return _rows(gradient).sum(0)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -51,13 +81,9 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # a compiler would stop at the next question
         and onednn_is_faster()
-        and is_plain(x)
-        and type(x) is Tensor
-        and not isinstance(weight, DTensor)
         and min(weight.shape) >= NARROW
         and weight.numel() >= SMALL
-        and weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        and is_plain_product(x, weight)
     )
 
 
@@ -100,8 +126,9 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        rows = gradient.view(-1, weight.shape[0])
-        by_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        by_weight = rows.t() @ x.reshape(-1, weight.shape[1]) if ctx.needs_input_grad[1] else None
-        return by_x, by_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+        gradient, needs = gradients[0].contiguous(), ctx.needs_input_grad
+        return (
+            _onednn(gradient, weight.t()) if needs[0] else None,
+            by_weight(gradient, x) if needs[1] else None,
+            by_bias(gradient) if needs[2] else None,
+        )

@@ -18,8 +18,9 @@ from lmcore.config import ModelConfig, Role
 from lmcore.errors import ConfigError
 from lmcore.model.attention import Attention, Context, KVCache, attention_mask
 from lmcore.model.dropout import Dropout
-from lmcore.model.layers import MLP, make_norm, rotary_table
+from lmcore.model.layers import make_norm, rotary_table
 from lmcore.model.linear import Linear
+from lmcore.model.mlp import MLP
 from lmcore.model.moe import MoE, routers
 
 _TABLES = ("embedding.weight", "head.weight")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
-from lmcore.model.linear import product
+from lmcore.model.linear import multiply
 
 Losses = Callable[[Tensor, Tensor], Tensor]  # logits [1, n, V or a part] and targets [1, n] -> of them
 # Logits of a chunk where nobody says otherwise, in numbers: on a CPU what stays in its caches, which is also
@@ -83,7 +83,7 @@ def each_loss(
     hidden, weight = _undivided(head, hidden, stream)
     weight = weight.to(dtype)
     parts = zip(hidden.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
-    found = [losses(product(rows.to(dtype), weight)[None], wanted[None])[0] for rows, wanted in parts]
+    found = [losses(multiply(rows.to(dtype), weight)[None], wanted[None])[0] for rows, wanted in parts]
     return torch.cat(found).view_as(targets)
 
 
@@ -127,7 +127,7 @@ class _InChunks(torch.autograd.Function):
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
             rows = hidden[part].to(dtype)
-            loss, gradient = _loss_and_gradient(product(rows, matrix), targets[part], losses)
+            loss, gradient = _loss_and_gradient(multiply(rows, matrix), targets[part], losses)
             total += loss
             if by_hidden.dtype == dtype:
                 torch.mm(gradient, matrix, out=by_hidden[part])

@@ -12,7 +12,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from lmcore.model.layers import MLP
+from lmcore.model.mlp import MLP
 from lmcore.parallel.stage import Stage
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from lmcore.config import ModelConfig
-from lmcore.model.layers import MLP
+from lmcore.model.mlp import MLP
 from lmcore.model.transformer import Block, Transformer
 
 

@@ -34,6 +34,9 @@ class TrainingStep:
         model, optimizers: What moves.
         loader: The batches of each step.
         stop_requested: Asked after each backward pass.
+
+    Attributes:
+        numbers_are_here: Whether the host can look at a number without waiting: on a CPU.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class TrainingStep:
         self.config, self.model, self.optimizers, self.loader = config, model, optimizers, loader
         self.layout, self.world, self.clock = model.layout, model.layout.world, model.clock
         self.stop_requested = stop_requested
+        self.numbers_are_here = self.world.device.type == "cpu"
         self.loss_scale = LossScale.of(config.precision, config.initial_loss_scale)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
 
@@ -110,7 +114,10 @@ class TrainingStep:
         if limit:
             # A norm of 0 makes the quotient infinite, and one that is no number spoils all: as it should,
             # since a run that diverged ends before its weights are saved.
-            self.optimizers.scale_gradients((limit / grad_norm[0]).clamp(max=1.0) / scale)
+            factor = (limit / grad_norm[0]).clamp(max=1.0) / scale
+            # A pass over all gradients less, where the norm is low enough and looking costs nothing.
+            if not (self.numbers_are_here and factor.item() == 1.0):
+                self.optimizers.scale_gradients(factor)
         elif scale != 1.0:
             self.optimizers.scale_gradients(torch.full_like(grad_norm[0], 1 / scale))
         self.optimizers.step(learning_rate_factor(step, self.config.steps, self.config.schedule))

@@ -4,7 +4,8 @@ python tests/benchmarks/cpu_kernels.py [--threads 2] [--rounds 60]
 
 Linear layers by oneDNN beside MKL (whether ``lmcore.model.linear`` takes oneDNN here is printed first; the
 gradient by weight it leaves to MKL), attention of short sequences by products beside torch's kernel, and GELU
-beside torch's two. The numbers are microseconds by the clock, of work that is in the caches.
+beside torch's two; an MLP and attention as one operation to autograd beside the same as several. The numbers
+are microseconds by the clock, of work that is in the caches.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from training.measuring import alternate, machine, say
 
-from lmcore.model.attention import attend_by_products
-from lmcore.model.layers import activate
+from lmcore.config import ModelConfig
+from lmcore.model.attention import Attention, Context
 from lmcore.model.linear import _onednn, onednn_is_faster
+from lmcore.model.mlp import MLP, activate
+from lmcore.model.products import attend_by_products
 from lmcore.parallel.mesh import keep_freed_memory
 
 LINEAR = ((768, 128, 384), (768, 128, 512), (768, 512, 128), (3072, 384, 1536), (3072, 1536, 384))
@@ -42,6 +45,12 @@ def main() -> None:
     for shape in ATTENTION:
         attention(*shape, options.rounds)
     gelu(768, 512, options.rounds)
+    for activation in ("relu2", "gelu", "gelu_erf", "swiglu"):
+        config = ModelConfig(hidden_size=128, num_heads=4, activation=activation)
+        merged(f"MLP, {activation}", MLP(config), options.rounds)
+    config = ModelConfig(hidden_size=128, num_heads=4, position="learned", qk_norm=False)
+    context = Context(None, None, causal=True, products=True)
+    merged("attention", Attention(config, 0), options.rounds, context)
 
 
 def compare(what: str, rounds: int, ours: tuple[str, Work], theirs: tuple[str, Work]) -> None:
@@ -90,6 +99,22 @@ def gelu(rows: int, size: int, rounds: int) -> None:
     ours = ("ours", through(lambda x: activate(x, "gelu", 1)))
     compare(f"GELU by tanh [{rows}, {size}]", rounds, ours, ("torch", through(_by_tanh)))
     compare(f"GELU by tanh beside erf's [{rows}, {size}]", rounds, ours, ("erf", through(F.gelu)))
+
+
+def merged(name: str, module: MLP | Attention, rounds: int, *context: Context) -> None:
+    """Forward and back of 12 windows of 64 tokens, as one operation and as several."""
+    x, above = torch.randn(12, 64, 128, requires_grad=True), torch.randn(12, 64, 128)
+    leaves = [x, *module.parameters()]
+
+    def through(*, merged: bool) -> Work:
+        def work() -> object:
+            module.merged = merged
+            return torch.autograd.grad(module(x, *context), leaves, above)
+
+        return work
+
+    one, several = through(merged=True), through(merged=False)
+    compare(f"{name} [12, 64, 128]", rounds, ("one", one), ("several", several))
 
 
 def _by_tanh(x: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class NanoGPT:
         """Iterations that it has printed."""
         return len(_ITERATION.findall(self._read()))
 
-    def iteration_seconds(self) -> float:
-        """Median of what it prints: those during which it stood still are few."""
-        return statistics.median(float(ms) for _, _, ms in _ITERATION.findall(self._read())[5:]) / 1e3
+    def iteration_seconds(self, first: int = 5) -> float:
+        """Median of what it prints from iteration ``first`` on: those during which it stood still are few."""
+        return statistics.median(float(ms) for _, _, ms in _ITERATION.findall(self._read())[first:]) / 1e3
 
     def validations(self) -> list[tuple[int, float]]:
         """Iterations and losses of its own estimates: some windows drawn by lot."""

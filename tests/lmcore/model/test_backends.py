@@ -8,8 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmcore.config import ModelConfig
 from lmcore.errors import ConfigError
-from lmcore.model.attention import attend_by_products, attention_mask
+from lmcore.model import linear
+from lmcore.model.attention import Attention, Context, attention_mask
 from lmcore.model.backends import Backend, Task, attend_by_blocks, choose_backend, document_blocks
+from lmcore.model.products import _Attention, attend_by_products
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.stage import Stage
 
@@ -98,6 +100,59 @@ def test_products_attend_as_torch_does(length):
         found.append((y, leaf.grad))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+BY_PRODUCTS = Context(None, None, causal=True, products=True)
+
+
+def bare_attention(*, bias=False):
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=160, num_heads=4, position="learned", qk_norm=False, bias=bias)
+    return Attention(config, 0), torch.randn(3, 50, 160, requires_grad=True)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_operation_is_as_several(monkeypatch, turned, bias, onednn):
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: onednn and torch.backends.mkldnn.is_available())
+    attention, x = bare_attention(bias=bias)
+    above = torch.randn(50, 3, 160).transpose(0, 1) if turned else torch.randn(3, 50, 160)
+    found = []
+    for merged in (True, False):
+        attention.merged = merged
+        result = attention(x, BY_PRODUCTS)
+        assert (type(result.grad_fn).__name__ == "_AttentionBackward") == merged
+        result.backward(above)
+        found.append([result.detach(), *(p.grad for p in (x, *attention.parameters()))])
+        for p in (x, *attention.parameters()):
+            p.grad = None
+    for one, several in zip(*found, strict=True):
+        torch.testing.assert_close(one, several, rtol=0, atol=0)  # bit by bit
+
+
+@pytest.mark.parametrize("without", ["input", "qkv.weight", "qkv.bias", "out.weight", "out.bias"])
+def test_gradients_of_attention_that_nobody_needs_are_not_computed(without):
+    attention, x = bare_attention(bias=True)
+    for name, tensor in (("input", x), *attention.named_parameters()):
+        tensor.requires_grad_(name != without)
+    attention(x, BY_PRODUCTS).sum().backward()
+    for name, tensor in (("input", x), *attention.named_parameters()):
+        assert (tensor.grad is None) == (name == without), name
+
+
+@pytest.mark.parametrize("settings", [{"qk_norm": True}, {"position": "rope"}])
+def test_attention_with_norms_or_rotations_is_several_operations(monkeypatch, settings):
+    monkeypatch.setattr(_Attention, "apply", lambda *arguments: pytest.fail("taken"))
+    config = ModelConfig(hidden_size=32, num_heads=4, **{"position": "learned", "qk_norm": False} | settings)
+    rotary = torch.ones(8, 1, 4, 2) if config.position == "rope" else None
+    context = replace(BY_PRODUCTS, rotary=rotary)
+    assert Attention(config, 0)(torch.randn(2, 8, 32), context).shape == (2, 8, 32)
+    bare, x = bare_attention()
+    with torch.no_grad():
+        bare(x, BY_PRODUCTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bare(x, BY_PRODUCTS).dtype == torch.bfloat16
 
 
 def test_a_stage_attends_by_products_where_there_are_no_documents():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lmcore.model import linear
-from lmcore.model.linear import Linear, by_onednn, product
+from lmcore.model.linear import Linear, by_onednn, multiply
 
 # Torch for macOS comes without it.
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -76,7 +76,7 @@ def test_it_is_taken_for_training_in_fp32_of_matrices_worth_it():
 @needs_onednn
 def test_a_product_without_a_gradient_is_the_same():
     a, b = torch.randn(300, 160), torch.randn(224, 160)
-    torch.testing.assert_close(product(a, b), a @ b.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(multiply(a, b), a @ b.t(), rtol=1e-4, atol=1e-4)
 
 
 @needs_onednn

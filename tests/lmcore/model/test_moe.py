@@ -7,7 +7,7 @@ from lmcore.config import ModelConfig
 from lmcore.model.attention import KVCache
 from lmcore.model.grouped import grouped_linear
 from lmcore.model.io import load_model, save_model
-from lmcore.model.layers import MLP
+from lmcore.model.mlp import MLP
 from lmcore.model.moe import MoE, routers, set_auxiliary_scale, update_expert_bias
 from lmcore.model.transformer import Transformer
 

@@ -116,6 +116,7 @@ def make_trainer(make_run):
         run = make_run(name, **settings)
         trainer = Trainer(run.job, run.directory, ALONE, stop)
         trainer.behind = behind
+        trainer.steps.numbers_are_here = False
         return run, trainer
 
     return make
@@ -139,6 +140,28 @@ def test_nothing_in_a_step_is_waited_for(make_trainer, optimizer, document_mask)
         assert waits.found == []
         reading.numbers[0].item()  # what is counted
         assert len(waits.found) == 1
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_a_step_is_the_same_whether_the_host_looks_at_its_norm_or_not(monkeypatch, make_trainer, limit):
+    weights, scaled = [], []
+
+    def counted(scale):
+        return lambda factor: (scaled.append(factor), scale(factor))
+
+    for looks in (False, True):
+        _, trainer = make_trainer(f"looks-{looks}", optimizer={"name": "adamw", "max_grad_norm": limit})
+        trainer.steps.numbers_are_here = looks
+        scale = trainer.optimizers.scale_gradients
+        trainer.optimizers.scale_gradients = lambda factor, scale=scale: (
+            scaled.append(factor) or scale(factor)
+        )
+        for step in range(2):
+            trainer.steps.launch(step)
+        weights.append([parameter.detach() for _, parameter in trainer.model.named_parameters()])
+    assert len(scaled) == (4 if limit < 1 else 2)
+    for one, other in zip(*weights, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_rows_for_divided_experts_are_put_in_order_without_another_wait():
