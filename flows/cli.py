@@ -268,7 +268,9 @@ def inspect(
     rule: Annotated[str, typer.Option(help="Documents that this rule, or one that begins so, dropped.")] = "",
     source: Annotated[str, typer.Option(help="Documents of this source.")] = "",
     doc_id: Annotated[str, typer.Option("--id", help="Documents whose name holds this.")] = "",
-    quarantined: Annotated[bool, typer.Option(help="Records that could not be read instead.")] = False,
+    quarantined: Annotated[
+        bool, typer.Option(help="Records that could not be read instead (also of a --source).")
+    ] = False,
     tokens: Annotated[bool, typer.Option(help="As they were encoded.")] = False,
     report: Annotated[
         bool, typer.Option(help="Say instead where the page about all of them is: a report for people.")
@@ -278,6 +280,8 @@ def inspect(
 ) -> None:
     """Look at documents: what became of them, why, and their text."""
     with _errors():
+        if quarantined:
+            _check_alone(decision=decision, rule=rule, id=doc_id, tokens=tokens)
         settings = _load(recipe, overrides)
         set_environment(Home.here(), quiet=True)
         from flows.inspection import show_documents, show_report, show_set_aside
@@ -286,7 +290,7 @@ def inspect(
         if report:
             show_report(settings)
         elif quarantined:
-            show_set_aside(settings, limit)
+            show_set_aside(settings, source, limit)
         else:
             show_documents(settings, Wanted(decision or "", rule, source, doc_id), limit, tokens=tokens)
 
@@ -424,6 +428,15 @@ def _existing_model(path: Path) -> Path:
             remedy="A run ends with the path of its model; or give the recipe that trained it.",
         )
     return path
+
+
+def _check_alone(**others: Any) -> None:
+    if given := [f"--{name}" for name, value in others.items() if value]:
+        raise ConfigError(
+            "records that could not be read have no decision, name or tokens",
+            expected="--quarantined alone, or with --source and --limit",
+            found=f"{', '.join(given)} beside it",
+        )
 
 
 def _check_writable(path: Path | None) -> None:

@@ -80,7 +80,7 @@ def built(recipe: Recipe, last: str) -> dict[str, Artifact]:
             command = "train" if last == "train" else "prepare"
             raise StorageError(
                 f"recipe {recipe.name} has no {'trained model' if last == 'train' else 'prepared data'}",
-                found=f"{stage.name} is not in {Home.here().root} ({reason})",
+                found=f"no {stage.name} of it in {Home.here().root} ({reason})",
                 remedy=f"Run `gristmill {command}` with the same recipe and --set first; or, if that was "
                 f"done elsewhere, set {VARIABLE} to the folder it was kept in: where it is not set, that is "
                 ".gristmill below the folder one is in.",

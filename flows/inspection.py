@@ -95,15 +95,23 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items(), key=lambda one: -one[1]))
 
 
-def show_set_aside(recipe: Recipe, limit: int) -> None:
-    """Print the first ``limit`` records that could not be read, with file, place and reason."""
+def show_set_aside(recipe: Recipe, source: str, limit: int) -> None:
+    """Print the first ``limit`` records (of ``source``; empty: any) that could not be read, and why.
+
+    Raises:
+        StorageError: the recipe's data has not been prepared.
+        DataError: there is no source of this name.
+    """
     console = Console()
+    sources = [one.name for one in recipe.preparation.sources]
+    if source and source not in sources:
+        raise _no_name("source", source, sources)
     documents = built(recipe, "documents")["documents"].path
-    for row in itertools.islice(browse.set_aside(documents), limit):
+    for row in itertools.islice(browse.set_aside(documents, source), limit):
         place = "" if row["byte_offset"] is None else f" at byte {row['byte_offset']:,}"
         title = f"{row['source']}:{row['path']} record {row['record']}{place}"
         _print(console, title, row["reason"], row["raw"].decode("utf-8", "backslashreplace"))
-    there = browse.count_set_aside(documents)
+    there = browse.count_set_aside(documents, source)
     _say_how_many(min(limit, there), there, "records that could not be read")
 
 

@@ -1410,6 +1410,10 @@ def _explain(kind: type[Config], problem: Any) -> str:
         return f"unknown key {path} ({hint})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
+    if problem["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+        message += f" (did you mean {near[0]}?)" if near else ""
     structured = isinstance(value, (dict, list, tuple, BaseModel))
     shown = "" if structured else f", found {value!r}"
     return f"{path}: {message}{shown}" if path else message

@@ -38,6 +38,7 @@ from lmcore.errors import StorageError
 MANIFEST = "manifest.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 UNICODE = "unicode"
+MOST_SHOWN = 60  # characters of a value in a reason
 _WORTH_A_THREAD_BYTES = 4_000_000  # two of them take 2 ms each
 DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
 
@@ -267,12 +268,24 @@ class Store:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} went from {_short(old[name])} to {_short(new[name])}"
-        if max(map(len, map(_short, (old[name], new[name])))) < 60
-        else f"{name} is another"
-        for name in sorted(old.keys() & new.keys())
-        if old[name] != new[name]
+        change for name in sorted(old.keys() & new.keys()) for change in _changed(name, old[name], new[name])
     ]
+
+
+def _changed(name: str, old: Any, new: Any) -> list[str]:
+    """What is another in ``name``: of lists and tables that are alike but for some entries, these."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return [change for key in old for change in _changed(f"{name}.{key}", old[key], new[key])]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [change for i, pair in pairs for change in _changed(f"{name}.{i}", *pair)]
+    if max(len(_short(old)), len(_short(new))) < MOST_SHOWN:
+        return [f"{name} went from {_short(old)} to {_short(new)}"]
+    if isinstance(old, list) and isinstance(new, list):
+        return [f"{name} went from {len(old)} to {len(new)} entries"]
+    return [f"{name} is another"]
 
 
 def _comings_and_goings(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -291,7 +304,7 @@ def _comings_and_goings(manifest: Mapping[str, Any], identity: Identity) -> list
 
 def _short(value: Json) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 def _artifact(path: Path, manifest: Mapping[str, Any], status: Status, reason: str, start: float) -> Artifact:

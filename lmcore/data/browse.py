@@ -132,16 +132,23 @@ def _seen(table: pa.Table, content: pa.Table, names: list[str], row: int, place:
     )
 
 
-def set_aside(documents_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that could not be read: source, path, record, byte_offset, reason, raw, num_bytes."""
+def set_aside(documents_dir: Path, source: str = "") -> Iterator[dict[str, Any]]:
+    """Yield the records of ``source`` (empty: of all) that could not be read.
+
+    Each has source, path, record, byte_offset, reason, raw and num_bytes.
+    """
     for path in sorted((documents_dir / "quarantine").glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            yield from file.read().to_pylist()
+            for row in file.read().to_pylist():
+                if source in ("", row["source"]):
+                    yield row
 
 
-def count_set_aside(documents_dir: Path) -> int:
-    """How many records could not be read."""
-    return sum(pq.read_metadata(path).num_rows for path in (documents_dir / "quarantine").glob("*.parquet"))
+def count_set_aside(documents_dir: Path, source: str = "") -> int:
+    """How many records of ``source`` (empty: of all) could not be read."""
+    paths = (documents_dir / "quarantine").glob("*.parquet")
+    sources = [pq.read_table(path, columns=["source"])["source"].to_pylist() for path in paths]
+    return sum(one.count(source) if source else len(one) for one in sources)
 
 
 def _call(name: str, *values: Any, options: Any = None) -> Any:

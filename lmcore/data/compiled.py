@@ -142,6 +142,11 @@ def _words(leaf: Any) -> tuple[int, ...]:
     return (0, 0, leaf.size, leaf.itemsize, leaf.ctypes.data, *leaf.shape, *leaf.strides)
 
 
+@functools.cache
+def _say_once() -> None:
+    sys.stderr.write("compiling what reads texts, once for this version: up to a minute\n")
+
+
 # --- object code -----------------------------------------------------------------------------------
 
 
@@ -152,8 +157,7 @@ def _load(function: Compiled, kind: str, arguments: tuple[Any, ...]) -> Callable
     path = _cache_folder() / f"{function.name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
     kept = _read(path)
     if kept is None:
-        if not _cache_folder().exists():
-            sys.stderr.write("compiling what reads texts, once for this version: up to a minute\n")
+        _say_once()
         kept = function.object_code(arguments)
         name, code = kept
         about = json.dumps({"name": name, "sha256": hashlib.sha256(code).hexdigest()})

@@ -470,10 +470,11 @@ def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> 
     if books.quarantined > allowed:
         raise DataError(
             "too many records could not be read",
-            expected=f"at most {allowed:.0f} of {books.documents_in} (limits.max_quarantined "
-            f"{limits.max_quarantined:g}, limits.quarantine_floor {limits.quarantine_floor})",
+            expected=f"at most {allowed:.0f} of {books.documents_in} (data.limits.max_quarantined "
+            f"{limits.max_quarantined:g}, data.limits.quarantine_floor {limits.quarantine_floor})",
             found=f"{books.quarantined}, for example " + "; ".join(examples[:3]),
-            remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable.",
+            remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable: with 1 "
+            "all goes through, and `gristmill inspect RECIPE --quarantined --set ...` shows what was lost.",
         )
 
 
@@ -482,7 +483,7 @@ def _check_broken_files(config: DataConfig, broken: int, files: int, examples: l
     if broken > allowed:
         raise DataError(
             "too many files break off before their end",
-            expected=f"at most {allowed:.0f} of {files} (limits.max_broken_files "
+            expected=f"at most {allowed:.0f} of {files} (data.limits.max_broken_files "
             f"{config.limits.max_broken_files:g}, and always 1)",
             found=f"{broken}, for example " + "; ".join(examples[:3]),
             remedy="Fetch them again, or raise data.limits.max_broken_files if the loss is acceptable.",

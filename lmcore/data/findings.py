@@ -214,18 +214,11 @@ def _cluster(row: Mapping[str, Any], equal: int, alike: int) -> Cluster:
 
 # --- what needs all shards together ----------------------------------------------------------------
 
-# A copy of a document that is itself much like another one belongs to that one's cluster.
 _CLUSTERS = """
-    WITH lost AS (
-        SELECT doc_id, decision, duplicate_of FROM read_parquet($paths) WHERE duplicate_of IS NOT NULL
-    ),
-    alike AS (
-        SELECT doc_id, min(duplicate_of) AS first FROM lost WHERE decision = 'near_duplicate' GROUP BY doc_id
-    )
-    SELECT coalesce(alike.first, lost.duplicate_of) AS name,
-        count(*) FILTER (lost.decision = 'duplicate'), count(*) FILTER (lost.decision = 'near_duplicate'),
+    SELECT duplicate_of AS name,
+        count(*) FILTER (decision = 'duplicate'), count(*) FILTER (decision = 'near_duplicate'),
         count(*) OVER () AS clusters
-    FROM lost LEFT JOIN alike ON lost.duplicate_of = alike.doc_id
+    FROM read_parquet($paths) WHERE duplicate_of IS NOT NULL
     GROUP BY name ORDER BY count(*) DESC, name LIMIT $most
 """
 _TOKENS = """

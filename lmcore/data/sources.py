@@ -326,13 +326,14 @@ def _nothing_found(source: SourceConfig, filesystem: Any, root: str) -> DataErro
     missing = (root[len(looked) :].strip("/") or source.path.rpartition("/")[2]).split("/")[0]
     near = difflib.get_close_matches(missing, names, n=3, cutoff=0.3) or names[:3]
     is_folder = filesystem.isdir(source.path.rstrip("/"))
+    relative = _local(source) and not Path(source.path).expanduser().is_absolute()
     return DataError(
         f"source {source.name!r} matches no file",
         expected=f"files at {source.path!r}",
         found=f"none; looked in {looked or '/'}" + (f"; nearest there: {', '.join(near)}" if near else ""),
         remedy=f"It is a folder: write {source.path.rstrip('/')}/**/*.jsonl or the like."
         if is_folder
-        else "Correct the path of this source.",
+        else "Correct the path of this source." + " It is looked for from the current folder." * relative,
     )
 
 

@@ -260,8 +260,10 @@ def _find_lost(config: DataConfig, shards: list[_Shard], work: Path, workers: Wo
     if config.near_dedup.enabled:
         starts = [next(g).start for _, g in itertools.groupby(shards, key=lambda shard: shard.generation)]
         alike = find_alike(grouping, band_names(config), copies, starts)
-    if not config.exact_dedup:  # a copy goes where its first goes
-        firsts = alike.first_of(copies.firsts)
+    firsts = alike.first_of(copies.firsts)
+    if config.exact_dedup:  # where the first is much like another, it is the other that stays
+        copies = Pairs(copies.documents, np.where(firsts >= 0, firsts, copies.firsts))
+    else:  # a copy goes where its first goes
         documents = np.concatenate([alike.documents, copies.documents[firsts >= 0]])
         order = np.argsort(documents)
         alike = Pairs(documents[order], np.concatenate([alike.firsts, firsts[firsts >= 0]])[order])

@@ -100,9 +100,9 @@ def build_tokenizer(
             taken["bytes"] += size
             paced.advance(size)
             yield text
+        paced.finish()  # there may be less text than is wanted; merges of it are learned from here on
 
     tokenizer = train_tokenizer(wanted, sample())
-    paced.finish()
     save_tokenizer(tokenizer, out)
     size = tokenizer.get_vocab_size()
     note = "" if size == wanted.vocab_size else f"the text has no more pairs to merge: {size} entries"

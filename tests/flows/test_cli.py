@@ -26,6 +26,8 @@ def refused(mill, *arguments, status, **environment):
         (("run", "quickstrat"), "did you mean 'quickstart'?"),
         (("run", "missing.yaml"), "missing.yaml cannot be read: found no such file or folder; the nearest"),
         (("inspect", "--decision", "quarantined"), "near_duplicate"),
+        (("inspect", "--quarantined", "--rule", "code"), "--rule beside it"),
+        (("run", "quickstart", "--set", "data.quality.profile=goph"), "did you mean gopher?"),
         (("run", "quickstart", "--set", "data.ray_address=ray://me:secret@host:1"), "leave it out"),
         (("run", "quickstart", "--set", "model.num_layer=3"), "did you mean num_layers?"),
         (("run", "quickstart", "--set", "train.global_batch_tokens=1000"), "whole number of sequences"),
@@ -53,6 +55,9 @@ def test_a_source_that_matches_nothing_is_named(mill):
     source = json.dumps([{"name": "demo", "kind": "files", "path": pattern}])
     error = refused(mill, "run", str(mill.recipe), "--set", f"data.sources={source}", status=1)
     assert pattern in error
+    assert "from the current folder" not in error
+    error = refused(mill, "inspect", str(mill.recipe), "--set", "data.sources.0.path=here/*.txt", status=1)
+    assert "looked for from the current folder" in error
 
 
 def test_an_empty_corpus_tells_which_rule_dropped_it(mill):
@@ -65,7 +70,7 @@ def test_an_empty_corpus_tells_which_rule_dropped_it(mill):
 def test_generating_before_training_says_what_to_do_and_where_it_looked(mill):
     error = refused(mill, "generate", str(mill.recipe), status=1)
     assert "gristmill train" in error
-    assert f"is not in {mill.home}" in error
+    assert f"of it in {mill.home}" in error
     assert "GRISTMILL_HOME" in error
 
 

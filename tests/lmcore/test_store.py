@@ -43,6 +43,26 @@ def test_a_stage_is_built_once_and_then_reused(tmp_path):
     assert store.find("demo", first.key[:10]).path == first.path
 
 
+def test_what_is_another_within_a_setting_is_named(tmp_path):
+    def stage(sources):
+        table = {"file": "x" * 80, "sub": {"deep": [1, 2]}}
+        settings = {"data.sources": sources, "table": table}
+        return Stage("demo", 1, Identity(settings, settings), {})
+
+    store = Store(tmp_path)
+    source = {"name": "docs", "path": "data/a/long/path/that/alone/would/fill/a/line/*.jsonl", "max_bytes": 0}
+    store.ensure(stage([source]), build)
+    for sources, reason in (
+        ([source | {"max_bytes": 7}], "data.sources.0.max_bytes went from 0 to 7"),
+        ([source, source], "data.sources went from 1 to 2 entries"),
+        (
+            [source | {"path": "data/another/path/that/alone/would/fill/one/line/*.jsonl"}],
+            "data.sources.0.path",
+        ),
+    ):
+        assert store.explain(stage(sources))[1].startswith(reason)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

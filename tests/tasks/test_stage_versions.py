@@ -25,7 +25,7 @@ STAGES = {
 }
 RECORDED = {
     "documents": (5, "a77ef0b984995782"),
-    "splits": (4, "6ad307d374c0ef5f"),
+    "splits": (5, "6ad307d374c0ef5f"),
     "tokenizer": (2, "7ef74acc5dfeb4ee"),
     "tokens": (4, "7ef74acc5dfeb4ee"),
     "report": (1, "7676abd143f844b5"),

@@ -93,5 +93,7 @@ def measure(nanogpt: Path | None, text: Path, *, threads: int, rounds: int, step
         f"{their_cpu * 1e3:.2f} and {ours.cpu_seconds * 1e3:.2f} ms, {ours.cpu_seconds / their_cpu:.2f}"
     )
     low, middle, high = statistics.quantiles(ratios, n=4)
-    say(f"  of {len(ratios)} turns of {steps} steps, ours over nanoGPT's: {low:.3f}, {middle:.3f}, {high:.3f}")
+    say(
+        f"  of {len(ratios)} turns of {steps} steps, ours over nanoGPT's: {low:.3f}, {middle:.3f}, {high:.3f}"
+    )
     verdict(2, TARGET, middle, LIMIT)

@@ -86,6 +86,8 @@ def test_why_is_told_with_figure_and_limit(built):
 def test_records_that_were_set_aside_are_shown_as_they_are(built):
     rows = list(set_aside(built[0]))
     assert count_set_aside(built[0]) == len(rows)
+    assert list(set_aside(built[0], "b")) == rows[1:]
+    assert count_set_aside(built[0], "b") == 1
     assert [(row["source"], row["record"], row["raw"]) for row in rows] == [
         ("a", 21, b"{broken"),
         ("b", 24, b"{broken"),

@@ -4,7 +4,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from lmcore.config import CodeRules, DataConfig, QualityConfig, SourceConfig
+from lmcore.config import CodeRules, DataConfig, NearDedupConfig, QualityConfig, SourceConfig
 from lmcore.data.dedup import content_hash
 from lmcore.data.documents import build_documents
 from lmcore.data.sources import take_inventory
@@ -102,6 +102,25 @@ def test_the_first_of_equal_documents_stays(corpus, tmp_path):
     assert originals["b:b1.jsonl#0"] == "a:a2.jsonl#20"
     assert len(originals) == 20
     assert all(row["duplicate_of"] is None for row in rows if row["decision"] != "duplicate")
+
+
+def test_a_copy_of_a_near_duplicate_is_of_what_stays(tmp_path):
+    words = ["".join(chr(97 + int(digit)) for digit in f"{i * i:06d}") for i in range(300)]
+    first, alike = " ".join(words), " ".join([*words[:-1], "another"])
+    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate((first, alike, "text", alike, "text"))]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = SourceConfig(name="a", kind="files", id_field="id", path=str(tmp_path / "a.jsonl"))
+    for exact in (True, False):
+        out = tmp_path / f"exact-{exact}"
+        near = NearDedupConfig(enabled=True)
+        profile = QualityConfig(profile="none")
+        build(tmp_path, out, sources=[source], near_dedup=near, quality=profile, exact_dedup=exact)
+        decided = pq.read_table(out / "splits/decisions").to_pylist()
+        lost = {row["doc_id"]: row["duplicate_of"] for row in decided if row["duplicate_of"]}
+        assert lost == {"a:1": "a:0", "a:3": "a:0"} | ({"a:4": "a:2"} if exact else {})
+        assert next(row["decision"] for row in decided if row["doc_id"] == "a:3") == (
+            "duplicate" if exact else "near_duplicate"
+        )
 
 
 def test_duplicates_stay_on_one_side_when_they_are_kept(corpus, tmp_path):
