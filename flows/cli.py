@@ -281,7 +281,7 @@ def inspect(
     """Look at documents: what became of them, why, and their text."""
     with _errors():
         if quarantined:
-            _check_alone(decision=decision, rule=rule, id=doc_id, tokens=tokens)
+            _check_alone(decision=decision, rule=rule, id=doc_id, tokens=tokens, report=report)
         settings = _load(recipe, overrides)
         set_environment(Home.here(), quiet=True)
         from flows.inspection import show_documents, show_report, show_set_aside

@@ -28,6 +28,7 @@ from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
 _NUMBERS = (int, float, int | None, float | None)
+Activation = Literal["swiglu", "relu2", "gelu", "gelu_erf"]
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
 NEEDS_A_PATH = "needs a path"  # what the error of a source without one says
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -579,7 +580,7 @@ class ModelConfig(Config):
     rope_scaling: RopeScalingConfig = setting(RopeScalingConfig(), "How far rotary positions reach")
     norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", "Normalisation")
     norm_eps: float = setting(1e-5, "Added to the variance", gt=0)
-    activation: Literal["swiglu", "relu2", "gelu", "gelu_erf"] = setting(
+    activation: Activation = setting(
         "relu2",
         "Activation of the MLP; gelu is GPT-2's, by tanh, and gelu_erf the exact one, which is not exported",
     )

@@ -39,6 +39,7 @@ MANIFEST = "manifest.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 UNICODE = "unicode"
 MOST_SHOWN = 60  # characters of a value in a reason
+MOST_CHANGES = 3  # within one setting
 _WORTH_A_THREAD_BYTES = 4_000_000  # two of them take 2 ms each
 DECIDING_LIBRARIES = ("tokenizers", "gigatoken", "pyarrow")
 
@@ -267,9 +268,14 @@ class Store:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        change for name in sorted(old.keys() & new.keys()) for change in _changed(name, old[name], new[name])
-    ]
+    """What is another, a text for each setting."""
+    changes = []
+    for name in sorted(old.keys() & new.keys()):
+        found = _changed(name, old[name], new[name])
+        if len(found) > MOST_CHANGES:
+            found = [*found[:MOST_CHANGES], f"and {len(found) - MOST_CHANGES} more in {name}"]
+        changes += ["; ".join(found)] if found else []
+    return changes
 
 
 def _changed(name: str, old: Any, new: Any) -> list[str]:

@@ -160,7 +160,7 @@ def _clusters(findings: Findings) -> str:
         return ""
     about = f"<p>{lost:,} documents are like one of {findings.num_clusters:,} that stayed. The largest:</p>"
     return about + _table(
-        ("document that stayed", "equal#", "much alike#"),
+        ("document that stayed", "copies#", "much alike#"),
         [(_document(cluster), f"{cluster.equal:,}", f"{cluster.alike:,}") for cluster in findings.clusters],
     )
 

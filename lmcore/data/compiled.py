@@ -144,7 +144,7 @@ def _words(leaf: Any) -> tuple[int, ...]:
 
 @functools.cache
 def _say_once() -> None:
-    sys.stderr.write("compiling what reads texts, once for this version: up to a minute\n")
+    sys.stderr.write("compiling what reads texts: up to a minute, the first time that it is needed\n")
 
 
 # --- object code -----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A document that stayed, how it begins, and how many are equal to it or much like it."""
+    """A document that stayed, how it begins, how many are much like it, and how many equal to any of them."""
 
     doc_id: str
     source: str

@@ -149,16 +149,17 @@ class Windows:
         Raises:
             DataError: an id is not in the vocabulary.
         """
-        length = self.seq_len
+        length, end = self.seq_len, self.stream.num_tokens
         rows = np.zeros((len(samples), length + 1), dtype=np.int64)
-        targets = np.full((len(samples), length), IGNORE_INDEX, dtype=np.int64)
-        for row, sample in enumerate(samples):
-            start = min(int(sample) * length, self.stream.num_tokens)
-            tokens = self.stream.slice(start, min(start + length + 1, self.stream.num_tokens))
-            rows[row, : len(tokens)] = tokens
-            targets[row, : max(0, len(tokens) - 1)] = tokens[1:]
+        starts = samples * length
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            tokens = self.stream.slice(min(start, end), min(start + length + 1, end))
+            row[: len(tokens)] = tokens
         _check_vocabulary(rows, self.vocab_size)
-        inputs = torch.from_numpy(rows)[:, :-1].contiguous()
+        inputs, targets = torch.from_numpy(rows[:, :-1].copy()), rows[:, 1:].copy()
+        missing = starts + length + 1 - end
+        for row in np.flatnonzero(missing > 0).tolist():
+            targets[row, max(0, length - int(missing[row])) :] = IGNORE_INDEX
         if not self.document_mask:
             return Batch(inputs, torch.from_numpy(targets))
         return Batch(inputs, torch.from_numpy(targets), *documents_by_eos(inputs, self.stream.eos_id))
@@ -330,7 +331,7 @@ class TrainLoader:
         for start in range(0, share, self.micro_batch_size):
             batch = self.windows.batch(mine[start : start + self.micro_batch_size])
             number = self._first_number + step * self.global_batch_size + first + start
-            yield replace(batch, sequences=torch.arange(number, number + len(batch.tokens)))
+            yield replace(batch, sequences=torch.arange(number, number + batch.tokens.shape[0]))
 
     def documents_of_step(self, step: int) -> list[str]:
         """Names of the documents that made step ``step``, over all ranks."""

@@ -15,7 +15,7 @@ from lmcore.errors import ConfigError
 from lmcore.model.backends import attend_by_blocks
 from lmcore.model.dropout import DropoutKey
 from lmcore.model.layers import RMSNorm, rotate
-from lmcore.model.linear import Linear, is_plain_product
+from lmcore.model.linear import Linear, are_plain
 from lmcore.model.products import attend_by_products, attention_by_products
 
 
@@ -159,7 +159,7 @@ class Attention(nn.Module):
     def _is_plain(self, x: Tensor, context: Context) -> bool:
         """Whether there is nothing between the matrices but attention."""
         bare = self.q_norm is None and context.rotary is None
-        return bare and self.merged and torch.is_grad_enabled() and is_plain_product(x, self.qkv.weight)
+        return bare and self.merged and are_plain(x, self.qkv, self.out)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Return [B, H, T, hd]."""

@@ -30,6 +30,13 @@ def is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def are_plain(x: Tensor, *layers: nn.Linear) -> bool:
+    """Whether ``layers`` are ours and compute ``x`` whole and in fp32 on a CPU, for gradients to come."""
+    return torch.is_grad_enabled() and all(
+        type(layer) is Linear and is_plain_product(x, layer.weight) for layer in layers
+    )
+
+
 def is_plain_product(x: Tensor, weight: Tensor) -> bool:
     """Whether ``x`` and ``weight`` are whole and in fp32 on a CPU, and are multiplied as such."""
     return (

@@ -5,37 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmcore.config import ModelConfig, swiglu_block
+from lmcore.config import Activation, ModelConfig, swiglu_block
 from lmcore.model.linear import (
     Linear,
+    are_plain,
     by_bias,
     by_input,
     by_weight,
     is_plain,
-    is_plain_product,
     multiply,
 )
 
-Name = Literal["relu2", "gelu", "gelu_erf", "swiglu"]
 _GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 
 
-def activate(h: Tensor, activation: Name, block: int) -> Tensor:
+def activate(h: Tensor, activation: Activation, block: int) -> Tensor:
     """Apply the nonlinearity of an MLP to ``h`` [..., M], or for SwiGLU [..., 2M]; return [..., M].
 
     SwiGLU's gate and up are one matrix: one product instead of two. Its rows are blocks (``swiglu_block``) of
     the gate and of up in turn, so that a part of the rows is a part of both.
     """
     if is_plain(h) and activation != "gelu_erf":  # that is one kernel of torch's already
-        if torch.is_grad_enabled():
-            return _Activation.apply(h, activation, block)
+        if torch.is_grad_enabled() and h.requires_grad:
+            return _Nonlinear.apply(h, activation, block)
         if activation == "gelu":
             return _twice_u(h).sigmoid_().mul_(h)
     if activation == "swiglu":
@@ -63,7 +62,7 @@ class MLP(nn.Module):
         super().__init__()
         self.merged = True
         size = size or config.mlp_size
-        self.activation: Name = config.activation
+        self.activation: Activation = config.activation
         self.block = swiglu_block(size)
         rows = size * (2 if config.activation == "swiglu" else 1)
         self.up = Linear(config.hidden_size, rows, bias=config.bias)
@@ -71,7 +70,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [B, T, D] to [B, T, D]."""
-        if self.merged and torch.is_grad_enabled() and is_plain_product(x, self.up.weight):
+        if self.merged and are_plain(x, self.up, self.down):
             up, down = self.up, self.down
             return _MLPOnCPU.apply(x, up.weight, up.bias, down.weight, down.bias, self.activation, self.block)
         return self.down(activate(self.up(x), self.activation, self.block))
@@ -161,7 +160,7 @@ def _gate_and_up(h: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-_NONLINEARITIES: dict[Name, _Nonlinearity] = {
+_NONLINEARITIES: dict[Activation, _Nonlinearity] = {
     "relu2": _Nonlinearity(_squared_relu, _by_squared_relu),
     "gelu": _Nonlinearity(_gelu, _by_gelu),
     "gelu_erf": _Nonlinearity(_gelu_erf, _by_gelu_erf),
@@ -169,11 +168,11 @@ _NONLINEARITIES: dict[Name, _Nonlinearity] = {
 }
 
 
-class _Activation(torch.autograd.Function):
+class _Nonlinear(torch.autograd.Function):
     """A nonlinearity by itself, as experts have it."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, name: Name, block: int) -> Tensor:
+    def forward(ctx: Any, h: Tensor, name: Activation, block: int) -> Tensor:
         result, kept = _NONLINEARITIES[name].forward(h, block)
         ctx.save_for_backward(kept)
         ctx.name, ctx.block = name, block
@@ -198,7 +197,7 @@ class _MLPOnCPU(torch.autograd.Function):
         up_bias: Tensor | None,
         down: Tensor,
         down_bias: Tensor | None,
-        name: Name,
+        name: Activation,
         block: int,
     ) -> Tensor:
         between, kept = _NONLINEARITIES[name].forward(multiply(x, up, up_bias), block)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmcore.config import ModelConfig, swiglu_block
+from lmcore.config import Activation, ModelConfig, swiglu_block
 from lmcore.model.grouped import grouped_linear, spread
-from lmcore.model.mlp import MLP, Name, activate
+from lmcore.model.mlp import MLP, activate
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation: Name = config.activation
+        self.activation: Activation = config.activation
         self.block = swiglu_block(config.expert_size)
         num, size = config.moe.num_experts, config.expert_size
         rows = size * (2 if config.activation == "swiglu" else 1)

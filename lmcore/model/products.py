@@ -53,7 +53,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, p = ctx.saved_tensors
         gradient = _by_head(gradients[0].view(ctx.shape))
-        by_heads = torch.empty(3, *q.shape)
+        by_heads = q.new_empty(3, *q.shape)
         _attend_back(gradient, q, k, v, p, by_heads)
         return tuple(_by_token(part, ctx.shape) for part in by_heads)
 
@@ -69,10 +69,10 @@ class _Attention(torch.autograd.Function):
         out_bias: Tensor | None,
         num_heads: int,
     ) -> Tensor:
-        batch, length, _ = x.shape
-        heads = multiply(x, qkv, qkv_bias).view(batch, length, num_heads, 3, -1)
-        ctx.shape = torch.Size((batch, length, num_heads, heads.shape[-1]))
-        heads = heads.permute(3, 0, 2, 1, 4).reshape(3, batch * num_heads, length, -1)
+        (batch, length, _), size = x.shape, qkv.shape[0] // (3 * num_heads)
+        ctx.shape = torch.Size((batch, length, num_heads, size))
+        heads = multiply(x, qkv, qkv_bias).view(batch, length, num_heads, 3, size)
+        heads = heads.permute(3, 0, 2, 1, 4).reshape(3, batch * num_heads, length, size)
         q, k, v = heads.unbind()
         result, p = _attend(q, k, v)
         joined = _by_token(result, ctx.shape).flatten(2)
@@ -91,7 +91,7 @@ class _Attention(torch.autograd.Function):
             _attend_back(_by_head(by_joined.view(ctx.shape)), q, k, v, p, by_heads)
             batch, length, num_heads, size = ctx.shape
             by_heads = by_heads.view(3, batch, num_heads, length, size)
-            by_qkv = by_heads.permute(1, 3, 2, 0, 4).reshape(batch, length, -1)
+            by_qkv = by_heads.permute(1, 3, 2, 0, 4).reshape(batch, length, qkv.shape[0])
         return (
             by_input(by_qkv, qkv) if by_qkv is not None and needs[0] else None,
             by_weight(by_qkv, x) if by_qkv is not None and needs[1] else None,

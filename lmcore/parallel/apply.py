@@ -23,6 +23,7 @@ from lmcore.parallel.compile import compile_block
 from lmcore.parallel.experts import DividedExperts, divide_experts, sum_counts_over
 from lmcore.parallel.materialize import Draw, materialize
 from lmcore.parallel.mesh import Layout
+from lmcore.parallel.pipeline import SPLIT_BACKWARD
 from lmcore.parallel.stage import Stage
 from lmcore.parallel.tensor import divide_matrices
 
@@ -72,6 +73,8 @@ def wrap(
         use_float8(stage.model.blocks)
     # Inside of what shards the blocks: their weights are gathered once for both.
     checkpoint_blocks(stage, checkpointing)
+    if parallel.pp > 1 and parallel.pipeline_schedule in SPLIT_BACKWARD:
+        stage.take_apart()
     for block in stage.blocks if compiled else ():
         block.forward = compile_block(block.forward, cuda_graphs=cuda_graphs)
     if layout.mesh is None:

@@ -12,8 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from lmcore.model.attention import Attention
-from lmcore.model.mlp import MLP
 from lmcore.parallel.stage import Stage
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -50,10 +48,8 @@ def checkpoint_blocks(stage: Stage, mode: Checkpointing) -> None:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = functools.partial(_contexts, stage.model.config.hidden_size)
+    stage.take_apart()
     for block in stage.blocks:
-        for module in block.modules():
-            if isinstance(module, Attention | MLP):
-                module.merged = False
         block.forward = functools.partial(checkpoint, block.forward, **options)
 
 

@@ -29,6 +29,10 @@ _SCHEDULES = {
 }
 
 
+# Gradients by inputs and by weights are apart in these: the others wait for the former alone.
+SPLIT_BACKWARD = ("interleaved_zero_bubble", "zbv")
+
+
 def layers_of_stages(num_layers: int, num_stages: int) -> list[range]:
     """Divide the blocks as evenly as can be, so that the last stage, which has the head, has no more."""
     ends = [-(-num_layers * stage // num_stages) for stage in range(num_stages + 1)]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lmcore.errors import ConfigError
-from lmcore.model.attention import Context, attention_mask
+from lmcore.model.attention import Attention, Context, attention_mask
 from lmcore.model.backends import Backend, document_blocks
 from lmcore.model.dropout import DropoutKey
+from lmcore.model.mlp import MLP
 from lmcore.model.transformer import Block, Transformer, hide_added
 from lmcore.parallel.context import SharedSequence
 
@@ -57,6 +58,13 @@ class Stage(nn.Module):
     def blocks(self) -> Iterator[Block]:
         """The blocks of this stage."""
         return (block for block in self.model.blocks if isinstance(block, Block))
+
+    def take_apart(self) -> None:
+        """Have autograd see every operation of the blocks, for those who do some of them without others."""
+        for block in self.blocks:
+            for module in block.modules():
+                if isinstance(module, Attention | MLP):
+                    module.merged = False
 
     def forward(
         self,

@@ -82,7 +82,7 @@ def kept_by_block(model: ModelConfig, train: TrainConfig, layer: int, mode: str,
         return w.stream
     if mode == "selective":
         return _selective(model, train, w, layer)
-    return w.stream + _attention(model, train, w, device) + w.stream + _mlp(model, train, w, layer)
+    return w.stream + _attention(model, train, w, device) + w.stream + _mlp(model, w, layer, device)
 
 
 def _selective(model: ModelConfig, train: TrainConfig, w: Widths, layer: int) -> float:
@@ -134,17 +134,18 @@ def _norm_on_cpu(w: Widths, input_bytes: float) -> float:
     return 2 * FP32 / w.element * input_bytes - input_bytes
 
 
-def _mlp(model: ModelConfig, train: TrainConfig, w: Widths, layer: int) -> float:
+def _mlp(model: ModelConfig, w: Widths, layer: int, device: str) -> float:
     norm = w.whole
+    plain = device == "cpu" and w.element == FP32
     if model.moe.replaces_mlp(layer):
-        return norm + _mixture(model, w)
-    return norm + _between(model.activation, w.up, w.mlp)
+        return norm + _mixture(model, w, plain=plain)
+    return norm + _between(model.activation, w.up, w.mlp, plain=plain)
 
 
-def _between(activation: str, up: float, mlp: float) -> float:
+def _between(activation: str, up: float, mlp: float, *, plain: bool) -> float:
     """What lies between the two matrices of an MLP: the first one's result, and what the last one reads."""
-    if activation == "swiglu":
-        return up + 2 * mlp  # the gate's SiLU too
+    if activation == "swiglu" and not plain:
+        return up + 2 * mlp  # the gate's SiLU too; in fp32 on a CPU it is computed again
     return up + mlp
 
 
@@ -153,11 +154,11 @@ def _experts_between(model: ModelConfig, w: Widths) -> float:
     return model.moe.num_experts_per_token * size
 
 
-def _mixture(model: ModelConfig, w: Widths) -> float:
+def _mixture(model: ModelConfig, w: Widths, *, plain: bool) -> float:
     """A router in fp32, and rows that are sorted by expert, computed, and sorted back."""
     moe, size = model.moe, w.element * model.expert_size
     up = _experts_between(model, w) / moe.num_experts_per_token
-    rows = moe.num_experts_per_token * (w.whole + _between(model.activation, up, size) + w.whole)
+    rows = moe.num_experts_per_token * (w.whole + _between(model.activation, up, size, plain=plain) + w.whole)
     router = FP32 * (model.hidden_size + 3 * moe.num_experts)
-    shared = moe.num_shared_experts * _between(model.activation, up, size)
+    shared = moe.num_shared_experts * _between(model.activation, up, size, plain=plain)
     return router + rows + shared

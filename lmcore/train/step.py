@@ -70,7 +70,7 @@ class TrainingStep:
         found = self.world.sum_(torch.cat((sums, squares[None], stop)))
         grad_norm = found[2:3].sqrt() / self.loss_scale.scale
         with self.clock.part("optimizer"):
-            # The one place here where the host waits, and for fp16 alone.
+            # The one place here where the host waits for a device, and for fp16 alone.
             if not self.loss_scale.dynamic or math.isfinite(grad_norm.item()):
                 self._update(grad_norm, step)
             else:

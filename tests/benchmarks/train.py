@@ -80,7 +80,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="of 6 a tiny model, on the CPU where need be")
     parser.add_argument("--seeds", type=int, default=1, help="of 1: how many runs of ours")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=0, help="turns; 0: 10, or 3 with --quick")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="turns, in 2 four times as many; 0: 10, --quick: 3"
+    )
     parser.add_argument("--step-tokens", type=int, nargs="+", default=STEP_TOKENS, help="of 3")
     for name, default in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="of 3")

@@ -237,6 +237,12 @@ def test_inspect_shows_what_became_of_a_document(mill, changed):
     done = mill.call("inspect", str(mill.recipe), "--rule", "nonsense")
     assert done.returncode == 1
     assert "there is no rule 'nonsense': expected one of code." in done.stderr
+    done = mill.call("inspect", str(mill.recipe), "--quarantined", "--source", "demo")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 0 records that could not be read" in done.stderr
+    done = mill.call("inspect", str(mill.recipe), "--quarantined", "--source", "nowhere")
+    assert done.returncode == 1
+    assert "there is no source 'nowhere': expected one of demo" in done.stderr
 
 
 def kept_in_mlflow(mill, summary, name):

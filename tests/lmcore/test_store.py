@@ -43,24 +43,33 @@ def test_a_stage_is_built_once_and_then_reused(tmp_path):
     assert store.find("demo", first.key[:10]).path == first.path
 
 
-def test_what_is_another_within_a_setting_is_named(tmp_path):
-    def stage(sources):
-        table = {"file": "x" * 80, "sub": {"deep": [1, 2]}}
-        settings = {"data.sources": sources, "table": table}
-        return Stage("demo", 1, Identity(settings, settings), {})
+def sources_stage(*sources):
+    settings = {"data.sources": list(sources), "table": {"file": "x" * 80, "sub": {"deep": [1, 2]}}}
+    return Stage("demo", 1, Identity(settings, settings), {})
 
+
+def test_what_is_another_within_a_setting_is_named(tmp_path):
     store = Store(tmp_path)
     source = {"name": "docs", "path": "data/a/long/path/that/alone/would/fill/a/line/*.jsonl", "max_bytes": 0}
-    store.ensure(stage([source]), build)
+    store.ensure(sources_stage(source), build)
     for sources, reason in (
         ([source | {"max_bytes": 7}], "data.sources.0.max_bytes went from 0 to 7"),
         ([source, source], "data.sources went from 1 to 2 entries"),
-        (
-            [source | {"path": "data/another/path/that/alone/would/fill/one/line/*.jsonl"}],
-            "data.sources.0.path",
-        ),
+        ([source | {"path": "data/b" * 20}], "data.sources.0.path is another"),
+        ([source | {"max_bytes": "data/b" * 20}], "data.sources.0.max_bytes is another"),
     ):
-        assert store.explain(stage(sources))[1].startswith(reason)
+        assert store.explain(sources_stage(*sources))[1] == reason
+
+
+def test_a_reason_stays_short_and_the_nearest_is_that_of_the_fewest_settings(tmp_path):
+    store = Store(tmp_path)
+    entries = [{"name": f"docs-{i}", "max_bytes": i} for i in range(40)]
+    store.ensure(sources_stage(*entries), build)
+    store.ensure(Stage("demo", 2, sources_stage(*entries[::-1], entries[0]).identity, {}), build)
+    assert store.explain(sources_stage(*entries[::-1]))[1] == (
+        "data.sources.0.max_bytes went from 0 to 39; data.sources.0.name went from docs-0 to docs-39; "
+        "data.sources.1.max_bytes went from 1 to 38; and 77 more in data.sources"
+    )
 
 
 @pytest.mark.parametrize(

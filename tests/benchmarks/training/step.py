@@ -53,7 +53,7 @@ def _step(trainer: Trainer, collect: Callable[[int], None]) -> None:
 
 
 def measure(nanogpt: Path | None, text: Path, *, threads: int, rounds: int, steps: int = 10) -> None:
-    """Let nanoGPT and ours do ``steps`` steps each in turn, 4 x ``rounds`` times; print medians.
+    """Let nanoGPT and ours do ``steps`` steps each in 4 x ``rounds`` turns, or to its end; print medians.
 
     What else the machine does lasts for seconds, and a step takes a third longer meanwhile: so turns are
     short, and what is compared is each turn of ours with that of nanoGPT's right before it.
@@ -77,9 +77,9 @@ def measure(nanogpt: Path | None, text: Path, *, threads: int, rounds: int, step
                 step = functools.partial(_step, trainer, collect)
                 for _ in range(10):
                     step()
-                for _ in range(4 * rounds):
-                    first = peer.num_iterations
-                    peer.reach(first + steps - 1)
+                for _ in range(min(4 * rounds, (TRAIN.steps - 20) // (steps + 2))):
+                    first = peer.num_iterations + 1  # during the one before it stood still
+                    peer.reach(first + steps)
                     for _ in range(steps):
                         ours.add(step)
                     ratios.append(statistics.median(ours.wall[-steps:]) / peer.iteration_seconds(first))

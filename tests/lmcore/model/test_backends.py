@@ -152,7 +152,19 @@ def test_attention_with_norms_or_rotations_is_several_operations(monkeypatch, se
     with torch.no_grad():
         bare(x, BY_PRODUCTS)
     with torch.autocast("cpu", torch.bfloat16):
-        assert bare(x, BY_PRODUCTS).dtype == torch.bfloat16
+        result = bare(x, BY_PRODUCTS)
+    assert result.dtype == torch.bfloat16
+    result.float().sum().backward()
+    assert x.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(0, 50, 160), (3, 0, 160)])
+def test_attention_over_nothing_is_nothing(shape):
+    attention, _ = bare_attention()
+    x = torch.empty(shape, requires_grad=True)
+    attention(x, BY_PRODUCTS).sum().backward()
+    assert x.grad.shape == shape
+    assert not attention.qkv.weight.grad.any()
 
 
 def test_a_stage_attends_by_products_where_there_are_no_documents():

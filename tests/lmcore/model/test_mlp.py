@@ -88,6 +88,31 @@ def test_gradients_that_nobody_needs_are_not_computed(without):
         assert (tensor.grad is None) == (name == without), name
 
 
+def test_layers_of_another_class_are_asked(monkeypatch):
+    class Other(linear.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    mlp, x = mlp_and_input("relu2")
+    for name in ("up", "down"):
+        layer = getattr(mlp, name)
+        other = Other(layer.in_features, layer.out_features, bias=False)
+        other.load_state_dict(layer.state_dict())
+        monkeypatch.setitem(mlp._modules, name, other)
+        expected = mlp.down(activate(mlp.up(x), "relu2", BLOCK))
+        assert torch.equal(mlp(x), expected)
+        monkeypatch.setitem(mlp._modules, name, layer)
+        assert not torch.equal(mlp(x), expected)
+
+
+def test_no_rows_are_no_matter():
+    mlp, _ = mlp_and_input("gelu")
+    x = torch.empty(0, 50, 160, requires_grad=True)
+    mlp(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert not mlp.up.weight.grad.any()
+
+
 def test_a_second_derivative_is_refused():
     mlp, x = mlp_and_input("gelu")
     (gradient,) = torch.autograd.grad(mlp(x).square().sum(), x, create_graph=True)

@@ -3,6 +3,8 @@
 import functools
 import gc
 from collections import Counter
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from lmcore.config import ModelConfig, ParallelConfig
 from lmcore.data.loader import Batch
 from lmcore.model import linear
+from lmcore.model.attention import Attention
 from lmcore.model.backends import attend_by_blocks, document_blocks
-from lmcore.model.transformer import initial_weight
+from lmcore.model.mlp import MLP
+from lmcore.model.transformer import Transformer, initial_weight
+from lmcore.parallel.apply import wrap
 from lmcore.parallel.checkpointing import policy
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
+from lmcore.parallel.stage import Stage
 from lmcore.train.loss import loss_sums
 from lmcore.train.memory import TensorBytes
 
@@ -82,6 +88,27 @@ def gradients(config, precision, mode, *, compiled=False):
             [batch, batch], lambda logits, targets, shard: loss_sums(logits, targets, shard, z_loss=False)[0]
         )
     return [p.grad for p in weights], tensors.peak
+
+
+def merged_parts(stage):
+    return [m.merged for m in stage.modules() if isinstance(m, (Attention, MLP))]
+
+
+def test_what_is_checkpointed_or_goes_back_in_halves_is_not_one_operation():
+    for name, model in MODELS.items():
+        for mode in ("none", "selective", "full"):
+            layout = make_layout(ParallelConfig(dp_replicate=1), World(0, 1, torch.device("cpu")))
+            draw = functools.partial(initial_weight, config=model, seed=0)
+            divided = DividedModel(model, VOCAB, layout, "fp32", draw, checkpointing=mode)
+            parts = merged_parts(divided.stages[0])
+            assert parts == [mode == "none"] * len(parts), name
+    for schedule in get_args(ParallelConfig.model_fields["pipeline_schedule"].annotation):
+        model = MODELS["gpt2"]
+        with torch.device("meta"):
+            stage = Stage(Transformer(model, VOCAB), range(model.num_layers))
+        layout = replace(layout, parallel=ParallelConfig(dp_replicate=1, pp=2, pipeline_schedule=schedule))
+        wrap(stage, layout, "fp32", draw, checkpointing="none")
+        assert set(merged_parts(stage)) == {schedule not in ("zbv", "interleaved_zero_bubble")}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
