@@ -149,8 +149,9 @@ def _swiglu(h: Tensor, block: int) -> tuple[Tensor, Tensor]:
 def _by_swiglu(gradient: Tensor, h: Tensor, into: Tensor, block: int) -> Tensor:
     (gate, up), (by_gate, by_up) = _gate_and_up(h, block), _gate_and_up(into, block)
     gradient = gradient.unflatten(-1, (-1, block))
-    torch.mul(gradient, F.silu(gate), out=by_up)
-    torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=by_gate)
+    torch.ops.aten.silu.out(gate, out=by_up).mul_(gradient)
+    torch.mul(gradient, up, out=by_gate)
+    torch.ops.aten.silu_backward.grad_input(by_gate, gate, grad_input=by_gate)
     return into
 
 
@@ -215,6 +216,7 @@ class _MLPOnCPU(torch.autograd.Function):
             by_between = by_input(gradient, down)
             into = by_between if kept.shape == by_between.shape else torch.empty_like(kept)
             by_h = _NONLINEARITIES[ctx.name].backward(by_between, kept, into, ctx.block)
+            del by_between, into
         return (
             by_input(by_h, up) if by_h is not None and needs[0] else None,
             by_weight(by_h, x) if by_h is not None and needs[1] else None,
