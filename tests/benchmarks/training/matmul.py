@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lmcore.config import ModelConfig, TrainConfig
+from lmcore.model.linear import _onednn
 from lmcore.parallel.mesh import keep_freed_memory
 from training.measuring import alternate, say, verdict
 from training.trainers import make_trainer, write_noise
@@ -19,7 +20,9 @@ SIDE, PRODUCTS = 2_048, 20  # products in a turn: one alone is over before the p
 
 
 def measure(shape: argparse.Namespace, tokens: int, *, threads: int, rounds: int) -> None:
-    """Alternate a few steps (fp32, all that the trainer does but checkpoints) with a plain product.
+    """Alternate a few steps (fp32, all that the trainer does but checkpoints) with plain products.
+
+    By MKL and by oneDNN: the machine's rate is that of the faster.
 
     Args:
         shape: layers, hidden, heads, vocab, seq_len, batch (of a micro-batch) and optimizer.
@@ -43,8 +46,14 @@ def measure(shape: argparse.Namespace, tokens: int, *, threads: int, rounds: int
             for _ in range(PRODUCTS):
                 side @ side
 
+        def several_by_onednn() -> None:
+            for _ in range(PRODUCTS):
+                _onednn(side, side)
+
+        kinds = [several_products, *[several_by_onednn] * torch.backends.mkldnn.is_available()]
         several_steps()
-        steps, products = alternate(rounds, 1, several_steps, several_products)
+        steps, *others = alternate(rounds, 1, several_steps, *kinds)
+        products = min(others, key=lambda times: times.seconds)
     seconds, cpu_seconds = steps.seconds / few, steps.cpu_seconds / few
     product = 2 * SIDE**3 * PRODUCTS
     flops = trainer.whole.flops_per_token(shape.seq_len) * tokens
