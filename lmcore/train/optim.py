@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from lmcore.config import OptimizerConfig, Role
+from lmcore.model.linear import by_onednn, multiply
 from lmcore.model.transformer import parameter_role
 from lmcore.parallel.parts import local, part_of
 from lmcore.train import adafactor
@@ -346,19 +347,27 @@ def newton_schulz(matrix: Tensor) -> Tensor:
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     segments = (3, 2) if x.shape[-1] >= 2 * x.shape[-2] else (1,) * 5
     for steps in segments:
-        gram = x @ x.mT
+        gram = _times(x, x.mT)
         factor = product = _polynomial(gram)
         for _ in range(steps - 1):
-            gram = factor @ gram @ factor
+            gram = _times(_times(factor, gram), factor)
             factor = _polynomial(gram)
-            product = factor @ product
-        x = product @ x
+            product = _times(factor, product)
+        x = _times(product, x)
     return x.mT if tall else x
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply two matrices by the library that is faster, or stacks of them."""
+    return multiply(left, right.mT) if left.ndim == 2 else left @ right
 
 
 def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
-    product = torch.addmm if gram.ndim == 2 else torch.baddbmm
-    result = product(gram, gram, gram, beta=b, alpha=c)
+    if gram.ndim == 2 and by_onednn(gram, gram):
+        result = _times(gram, gram).mul_(c).add_(gram, alpha=b)
+    else:
+        product = torch.addmm if gram.ndim == 2 else torch.baddbmm
+        result = product(gram, gram, gram, beta=b, alpha=c)
     result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lmcore.config import ModelConfig, OptimizerConfig
+from lmcore.model import linear
 from lmcore.model.transformer import Transformer
 from lmcore.train.optim import Muon, Optimizers, newton_schulz, parameter_groups
 
@@ -160,3 +161,17 @@ def test_newton_schulz_keeps_directions_and_evens_out_their_sizes(shape):
     assert sizes.min() > 0.5
     assert sizes.max() < 1.4
     torch.testing.assert_close(pushed, torch.diag(sizes), atol=1e-3, rtol=0)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("shape", [(200, 200), (200, 640), (640, 200), (3, 200, 256)])
+def test_newton_schulz_is_the_same_by_onednn(monkeypatch, shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found, calls = [], []
+    for onednn in (False, True):
+        monkeypatch.setattr(linear, "onednn_is_faster", lambda onednn=onednn: onednn)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            found.append(newton_schulz(matrix))
+        calls.append(any(event.name == "mkldnn::_linear_pointwise" for event in profiled.events()))
+    assert calls == [False, len(shape) == 2]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)
