@@ -433,7 +433,7 @@ def _existing_model(path: Path) -> Path:
 def _check_alone(**others: Any) -> None:
     if given := [f"--{name}" for name, value in others.items() if value]:
         raise ConfigError(
-            "records that could not be read have no decision, name or tokens",
+            "records that could not be read have no decision, rule, name or tokens",
             expected="--quarantined alone, or with --source and --limit",
             found=f"{', '.join(given)} beside it",
         )

@@ -494,12 +494,14 @@ def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
     """The error that no document is left, and why."""
     lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
     if books.quarantined:
-        lost.append(f"{books.quarantined} quarantined, for example " + "; ".join(examples[:1]))
+        shown = f", for example {examples[0]}" if examples else ""
+        lost.append(f"{books.quarantined} quarantined{shown}")
     return DataError(
         "no document is left",
         expected="at least one that passes data.quality",
         found=f"{books.documents_in} read" + "".join(f", {text}" for text in lost),
-        remedy="Loosen the rules named, or choose another data.quality.profile."
+        remedy="Loosen the rules named, or choose another data.quality.profile; with `none` all stay, and "
+        "`gristmill inspect` shows them."
         if books.dropped
         else "Mend what is named, or raise the limit that is."
         if books.quarantined

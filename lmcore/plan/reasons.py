@@ -12,14 +12,12 @@ TELLS = 0.03  # a smaller one is no reason to take a layout that is less simple:
 def why_taken(taken: Estimate, others: list[Estimate], num_layouts: int) -> str:
     """What it needs, and how far it is ahead of the ``others``."""
     memory = f"{told(taken.memory.total, BYTES, 2)} at the worst moment ({taken.memory.moment})"
-    text = f"the fastest of {num_layouts} layouts that fits: {memory}"
-    if others:
-        ahead = others[0].time.total / taken.time.total - 1
-        if ahead > ALIKE:
-            text += f"; {ahead:.1%} ahead of the next kind"
-        else:
-            text += f"; the simplest of those within {TELLS:.0%}, which is as near as predictions are"
-    return text
+    fastest = f"the fastest of {num_layouts} layouts"
+    ahead = others[0].time.total / taken.time.total - 1 if others else 0.0
+    if others and ahead <= ALIKE:
+        near = f"within {TELLS:.0%} (predictions are no nearer) of {fastest}"
+        return f"the simplest that fits {near}: {memory}"
+    return f"{fastest} that fits: {memory}" + f"; {ahead:.1%} ahead of the next kind" * (ahead > ALIKE)
 
 
 def why_slower(taken: Estimate, other: Estimate) -> str:

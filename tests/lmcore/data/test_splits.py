@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmcore.config import CodeRules, DataConfig, NearDedupConfig, QualityConfig, SourceConfig
+from lmcore.data.books import Books
 from lmcore.data.dedup import content_hash
-from lmcore.data.documents import build_documents
+from lmcore.data.documents import build_documents, nothing_left
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits, document_files, read_split, split_of_shard
 from lmcore.errors import DataError
@@ -73,6 +74,9 @@ def test_rules_are_counted_by_name_and_looked_up_without_the_text(corpus, tmp_pa
 def test_an_empty_corpus_is_an_error_that_names_the_rules(corpus, tmp_path):
     with pytest.raises(DataError, match=r"140 read, 140 dropped by code\.min_chars"):
         build(corpus, tmp_path / "out", quality=QualityConfig(code=CodeRules(min_chars=10_000)))
+    lost = Books(documents_in=3, quarantined=1, passed=2, dropped=collections.Counter({"code.min_chars": 2}))
+    assert "1 quarantined. Loosen" in str(nothing_left(lost))
+    assert "1 quarantined, for example a:x. Loosen" in str(nothing_left(lost, ["a:x"]))
 
 
 def test_a_name_of_two_texts_is_refused(tmp_path):
