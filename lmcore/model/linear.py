@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,15 @@ def by_input(gradient: Tensor, weight: Tensor) -> Tensor:
     return _onednn(gradient, weight.t()) if by_onednn(gradient, weight.t()) else gradient @ weight
 
 
-def by_weight(gradient: Tensor, x: Tensor) -> Tensor:
-    """Add up the outer products of ``gradient`` [..., out] and ``x`` [..., in]: [out, in]; no gradient."""
-    return _rows(gradient).t() @ _rows(x)
-
-
-def by_bias(gradient: Tensor) -> Tensor:
-    """Add up ``gradient`` [..., out]: [out]."""
-    return _rows(gradient).sum(0)
+def go_back(
+    gradient: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by the input ``x``, the weight and the bias of a layer, those alone that ``needs`` says."""
+    return (
+        by_input(gradient, weight) if needs[0] else None,
+        _rows(gradient).t() @ _rows(x) if needs[1] else None,
+        _rows(gradient).sum(0) if needs[2] else None,
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -133,9 +135,4 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        gradient, needs = gradients[0].contiguous(), ctx.needs_input_grad
-        return (
-            _onednn(gradient, weight.t()) if needs[0] else None,
-            by_weight(gradient, x) if needs[1] else None,
-            by_bias(gradient) if needs[2] else None,
-        )
+        return go_back(gradients[0].contiguous(), x, weight, ctx.needs_input_grad)

@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lmcore.config import Activation, ModelConfig, swiglu_block
-from lmcore.model.linear import (
-    Linear,
-    are_plain,
-    by_bias,
-    by_input,
-    by_weight,
-    is_plain,
-    multiply,
-)
+from lmcore.model.linear import Linear, are_plain, by_input, go_back, is_plain, multiply
 
 _GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 
@@ -211,18 +203,12 @@ class _MLPOnCPU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, kept, between, up, down = ctx.saved_tensors
         gradient, needs = gradients[0].contiguous(), ctx.needs_input_grad
-        by_h = None
+        by_first: tuple[Tensor | None, ...] = (None,) * 3
         if any(needs[:3]):
             by_between = by_input(gradient, down)
             into = by_between if kept.shape == by_between.shape else torch.empty_like(kept)
             by_h = _NONLINEARITIES[ctx.name].backward(by_between, kept, into, ctx.block)
             del by_between, into
-        return (
-            by_input(by_h, up) if by_h is not None and needs[0] else None,
-            by_weight(by_h, x) if by_h is not None and needs[1] else None,
-            by_bias(by_h) if by_h is not None and needs[2] else None,
-            by_weight(gradient, between) if needs[3] else None,
-            by_bias(gradient) if needs[4] else None,
-            None,
-            None,
-        )
+            by_first = go_back(by_h, x, up, needs[:3])
+        _, *by_last = go_back(gradient, between, down, (False, *needs[3:5]))
+        return *by_first, *by_last, None, None

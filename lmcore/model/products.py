@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lmcore.model.linear import by_bias, by_input, by_weight, multiply
+from lmcore.model.linear import by_input, go_back, multiply
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, heads, p, joined, qkv, out = ctx.saved_tensors
         gradient, needs = gradients[0].contiguous(), ctx.needs_input_grad
-        by_qkv = None
+        by_first: tuple[Tensor | None, ...] = (None,) * 3
         if any(needs[:3]):
             by_joined = by_input(gradient, out)
             by_heads, (q, k, v) = torch.empty_like(heads), heads.unbind()
@@ -92,14 +92,9 @@ class _Attention(torch.autograd.Function):
             batch, length, num_heads, size = ctx.shape
             by_heads = by_heads.view(3, batch, num_heads, length, size)
             by_qkv = by_heads.permute(1, 3, 2, 0, 4).reshape(batch, length, qkv.shape[0])
-        return (
-            by_input(by_qkv, qkv) if by_qkv is not None and needs[0] else None,
-            by_weight(by_qkv, x) if by_qkv is not None and needs[1] else None,
-            by_bias(by_qkv) if by_qkv is not None and needs[2] else None,
-            by_weight(gradient, joined) if needs[3] else None,
-            by_bias(gradient) if needs[4] else None,
-            None,
-        )
+            by_first = go_back(by_qkv, x, qkv, needs[:3])
+        _, *by_last = go_back(gradient, joined, out, (False, *needs[3:5]))
+        return *by_first, *by_last, None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

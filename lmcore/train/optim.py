@@ -364,7 +364,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
-    if gram.ndim == 2 and by_onednn(gram, gram):
+    if gram.ndim == 2 and by_onednn(gram, gram):  # it cannot add to its product, as the others do
         result = _times(gram, gram).mul_(c).add_(gram, alpha=b)
     else:
         product = torch.addmm if gram.ndim == 2 else torch.baddbmm

@@ -163,6 +163,7 @@ def test_newton_schulz_keeps_directions_and_evens_out_their_sizes(shape):
     torch.testing.assert_close(pushed, torch.diag(sizes), atol=1e-3, rtol=0)
 
 
+# Torch for macOS comes without it.
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @pytest.mark.parametrize("shape", [(200, 200), (200, 640), (640, 200), (3, 200, 256)])
 def test_newton_schulz_is_the_same_by_onednn(monkeypatch, shape):
