@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import sys
 import threading
 import unicodedata
@@ -33,6 +34,8 @@ uint32 = np.uint32
 
 _FORMAT = 1
 _LOADING = threading.Lock()
+_PACKAGE = "lmcore.data."
+_IMPORTED = re.compile(r"^\s*from (lmcore\.data\.\w+) import", re.MULTILINE)
 
 
 class Compiled:
@@ -104,7 +107,7 @@ def kept_table(make: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
 
     @functools.cache
     def table() -> np.ndarray:
-        path = _cache_folder() / f"{make.__module__}.{make.__qualname__}.npy"
+        path = _cache_folder(make.__module__) / f"{make.__module__}.{make.__qualname__}.npy"
         try:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -154,7 +157,8 @@ def _load(function: Compiled, kind: str, arguments: tuple[Any, ...]) -> Callable
     """Load the code for ``arguments``, or make it and keep it."""
     import llvmlite.binding as llvm
 
-    path = _cache_folder() / f"{function.name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
+    folder = _cache_folder(function.__module__)
+    path = folder / f"{function.name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
     kept = _read(path)
     if kept is None:
         _say_once()
@@ -233,15 +237,26 @@ def _target() -> Any:
 
 
 @functools.cache
-def _cache_folder() -> Path:
-    """A folder for exactly these sources, versions and this processor."""
+def _cache_folder(module: str) -> Path:
+    """A folder for exactly the sources that ``module`` is made of, these versions and this processor."""
     import llvmlite.binding as llvm
 
     here = Path(__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in _sources(module))
     about = [_FORMAT, *map(importlib.metadata.version, ("numba", "llvmlite", "numpy", "ftfy"))]
     about += [platform.python_version(), unicodedata.unidata_version, platform.machine()]
     about += [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     digest = hashlib.sha256(json.dumps(about).encode() + sources).hexdigest()
     base = here / "__pycache__" if os.access(here, os.W_OK) else Home.here().root / "compiled"
-    return base / f"compiled-{digest[:16]}"
+    return base / f"compiled-{module.rpartition('.')[2]}-{digest[:16]}"
+
+
+def _sources(module: str) -> list[Path]:
+    """Files of ``lmcore.data`` that ``module`` is made of, sorted: its own and those that they import."""
+    here, found, wanted = Path(__file__).parent, set[Path](), {module, __name__}
+    while wanted:
+        path = here / f"{wanted.pop().removeprefix(_PACKAGE)}.py"
+        if path.is_file() and path not in found:
+            found.add(path)
+            wanted |= set(_IMPORTED.findall(path.read_text(encoding="utf-8")))
+    return sorted(found)

@@ -35,7 +35,7 @@ def takes_bytes(data, out):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_cache_folder", lambda: tmp_path / "compiled")
+    monkeypatch.setattr(module, "_cache_folder", lambda _module: tmp_path / "compiled")
     for function in (add, takes_bytes):
         monkeypatch.setattr(function, "_loaded", {})
     return tmp_path / "compiled"
@@ -121,3 +121,15 @@ def test_numba_is_not_loaded_for_what_is_there():
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_code_is_kept_for_the_sources_that_it_is_made_of():
+    names = {path.stem for path in module._sources("lmcore.data.minhash")}
+    assert {"minhash", "compiled", "lanes", "words", "characters"} <= names
+    assert not names & {"warc", "documents", "sources"}
+    # Imports of other forms would be missed.
+    for path in module.Path(module.__file__).parent.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "lmcore.data.compiled" in text:
+            assert "import lmcore.data" not in text
+            assert "from lmcore.data import" not in text
