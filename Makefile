@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: quickstart test lint types imports check parity torture browser ray privacy constraints clean help
+SECONDS ?= 60
+
+.PHONY: fuzz quickstart test lint types imports check parity torture browser ray privacy constraints clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +37,9 @@ parity: .venv/.installed-test ## every layout against one process: some 10 minut
 
 torture: .venv/.installed-test ## kill, damage and starve what must survive it
 	$(BIN)/python -m pytest tests/torture -p no:randomly --timeout 900
+
+fuzz: .venv/.installed-test ## ours against independent implementations on random inputs, for SECONDS=60
+	cd tests && ../$(BIN)/python -m fuzz --seconds $(SECONDS)
 
 browser: .venv/.installed-test ## the forms of the Prefect UI in a real Chromium (installs it, as root)
 	bash tests/browser/install.sh
