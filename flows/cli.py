@@ -330,24 +330,32 @@ def down() -> None:
         typer.echo("nothing was running" if not stopped else f"stopped {', '.join(stopped)}")
 
 
-@app.command(epilog="Example: gristmill doctor --json doctor.json")
-def doctor(json_file: JsonFile = None) -> None:
-    """Say what works on this machine, and what to do about what does not."""
+@app.command(epilog="Example: gristmill doctor --data my-model.yaml")
+def doctor(
+    data: Annotated[
+        str, typer.Option(metavar="RECIPE", help="Look at a sample of this recipe's sources instead.")
+    ] = "",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Check this machine and its services, or the sources of a recipe; print a remedy for each problem."""
     with _errors():
-        from flows.doctor import examine
+        _check_writable(json_file)
+        from flows import display, doctor
 
-        checks = examine(Home.here())
         console = Console()
-        colors = {"ok": "green", "warning": "yellow", "failed": "red"}
-        for check in checks:
-            color = colors[check.state]
-            console.print(
-                f"[{color}]{check.state:<8}[/{color}] {check.name:<10} {escape(check.found)}", highlight=False
-            )
-            if check.remedy:
-                console.print(f"{'':<20}{check.remedy}", highlight=False, markup=False)
-        _write_json(json_file, [vars(check) for check in checks])
-        if any(check.state == "failed" for check in checks):
+        if data:
+            surveys = doctor.survey_sources(_load(data, overrides))
+            for survey in surveys:
+                display.show_survey(console, survey)
+            findings = [finding for survey in surveys for finding in survey.findings]
+            _write_json(json_file, [survey.to_json() for survey in surveys])
+        else:
+            findings = doctor.examine(Home.here())
+            for check in findings:
+                display.show_finding(console, check.state, check.name, check.found, check.remedy)
+            _write_json(json_file, [vars(check) for check in findings])
+        if any(finding.state == "failed" for finding in findings):
             raise typer.Exit(1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +13,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from lmcore.store import Artifact
-from lmcore.units import TIMES, told
+from lmcore.units import BYTES, TIMES, told
 from tasks.report import Summary
+
+if TYPE_CHECKING:
+    from lmcore.data.survey import Survey
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
 SAMPLES_SHOWN = 2
@@ -163,3 +166,39 @@ def _sentence(books: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+STATE_COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+def show_finding(console: Console, state: str, name: str, found: str, remedy: str) -> None:
+    """Print one finding of the doctor, its remedy below it."""
+    color = STATE_COLORS[state]
+    label = f"{name:<10} " if name else ""
+    console.print(f"[{color}]{state:<8}[/{color}] {label}{escape(found)}", highlight=False)
+    if remedy:
+        console.print(f"{'':<{9 + len(label)}}{remedy}", highlight=False, markup=False)
+
+
+def show_survey(console: Console, survey: Survey) -> None:
+    """Print what a sample of a source shows."""
+    size = told(survey.num_bytes, BYTES)
+    console.print(f"[bold]{escape(survey.source)}[/bold]: {survey.files:,} files, {size}", highlight=False)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in survey.suffixes.most_common())
+    lost = survey.quarantined.total()
+    console.print(
+        f"  sample: {survey.sampled} files or parts ({kinds}), {survey.records:,} records, {lost:,} broken",
+        highlight=False,
+    )
+    if survey.chars:
+        chars = sorted(survey.chars)
+        places = (chars[len(chars) // 10], chars[len(chars) // 2], chars[len(chars) * 9 // 10])
+        tenth, median, most = places
+        console.print(
+            f"  characters: {tenth:,} / {median:,} / {most:,} (10th, 50th, 90th percentile)", highlight=False
+        )
+    if survey.fields:
+        names = ", ".join(name for name, _ in survey.fields.most_common(12))
+        console.print(f"  fields: {names}", highlight=False, markup=False)
+    for finding in survey.findings:
+        show_finding(console, finding.state, "", finding.found, finding.remedy)

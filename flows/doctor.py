@@ -1,15 +1,26 @@
-"""``gristmill doctor``: the machine, and the services."""
+"""``gristmill doctor``: the machine, the services, and the sources of a recipe."""
 
 from __future__ import annotations
 
 import http.client
 import os
 import urllib.request
+from typing import TYPE_CHECKING
 
 from flows.services import client_environment, running
-from lmcore.config import userinfo
+from lmcore.config import Recipe, userinfo
 from lmcore.doctor import Check, machine_checks
 from lmcore.home import Home
+
+if TYPE_CHECKING:
+    from lmcore.data.survey import Survey
+
+
+def survey_sources(recipe: Recipe) -> list[Survey]:
+    """Read a sample of each source of ``recipe``, and say what looks wrong."""
+    from lmcore.data.survey import survey  # numba and pyarrow take a second
+
+    return survey(recipe.preparation)
 
 
 def examine(home: Home) -> list[Check]:

@@ -377,7 +377,12 @@ class _Group:
     masked: Counter[str]
 
 
-def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: Path) -> _Group:
+def measure_rows(rows: Sequence[_Row], config: DataConfig, ngrams: Path) -> _Group:
+    """Clean, mask and measure ``rows``; a table of ``DOCUMENTS_SCHEMA`` with their signals."""
+    return _row_group(rows, _schema(config), config, ngrams)
+
+
+def _row_group(rows: Sequence[_Row], schema: pa.Schema, config: DataConfig, ngrams: Path) -> _Group:
     """Clean and measure ``rows``."""
     doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
     masked: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import numpy as np
@@ -30,6 +30,7 @@ from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
+T = TypeVar("T")
 PAGE_SUFFIXES = (".html", ".htm")
 WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.wet.gz")
@@ -471,3 +472,33 @@ def _opened(url: str) -> Iterator[BinaryIO]:
         raise DataError(
             f"file {url} cannot be read", found=str(error), remedy="Mend it or leave it out."
         ) from error
+
+
+def sample_files(source: SourceConfig, most: int, most_bytes: int) -> tuple[list[SourceFile], int, int]:
+    """Up to ``most`` files and parts of large files of ``source``, evenly spread, for a look at them.
+
+    A file of more than ``most_bytes`` that is not read in parts has no digest: stop before its end.
+
+    Returns:
+        The files; how many files the source has; their bytes, as stored.
+
+    Raises:
+        DataError: the source matches nothing, holds a file of another kind, or a file cannot be read.
+    """
+    listed = sorted(_LISTS[source.kind](source))
+    listed = listed[: _up_to_cap(source, [size for _, _, size in listed])]
+    chosen = _spread(listed, most)
+    files = []
+    for name, url, size in chosen:
+        for place in _spread(_cut(url, suffix_of(name), size), most // len(chosen)):
+            is_whole = place.in_turn or (place.end < 0 and place.groups is None)
+            no_digest = _Part(0, size, 0, "")
+            part = no_digest if is_whole and size > most_bytes else _digest(place, url)[0]
+            files.append(SourceFile(source.name, url, name, part.num_bytes, part.sha256, part.start))
+    return files, len(listed), sum(size for _, _, size in listed)
+
+
+def _spread(entries: list[T], most: int) -> list[T]:
+    """Up to ``most`` of ``entries``, evenly spread."""
+    step = max(1.0, len(entries) / most)
+    return [entries[int(i * step)] for i in range(min(most, len(entries)))]

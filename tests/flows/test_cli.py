@@ -124,6 +124,22 @@ def test_doctor_reports_every_check(mill, tmp_path):
     assert all(check["state"] == "ok" or check["remedy"] for check in checks.values())
 
 
+def test_doctor_looks_at_the_sources_of_a_recipe(mill, tmp_path):
+    recipe = tmp_path / "wrong.yaml"
+    wrong = mill.recipe.read_text().replace("id_field: id", "text_field: body")
+    recipe.write_text(wrong)
+    target = tmp_path / "survey.json"
+    sound = mill.call("doctor", "--data", str(mill.recipe), "--json", str(target))
+    assert sound.returncode == 0, sound.stdout + sound.stderr
+    assert json.loads(target.read_text())[0]["records"] > 100
+    done = mill.call("doctor", "--data", str(recipe))
+    assert done.returncode == 1
+    assert "no field 'body'" in done.stdout
+    assert "Set text_field of source 'demo' to one of: id, text." in done.stdout.replace("\n", " ").replace(
+        "  ", ""
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
