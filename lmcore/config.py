@@ -411,6 +411,23 @@ class TokenizerConfig(Config):
         10_000_000, "Text to learn merges from; 0: all of the training split", unit="bytes", ge=0
     )
 
+    @model_validator(mode="after")
+    def _special_tokens_fit(self) -> TokenizerConfig:
+        tokens = ("<|endoftext|>", *self.special_tokens)
+        if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
+            raise ValueError(
+                "special_tokens must differ from each other and from <|endoftext|>; "
+                f"found {', '.join(twice)} twice"
+            )
+        if "" in tokens:
+            raise ValueError("special_tokens holds an empty text; leave it out")
+        if not self.path and self.vocab_size < 256 + len(tokens):
+            raise ValueError(
+                f"vocab_size {self.vocab_size} has no room for 256 bytes and {len(tokens)} special tokens; "
+                f"use at least {256 + len(tokens)}"
+            )
+        return self
+
 
 class DataConfig(Config):
     """From raw files to tokens."""

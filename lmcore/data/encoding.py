@@ -22,7 +22,7 @@ import pyarrow as pa
 from lmcore.data.arrow import batches_of_lengths, bytes_array, column, text_array, text_buffers
 from lmcore.data.characters import texts_holding, texts_with
 from lmcore.data.compiled import compiled, kept_table
-from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes
+from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes, vocab_size
 from lmcore.errors import DataError
 
 # Text on which two readings of a pattern part: case folding, spaces, digits, joiners, rare line ends.
@@ -88,7 +88,7 @@ class Encoder:
             ]
             self._token_bytes = token_bytes(self._reference)
             self.eos_id = eos_id(self._reference, tokenizer_dir)
-            self.vocab_size: int = self._reference.get_vocab_size()
+            self.vocab_size = vocab_size(self._reference)
             if expected is not None:
                 self._compare(texts, expected, sample)
 

@@ -18,7 +18,7 @@ from lmcore.data.presidio import check_installed
 from lmcore.data.sources import Inventory
 from lmcore.data.sources import take_inventory as _take_inventory
 from lmcore.data.splits import build_splits
-from lmcore.data.tokenizer import build_tokenizer, tokenizer_digest
+from lmcore.data.tokenizer import build_tokenizer, check_tokenizer, tokenizer_digest
 
 __all__ = [
     "DOCUMENTS_SETTINGS",
@@ -69,10 +69,12 @@ def take_inventory(config: DataConfig) -> Inventory:
     """List and digest the files of every source; with ``incremental``, those that are new come last.
 
     Raises:
-        ConfigError: what masks entities is not installed.
-        DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
+        ConfigError: what masks entities is not installed, or a special token can be a part of a text.
+        DataError: the tokenizer cannot be brought, a source matches nothing or holds a file of another kind,
+            or a file cannot be read.
     """
     check_installed(config.privacy.presidio)  # before everything is read once
+    check_tokenizer(config.tokenizer)
     keep_memory()  # before there are threads that have their own
     inventory = _take_inventory(config)
     return in_generations(inventory, journal_of(config)) if config.incremental else inventory

@@ -20,9 +20,10 @@ from lmcore.config import DataConfig, TokenizerConfig
 from lmcore.data.arrow import places, to_numbers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.splits import first_generation, hashes_of, split_of_shard
-from lmcore.errors import DataError, nearest
+from lmcore.data.tokenizer_file import deciding, read_tokenizer_file, switch_off
+from lmcore.errors import ConfigError, DataError, nearest
 from lmcore.progress import Paced, Progress
-from lmcore.store import sha256_file
+from lmcore.store import sha256_file, sha256_json
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0
@@ -142,12 +143,45 @@ def _train_chars(documents: Path, decisions: Path) -> int:
 
 
 def tokenizer_digest(config: DataConfig) -> str:
-    """SHA-256 of the tokenizer that is to be brought, in hexadecimal.
+    """SHA-256 of the tokenizer that is to be brought, as it is used, in hexadecimal.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it does not keep every text.
     """
-    return sha256_file(_brought(config.tokenizer))
+    path = _brought(config.tokenizer)
+    plain, off = switch_off(read_tokenizer_file(path))
+    return sha256_json(plain) if off else sha256_file(path)
+
+
+def check_tokenizer(config: TokenizerConfig) -> None:
+    """Check, before any text is read, that the tokenizer can be brought or trained.
+
+    Raises:
+        ConfigError: a special token can stand for text.
+        DataError: the tokenizer that is to be brought is missing, or does not keep every text.
+    """
+    if config.path:
+        read_tokenizer_file(_brought(config))
+        return
+    for token in config.special_tokens:
+        if _can_be_text(token, config.pattern):
+            raise ConfigError(
+                f"special token {token!r} can be a part of a text",
+                expected="a text that the tokenizer never makes one token of, such as <|name|>",
+                found=token,
+                remedy=f"Write <|{token.strip(' <|>') or 'name'}|> in data.tokenizer.special_tokens.",
+            )
+
+
+def _can_be_text(token: str, pattern: str) -> bool:
+    """Whether merges could make ``token`` of text, or of bytes in the byte-level alphabet."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if len(_splitter(pattern).pre_tokenize_str(token)) < 2:
+        return True
+    if not set(token) <= set(alphabet):
+        return False
+    text = decoders.ByteLevel().decode([token])
+    return "\ufffd" in text or len(_splitter(pattern).pre_tokenize_str(text)) < 2
 
 
 def _brought(wanted: TokenizerConfig) -> Path:
@@ -162,13 +196,19 @@ def _brought(wanted: TokenizerConfig) -> Path:
 def _bring(wanted: TokenizerConfig, out: Path) -> dict[str, Any]:
     """Take over the tokenizer at ``wanted.path``: a ``tokenizer.json`` or a folder that holds one."""
     path = _brought(wanted)
-    shutil.copyfile(path, out / TOKENIZER)
+    content, off = switch_off(read_tokenizer_file(path))
+    if off:
+        (out / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    else:
+        shutil.copyfile(path, out / TOKENIZER)
     _describe(out, wanted.end_of_text)
-    size = load_tokenizer(out).get_vocab_size()
+    size = vocab_size(load_tokenizer(out))
     return {
         "vocab_size": size,
         "vocab_size_wanted": size,
-        "note": f"brought: {path}",
+        "note": f"brought: {path}" + (f"; switched off: {', '.join(off)}" if off else ""),
+        "switched_off": off,
+        "ids_decided_by": deciding(content),
         "pattern": "",
         "sample_documents": 0,
         "sample_bytes": 0,
@@ -222,7 +262,17 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     eos_id(tokenizer, directory)
     # Not stored in the file: each loader chooses anew.
     tokenizer.encode_special_tokens = True
+    # Stored in files that earlier versions took over as they were.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
     return tokenizer
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Ids of ``tokenizer`` are below this; some may be unused."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def eos_id(tokenizer: Tokenizer, directory: Path) -> int:
@@ -248,7 +298,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
     Special tokens count none. In byte-level BPE each character of an entry is one byte.
     """
-    sizes = np.zeros(tokenizer.get_vocab_size(), np.int32)
+    sizes = np.zeros(vocab_size(tokenizer), np.int32)
     for token, index in tokenizer.get_vocab().items():
         sizes[index] = len(token)
     for index, added in tokenizer.get_added_tokens_decoder().items():
