@@ -126,6 +126,12 @@ class SourceConfig(Config):
         "empty: its default, or all of it",
         identity=False,  # which files there are decides, by their digests
     )
+    split: str = setting(
+        "train",
+        "Split of a data set, by its card or by the names of files and folders; all: every split",
+        min_length=1,
+        identity=False,  # which files there are decides, by their digests
+    )
     revision: str = setting(
         "", "Branch, tag or commit of a data set on the hub; empty: its main branch", identity=False
     )
@@ -160,8 +166,10 @@ class SourceConfig(Config):
                 f"source {self.name!r}: only kinds 'files' and 'huggingface' take a path; "
                 f"found kind {self.kind!r} with path {self.path!r}"
             )
-        if self.kind != "huggingface" and (self.subset or self.revision):
-            raise ValueError(f"source {self.name!r}: only kind 'huggingface' takes a subset or a revision")
+        if self.kind != "huggingface" and (self.subset or self.revision or self.split != "train"):
+            raise ValueError(
+                f"source {self.name!r}: only kind 'huggingface' takes a subset, a split or a revision"
+            )
         return self
 
 

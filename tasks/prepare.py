@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.logging import get_run_logger
 
 from lmcore.config import DataConfig, identify
 from lmcore.data import prepare
@@ -16,6 +17,7 @@ from lmcore.home import Home
 from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage
 from tasks.cluster import RayWorkers
+from tasks.progress import note
 from tasks.space import require_space
 from tasks.stages import STAGE_OPTIONS, ensure
 
@@ -46,7 +48,11 @@ def take_inventory(config: DataConfig) -> prepare.Inventory:
     Raises:
         DataError: a source matches nothing.
     """
-    return prepare.take_inventory(config)
+    inventory = prepare.take_inventory(config)
+    for source, counts in inventory.passed_over.items():
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        note(get_run_logger(), f"source {source}: files passed over: {listed}")
+    return inventory
 
 
 def documents_stage(config: DataConfig, inventory: prepare.Inventory) -> Stage:

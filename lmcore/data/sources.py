@@ -14,18 +14,19 @@ import hashlib
 import itertools
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 
 from lmcore.config import DataConfig, SourceConfig
-from lmcore.data import hub
+from lmcore.data import hub, patterns
+from lmcore.data.patterns import Found
 from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
@@ -43,6 +44,13 @@ _LINE_BYTES, _LINE_END = 1 << 16, 10
 _EXPANSION = {".gz": 4, ".zst": 5, ".parquet": 3}
 PART_BYTES = 8 << 20
 _CUT_AT_LINES = (".jsonl", ".json")
+
+
+class Listing(NamedTuple):
+    """Files of a source, in no order, and how many were passed over, by reason."""
+
+    files: list[Found]
+    passed_over: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,13 @@ class SourceFile:
 
     def open(self) -> BinaryIO:
         """Open for reading bytes, at the start of the part."""
-        if "::" not in self.url and self.url.startswith(("/", "file://")):  # a tenth of fsspec's time
+        if self.url.startswith(("/", "file://")):  # a tenth of fsspec's time
             file: BinaryIO = Path(self.url.removeprefix("file://")).open("rb")  # noqa: SIM115
         else:
-            file = cast("BinaryIO", cast("Any", fsspec.open(self.url, "rb")).open())
+            filesystem, path = fsspec.url_to_fs(self.url)
+            file = cast("BinaryIO", filesystem.open(path, "rb"))
+            with contextlib.suppress(AttributeError):  # an archive is closed when nothing holds it
+                cast("Any", file).filesystem = filesystem
         if self.start:
             file.seek(self.start)
         return file
@@ -98,12 +109,14 @@ class Inventory:
         evaluation: Those of the evaluation sets that documents must not hold.
         earlier: Number of files at which each later generation starts.
         left_out: Files and bytes beyond ``max_bytes``, for each source that has any.
+        passed_over: Names that its pattern could match and that are no data, by reason, for each source.
     """
 
     files: tuple[SourceFile, ...]
     evaluation: tuple[SourceFile, ...] = ()
     earlier: tuple[int, ...] = ()
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def text_bytes(self) -> int:
@@ -146,12 +159,14 @@ class Inventory:
             entry["bytes"] += file.num_bytes
         for name, out in self.left_out.items():
             sources[name] |= {"files_left_out": out["files"], "bytes_left_out": out["bytes"]}
-        return {
+        found = {
             "files": self.num_files,
             "bytes": self.total_bytes,
             "sources": sources,
             "digest": self.digest,
         }
+        passed_over = {name: dict(sorted(counts.items())) for name, counts in self.passed_over.items()}
+        return found | ({"passed_over": passed_over} if passed_over else {})
 
 
 def digest_of(files: Iterable[SourceFile]) -> str:
@@ -171,21 +186,24 @@ def take_inventory(config: DataConfig) -> Inventory:
     Raises:
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
-    files, left_out = find_files(config.sources)
-    evaluation, _ = find_files(config.decontamination.sources)
-    return Inventory(files, evaluation, (), left_out)
+    inventory = find_files(config.sources)
+    return replace(inventory, evaluation=find_files(config.decontamination.sources).files)
 
 
-def find_files(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...], dict[str, dict[str, int]]]:
-    """List and digest the files of ``sources``, in sorted order; the second says what the caps left out.
+def find_files(sources: Sequence[SourceConfig]) -> Inventory:
+    """List and digest the files of ``sources``, in sorted order.
 
     Raises:
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
     found: list[tuple[SourceConfig, str, str, int]] = []
     left_out: dict[str, dict[str, int]] = {}
+    passed_over: dict[str, dict[str, int]] = {}
     for source in sources:
-        listed = sorted(_LISTS[source.kind](source))
+        listing = _LISTS[source.kind](source)
+        listed = sorted(listing.files)
+        if listing.passed_over:
+            passed_over[source.name] = dict(listing.passed_over)
         taken = _up_to_cap(source, [size for _, _, size in listed])
         found += [(source, name, url, size) for name, url, size in listed[:taken]]
         if taken < len(listed):
@@ -204,7 +222,7 @@ def find_files(sources: Sequence[SourceConfig]) -> tuple[tuple[SourceFile, ...],
         for (source, name, url, _), of_file in zip(found, parts, strict=True)
         for part in of_file
     )
-    return files, left_out
+    return Inventory(files, left_out=left_out, passed_over=passed_over)
 
 
 def text_there(sources: Sequence[SourceConfig]) -> int | None:
@@ -214,10 +232,10 @@ def text_there(sources: Sequence[SourceConfig]) -> int | None:
     """
     total = 0
     for source in sources:
-        if source.kind == "huggingface" or not _local(source):
+        if source.kind == "huggingface" or not patterns.is_local(source.path):
             return None
         try:
-            listed = sorted(_LISTS[source.kind](source))
+            listed = sorted(_LISTS[source.kind](source).files)
             taken = _up_to_cap(source, [size for _, _, size in listed])
         except DataError:
             return None
@@ -225,56 +243,50 @@ def text_there(sources: Sequence[SourceConfig]) -> int | None:
     return total
 
 
-def _stdlib(_source: SourceConfig) -> Iterator[tuple[str, str, int]]:
+def _stdlib(_source: SourceConfig) -> Listing:
+    return Listing(list(_files_of_stdlib()), Counter())
+
+
+def _files_of_stdlib() -> Iterator[Found]:
     root = sysconfig.get_path("stdlib")
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in _STDLIB_LEFT_OUT]
         for name in names:
             path = Path(folder, name)
             if name.endswith(".py") and path.is_file():
-                yield _readable(path.relative_to(root).as_posix()), str(path), path.stat().st_size
+                yield Found(_readable(path.relative_to(root).as_posix()), str(path), path.stat().st_size)
 
 
-def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
+def _glob(source: SourceConfig) -> Listing:
     try:
-        filesystem, pattern = fsspec.url_to_fs(
-            str(Path(source.path).expanduser()) if _local(source) else source.path
-        )
-        entries = cast("dict[str, dict[str, Any]]", filesystem.glob(pattern, detail=True))
+        matched = patterns.match(source.path)
+    except patterns.UnreadableError as error:
+        raise DataError(
+            f"source {source.name!r} matches what cannot be read as a file",
+            expected="files whose size is known, or links to such",
+            found=str(error),
+            remedy="Bring them here, or narrow the path.",
+        ) from error
     except Exception as error:  # each file system has errors of its own
         raise DataError(
             f"source {source.name!r} cannot be listed",
             found=f"{source.path}: {type(error).__name__}: {error}",
             remedy="Correct its path, or install what its file system needs.",
         ) from error
-    files = {path: entry for path, entry in entries.items() if entry["type"] == "file"}
-    neither = sorted(path for path in entries.keys() - files.keys() if entries[path]["type"] != "directory")
-    if neither or any(entry["size"] is None for entry in files.values()):
-        odd = neither or [path for path, entry in files.items() if entry["size"] is None]
-        raise DataError(
-            f"source {source.name!r} matches what cannot be read as a file",
-            expected="files whose size is known, or links to such",
-            found=f"{len(odd)} others, first {odd[0]}",
-            remedy="Bring them here, or narrow the path.",
-        )
-    root = _root(pattern)
-    if not files:
-        raise _nothing_found(source, filesystem, root)
-    wrong = sorted(path for path in files if not suffix_of(path))
+    if not matched.files:
+        raise _nothing_found(source, matched)
+    wrong = sorted(file.name for file in matched.files if not suffix_of(file.name))
     if wrong:
         raise DataError(
             f"source {source.name!r} matches files of a kind that is not supported",
             expected=", ".join(SUFFIXES),
-            found=f"{len(wrong)} of {len(files)}, first {', '.join(wrong[:3])}",
+            found=f"{len(wrong)} of {len(matched.files)}, first {', '.join(wrong[:3])}",
             remedy=f"Narrow its path {source.path!r} to one of these suffixes.",
         )
-    return [
-        (_readable(path[len(root) :].lstrip("/")), filesystem.unstrip_protocol(path), int(entry["size"]))
-        for path, entry in files.items()
-    ]
+    return Listing([file._replace(name=_readable(file.name)) for file in matched.files], matched.passed_over)
 
 
-def _data_set(source: SourceConfig) -> list[tuple[str, str, int]]:
+def _data_set(source: SourceConfig) -> Listing:
     root = hub.root_of(source)
     try:
         filesystem, folder = fsspec.url_to_fs(root)
@@ -289,11 +301,12 @@ def _data_set(source: SourceConfig) -> list[tuple[str, str, int]]:
             remedy="Correct its path or revision; set HF_TOKEN if it is not open to everybody.",
         ) from error
     kinds = {name: suffix_of(name) for name in paths}
-    names = hub.files_of(source, paths, kinds, cast("bytes", card).decode("utf-8", "replace"))
-    return [
-        (_readable(name), filesystem.unstrip_protocol(paths[name]), int(entries[paths[name]]["size"]))
+    names, passed_over = hub.files_of(source, paths, kinds, cast("bytes", card).decode("utf-8", "replace"))
+    files = [
+        Found(_readable(name), filesystem.unstrip_protocol(paths[name]), int(entries[paths[name]]["size"]))
         for name in names
     ]
+    return Listing(files, passed_over)
 
 
 _LISTS = {"python_stdlib": _stdlib, "files": _glob, "huggingface": _data_set}
@@ -304,38 +317,37 @@ def _readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _local(source: SourceConfig) -> bool:
-    return "://" not in source.path and "::" not in source.path
-
-
-def _root(pattern: str) -> str:
-    """Return the folders of ``pattern`` before the first one with a wildcard."""
-    parts = pattern.split("/")
-    plain = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-    return "/".join(parts[: min(plain, len(parts) - 1)])
-
-
-def _nothing_found(source: SourceConfig, filesystem: Any, root: str) -> DataError:
-    looked = root
-    while looked.strip("/") and not filesystem.isdir(looked):
-        looked = looked.rpartition("/")[0]
-    names = []
-    if filesystem.isdir(looked or "/"):
-        names = sorted(
-            path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(looked or "/", detail=False)
-        )
-    missing = (root[len(looked) :].strip("/") or source.path.rpartition("/")[2]).split("/")[0]
-    near = difflib.get_close_matches(missing, names, n=3, cutoff=0.3) or names[:3]
-    is_folder = filesystem.isdir(source.path.rstrip("/"))
-    relative = _local(source) and not Path(source.path).expanduser().is_absolute()
+def _nothing_found(source: SourceConfig, matched: patterns.Matched) -> DataError:
+    local = patterns.is_local(source.path)
+    looked, near = _nearest(matched.root, source.path) if local else (matched.root, [])
+    passed_over = ", ".join(f"{count} {reason}" for reason, count in sorted(matched.passed_over.items()))
+    is_folder = local and Path(source.path).expanduser().is_dir()
+    relative = local and not Path(source.path).expanduser().is_absolute()
+    remedy = "Correct the path of this source." + " It is looked for from the current folder." * relative
+    if "[" in source.path:
+        remedy += " A [ begins a set of characters: write [[] for the character itself."
+    if passed_over:
+        remedy += " Name a file in full, or begin the pattern with a dot, to read what is passed over."
+    if is_folder:
+        remedy = f"It is a folder: write {source.path.rstrip('/')}/**/*.jsonl or the like."
     return DataError(
         f"source {source.name!r} matches no file",
         expected=f"files at {source.path!r}",
-        found=f"none; looked in {looked or '/'}" + (f"; nearest there: {', '.join(near)}" if near else ""),
-        remedy=f"It is a folder: write {source.path.rstrip('/')}/**/*.jsonl or the like."
-        if is_folder
-        else "Correct the path of this source." + " It is looked for from the current folder." * relative,
+        found=(f"{passed_over}, which are passed over" if passed_over else "none")
+        + f"; looked in {looked or '/'}"
+        + (f"; nearest there: {', '.join(near)}" if near else ""),
+        remedy=remedy,
     )
+
+
+def _nearest(root: str, path: str) -> tuple[str, list[str]]:
+    """The deepest folder of ``root`` that exists, and names in it that are like what is missing there."""
+    looked = Path(root or "/")
+    while not looked.is_dir():
+        looked = looked.parent
+    names = sorted(entry.name for entry in looked.iterdir())
+    missing = (root[len(str(looked)) :].strip("/") or path.rpartition("/")[2]).split("/")[0]
+    return str(looked), difflib.get_close_matches(missing, names, n=3, cutoff=0.3) or names[:3]
 
 
 def _up_to_cap(source: SourceConfig, sizes: list[int]) -> int:
@@ -432,7 +444,7 @@ def _digest(place: _Place, url: str) -> list[_Part]:
 
 def _is_local(url: str) -> bool:
     """Whether a file can be read from any place at the cost of what is read."""
-    return "::" not in url and isinstance(fsspec.core.url_to_fs(url)[0], LocalFileSystem)
+    return url.startswith(("/", "file://"))
 
 
 def _cut_at_lines(chunks: Iterable[bytes]) -> list[_Part]:
@@ -485,7 +497,7 @@ def sample_files(source: SourceConfig, most: int, most_bytes: int) -> tuple[list
     Raises:
         DataError: the source matches nothing, holds a file of another kind, or a file cannot be read.
     """
-    listed = sorted(_LISTS[source.kind](source))
+    listed = sorted(_LISTS[source.kind](source).files)
     listed = listed[: _up_to_cap(source, [size for _, _, size in listed])]
     chosen = _spread(listed, most)
     files = []

@@ -49,8 +49,7 @@ def find_sets(config: EvaluationConfig) -> tuple[SourceFile, ...]:
     Raises:
         DataError: a set matches nothing, holds a file of another kind, or a file cannot be read.
     """
-    files, _ = find_files([SourceConfig(name=s.name, kind="files", path=s.path) for s in config.sets])
-    return files
+    return find_files([SourceConfig(name=s.name, kind="files", path=s.path) for s in config.sets]).files
 
 
 def check_sets(config: EvaluationConfig, files: Iterable[SourceFile]) -> None:

@@ -53,7 +53,7 @@ def test_text_is_counted_by_the_sizes_of_files_alone(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text("the mill turns\n" * 100)
     source = SourceConfig(name="a", kind="files", path=f"{tmp_path}/*.txt")
-    files, _ = find_files([source])
+    files = find_files([source]).files
     assert text_there([source]) == sum(file.num_bytes for file in files) == 4500
     assert text_there([source.model_copy(update={"max_bytes": 3100})]) == 3000
     assert text_there([SourceConfig(name="s")]) > 10_000_000

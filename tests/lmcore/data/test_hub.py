@@ -58,13 +58,14 @@ def folder(tmp_path):
 
 
 def test_all_data_files_of_a_folder_are_read_and_nothing_about_them(folder, tmp_path):
-    assert names(folder) == [
+    everything = [
         "en/test-0.parquet",
         "en/train-0.parquet",
         "en/train-1.parquet",
         "german/all.parquet",
     ]
-    settings = config(folder)
+    assert names(folder, split="all") == everything
+    settings = config(folder, split="all")
     (tmp_path / "out").mkdir()
     summary = build_documents(settings, take_inventory(settings), tmp_path / "out", silent)
     assert (summary["documents"], summary["books"]["quarantined"]) == (4, 0)
@@ -80,7 +81,9 @@ def test_a_subset_is_a_folder_or_a_glob(folder, subset):
 def test_the_card_says_which_files_are_of_a_subset(folder):
     (folder / "README.md").write_text(CARD)
     assert names(folder, subset="de") == ["german/all.parquet"]
-    assert names(folder, subset="en") == ["en/test-0.parquet", "en/train-0.parquet", "en/train-1.parquet"]
+    assert names(folder, subset="en") == ["en/train-0.parquet", "en/train-1.parquet"]
+    assert names(folder, subset="en", split="test") == ["en/test-0.parquet"]
+    assert len(names(folder, subset="en", split="all")) == 3
     assert names(folder, subset="en/train-*") == ["en/train-0.parquet", "en/train-1.parquet"]
     with pytest.raises(DataError, match=r"several subsets.*Choose one of: en, de"):
         names(folder)
@@ -89,7 +92,7 @@ def test_the_card_says_which_files_are_of_a_subset(folder):
     (folder / "README.md").write_text(CARD.replace("config_name: de", "config_name: de\n  default: true"))
     assert names(folder) == ["german/all.parquet"]
     (folder / "README.md").write_text("---\nconfigs: [\n---\n")
-    assert len(names(folder)) == 4
+    assert len(names(folder, split="all")) == 4
 
 
 @pytest.mark.parametrize(
@@ -163,3 +166,74 @@ def test_what_only_a_data_set_has_is_refused_elsewhere():
         SourceConfig(name="s", kind="files", path="x", subset="en")
     with pytest.raises(ValueError, match="needs a path"):
         SourceConfig(name="s", kind="huggingface")
+
+
+# --- splits ----------------------------------------------------------------------------------------
+
+
+def make(root, *files):
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": f"text of {name}"}) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"), 1),
+        (("train.jsonl", "test.jsonl", "dev.jsonl"), 1),
+        (("train/a.jsonl", "train/b.jsonl", "validation/a.jsonl"), 2),
+        (("wiki_train.jsonl", "wiki_val.jsonl", "wiki-eval-2.jsonl"), 1),
+        (("training/a.jsonl", "testing/a.jsonl", "evaluation/a.jsonl"), 1),
+        (("TRAIN.jsonl", "Test.jsonl"), 1),
+        (("wiki-1.jsonl", "wiki-2.jsonl", "test.jsonl"), 2),
+        (("a.jsonl", "contest.jsonl", "latest.jsonl", "devices.jsonl"), 4),
+    ],
+)
+def test_the_training_split_alone_is_read(tmp_path, files, taken):
+    found = names(make(tmp_path, *files))
+    assert len(found) == taken
+    summary = take_inventory(config(tmp_path)).summary()
+    left = len(files) - taken
+    assert sum(summary.get("passed_over", {}).get("s", {}).values()) == left
+    assert len(names(tmp_path, split="all")) == len(files)
+
+
+def test_other_splits_are_read_where_they_are_named(tmp_path):
+    make(
+        tmp_path,
+        "train.jsonl",
+        "test.jsonl",
+        "data/sft-00000-of-00002.jsonl",
+        "data/sft-00001-of-00002.jsonl",
+    )
+    assert names(tmp_path, split="test") == ["test.jsonl"]
+    assert len(names(tmp_path, split="sft")) == 2
+    with pytest.raises(DataError, match=r"no split 'prefs'.*one of: sft, test, train"):
+        names(tmp_path, split="prefs")
+
+
+def test_a_data_set_without_a_training_split_is_a_question(tmp_path):
+    make(tmp_path, "test-0.jsonl", "validation-0.jsonl")
+    with pytest.raises(DataError, match=r"no split 'train'.*one of: test, validation.*Set split"):
+        names(tmp_path)
+    assert names(tmp_path, subset="test-*") == ["test-0.jsonl"]  # the subset says so itself
+
+
+def test_a_card_names_the_splits(tmp_path):
+    make(tmp_path, "a.jsonl", "b.jsonl", "c.jsonl")
+    splits = {"train": "a.jsonl", "dev": ["b.jsonl"], "heldout": "c.jsonl"}
+    card = json.dumps({"configs": [{"config_name": "default", "data_files": splits}]})
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    assert names(tmp_path) == ["a.jsonl"]
+    assert names(tmp_path, split="validation") == ["b.jsonl"]
+    assert names(tmp_path, split="heldout") == ["c.jsonl"]
+
+
+def test_hidden_files_of_a_data_set_are_passed_over(tmp_path):
+    make(
+        tmp_path, "train.jsonl", "._train.jsonl", "__MACOSX/train.jsonl", ".cache/train.jsonl", "train.jsonl~"
+    )
+    assert names(tmp_path) == ["train.jsonl"]
