@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lmcore.config import DataConfig
 from lmcore.data.arrow import text_array
-from lmcore.data.privacy import masker_of
+from lmcore.data.privacy import mask_texts, masks
 from lmcore.data.records import Record, read_records, text_of
 from lmcore.data.sources import SourceFile
 from lmcore.data.text import clean
@@ -79,7 +79,7 @@ def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
 
 def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
     sources = {source.name: source for source in config.decontamination.sources}
-    masker = masker_of(config.privacy)
+    masking = masks(config.privacy)
     for file in files:
         for record in read_records(file, sources[file.source], config.limits):
             if not isinstance(record, Record):
@@ -91,7 +91,7 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
                 )
             # As documents are: what was masked there must look the same here.
             text = clean(text_of(record), config.text)
-            yield masker(text, Counter()) if masker else text
+            yield mask_texts(text_array([text]), config.privacy, Counter())[0].as_py() if masking else text
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -32,14 +32,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DataConfig, Identity, identify
-from lmcore.data.arrow import column, string_column, text_array
+from lmcore.data.arrow import column, string_column
 from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
 from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
-from lmcore.data.privacy import masker_of
+from lmcore.data.privacy import mask_texts, masks
 from lmcore.data.quality import stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.shards import Shard, cut
@@ -72,7 +72,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 SHARD_SETTINGS = (
     "data.limits.max_record_bytes",
     "data.limits.max_expansion",
@@ -386,10 +386,9 @@ def _row_group(rows: Sequence[_Row], schema: pa.Schema, config: DataConfig, ngra
     """Clean and measure ``rows``."""
     doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
     masked: Counter[str] = Counter()
-    masker = masker_of(config.privacy)
     texts = clean_texts(raw, config.text)
-    if masker:
-        texts = text_array([masker(text, masked) for text in texts.to_pylist()])
+    if masks(config.privacy):
+        texts = mask_texts(texts, config.privacy, masked)
     measured, bands = _measure(texts, config)
     columns = [
         string_column(doc_ids),
@@ -445,8 +444,8 @@ def _compile(config: DataConfig) -> None:
     text = clean_texts(["a"], config.text)
     _measure(text, config)
     language_columns(text, config.language)
-    if masker := masker_of(config.privacy):
-        masker("a", Counter())
+    if masks(config.privacy):
+        mask_texts(text, config.privacy, Counter())
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:
