@@ -1,10 +1,10 @@
-"""Print what each privacy mask changes in source code, and how many planted addresses, numbers and keys it finds.
+"""Print what each privacy mask changes in source code, and how many planted addresses and keys it finds.
 
 python tests/benchmarks/privacy.py FOLDER... [--files 10000] [--show 40] [--planted 2000] [--masks ips,cards]
 
-The first table counts files, hits and distinct hits in the source files below the folders, and lists the distinct
-ones with their line: each is to be looked at. The second plants made-up ones of every form that a setting promises
-into prose, logs, JSON, code, CSV and HTML, and prints the share that is masked whole.
+The first table counts files, hits and distinct hits in the source files below the folders, and lists the
+distinct ones with their line: each is to be looked at. The second plants made-up ones of every form that a
+setting promises into prose, logs, JSON, code, CSV and HTML, and prints the share that is masked whole.
 """
 
 from __future__ import annotations
@@ -22,48 +22,38 @@ from lmcore.data.arrow import text_array, text_buffers
 from lmcore.data.privacy import KINDS, Kind, mask
 from lmcore.data.suspects import PRIVATE_KEY, marked_lines
 
-SUFFIXES = frozenset(
-    [
-        ".c",
-        ".cc",
-        ".cfg",
-        ".cmake",
-        ".cpp",
-        ".cs",
-        ".css",
-        ".cu",
-        ".cuh",
-        ".el",
-        ".go",
-        ".h",
-        ".hpp",
-        ".ini",
-        ".java",
-        ".js",
-        ".json",
-        ".lua",
-    ]
-)
-SUFFIXES |= frozenset(
-    [
-        ".mjs",
-        ".pl",
-        ".pm",
-        ".py",
-        ".pyi",
-        ".rb",
-        ".rs",
-        ".rst",
-        ".sh",
-        ".sql",
-        ".tcl",
-        ".toml",
-        ".ts",
-        ".xml",
-        ".yaml",
-        ".yml",
-    ]
-)
+SUFFIXES = {
+    ".c",
+    ".cc",
+    ".cfg",
+    ".cpp",
+    ".css",
+    ".go",
+    ".h",
+    ".hpp",
+    ".ini",
+    ".java",
+    ".js",
+    ".json",
+    ".lua",
+    ".pl",
+}
+SUFFIXES |= {
+    ".pm",
+    ".py",
+    ".pyi",
+    ".rb",
+    ".rs",
+    ".rst",
+    ".sh",
+    ".sql",
+    ".tcl",
+    ".toml",
+    ".ts",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
 MOST_BYTES = 400_000
 
 
@@ -131,7 +121,7 @@ FRAMES = (
     "<td>{}</td><td>mill</td>",
     "name,{},42",
     'value = "{}"  # of the miller',
-    "Die Adresse lautet {}, sagte er.",
+    "Le num\u00e9ro {} a sonn\u00e9.",
     "\u8bf7\u8054\u7cfb{}\uff0c\u8c22\u8c22\u3002",
     "see [{}] and go on",
 )
@@ -232,7 +222,7 @@ FORMS: dict[str, tuple[str, Callable[[random.Random], str]]] = {
 
 
 def recall(form: str, planted: int, seed: int = 0) -> tuple[int, list[str]]:
-    """How many of ``planted`` texts with one of ``form`` in them lose it whole, and texts that keep some of it."""
+    """Of ``planted`` texts with one of ``form`` in them, how many lose it whole; and those that do not."""
     name, make = FORMS[form]
     draw = random.Random(seed)
     kinds = [kind for kind in KINDS if kind.name == name]
