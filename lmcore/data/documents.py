@@ -37,7 +37,8 @@ from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
-from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
+from lmcore.data.page_texts import page_pool
+from lmcore.data.pool import Processes, Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
 from lmcore.data.privacy import masker_of
 from lmcore.data.quality import stored_signals
@@ -72,7 +73,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 SHARD_SETTINGS = (
     "data.limits.max_record_bytes",
     "data.limits.max_expansion",
@@ -95,6 +96,8 @@ _STORED: dict[str, Any] = {
     "write_page_checksum": True,
 }
 _THREADS = 2
+# A process that takes the texts of pages starts in a fifth of a second.
+_PAGES_ALONE_UP_TO_BYTES = 8_000_000
 _RAW_OF_SHARD = 64_000_000  # bytes of records that cannot be read that are kept of a shard
 _RAW_AT_LEAST = 4_096  # of each, however many there are
 
@@ -228,11 +231,25 @@ def _workshop(
     # Another process cannot see fsspec's in-memory files.
     if any(file.url.startswith("memory:") for file in inventory.files):
         workers = Threads(workers.count)
-    if workshop:
-        yield Workshop(workshop.root, workers)
-        return
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
-        yield Workshop(Path(folder), workers)
+    pages = _bytes_of_pages(config, inventory)
+    if config.executor == "auto" and isinstance(workers, Processes) and 2 * pages > inventory.text_bytes:
+        # Most of the work is done for all shards by the processes that take texts, however few shards are.
+        workers = Threads(workers.count + 1)
+    in_threads = isinstance(workers, Threads) and workers.count > 1 and pages > _PAGES_ALONE_UP_TO_BYTES
+    with page_pool(config.workers or os.cpu_count() or 1) if in_threads else contextlib.nullcontext():
+        if workshop:
+            yield Workshop(workshop.root, workers)
+            return
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
+            yield Workshop(Path(folder), workers)
+
+
+def _bytes_of_pages(config: DataConfig, inventory: Inventory) -> int:
+    """About how much of the inventory's text is web pages, in bytes."""
+    in_html = {source.name for source in config.sources if source.text_format == "html"}
+    web = (*ARCHIVE_SUFFIXES, *PAGE_SUFFIXES)
+    files = (file for file in inventory.files if file.suffix in web or file.source in in_html)
+    return sum(file.text_bytes for file in files)
 
 
 def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
@@ -250,7 +267,6 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
         "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
-        "fastwarc": archives,
     }
     named = (name for name, is_used in used.items() if is_used)
     return ("pyarrow", UNICODE, *named, *presidio_libraries(config.privacy.presidio))
@@ -327,7 +343,7 @@ def _batches(
     books = result.books
     rows: list[_Row] = []
     held = raw_bytes = 0
-    for file, record in _records(config, shard):
+    for file, record in _records(config, shard, books.without_page):
         if isinstance(record, Quarantined):
             books.documents_in += record.num_records
             books.quarantined += record.num_records
@@ -349,10 +365,13 @@ def _batches(
         yield rows
 
 
-def _records(config: DataConfig, shard: Shard) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
+def _records(
+    config: DataConfig, shard: Shard, without_page: Counter[str]
+) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
+        options: dict[str, Any] = {"as_bytes": True, "without_page": without_page}
         try:
-            for record in read_records(file, shard.source, config.limits, as_bytes=True):
+            for record in read_records(file, shard.source, config.limits, **options):
                 yield file, record
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise DataError(

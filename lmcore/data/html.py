@@ -5,19 +5,45 @@ from __future__ import annotations
 import codecs
 import re
 
-# The extractor's time grows with the square of how deep these are nested: half a second for 8,000, many
-# minutes for 200,000. Chromium builds no more than 512 levels.
-_MAX_DEPTH = 512
-_NESTED = re.compile(r"<(/?)(?:div|article|section|blockquote)\b", re.IGNORECASE)
+from lmcore.data.content_lists import TooDeepError, keep_content
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+# ``alt_texts=False`` skips figures with all that is in them, code and captions too; so images are named here.
+_SKIPPED = ("object", "video", "audio", "embed", "img", "area", "svg")
+# No text holds many of these: what could not be decoded, and controls but for tabs and line ends.
+_ASCII_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])
+_OTHER_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
+_REPLACEMENT = "\ufffd".encode()
+_UNDECODED_SHARE = 0.01
+_UNDECODED_AT_LEAST = 4  # so that a short page may hold a broken letter
+
+RawPage = tuple[bytes | str, str, bool]  # content, charset as HTTP names it, whether it is HTML
 
 
-class TooDeepError(Exception):
-    """A page would take too long; the message is the reason."""
+class BadPageError(Exception):
+    """A page cannot be read; the message is the reason."""
+
+
+def text_of_page(page: RawPage) -> str:
+    """The text of a page as it was fetched: of HTML its main text, of plain text all.
+
+    Raises:
+        BadPageError: it cannot be decoded, or its elements are nested deeper than browsers allow.
+    """
+    content, charset, is_html = page
+    if isinstance(content, bytes):
+        content = decode(content, charset)
+        check_decoded(content)
+    if not is_html:
+        return content
+    try:
+        return main_text(content)
+    except TooDeepError as error:
+        raise BadPageError(str(error)) from None
 
 
 def decode(raw: bytes, charset: str = "") -> str:
@@ -37,27 +63,33 @@ def decode(raw: bytes, charset: str = "") -> str:
     return bytes_to_str(raw, name, errors="replace", fallback_encodings=("utf-8", "cp1252"))
 
 
+def check_decoded(text: str) -> None:
+    """Raise BadPageError if ``text`` is no text: more than 1 % (and 4) of it are U+FFFD or controls."""
+    most = max(_UNDECODED_AT_LEAST, int(_UNDECODED_SHARE * len(text)))
+    raw = text.encode("utf-8", "replace")  # counting in bytes takes a third of the time
+    bad = len(raw) - len(raw.translate(None, _ASCII_CONTROLS))
+    if len(raw) > len(text):
+        bad += raw.count(_REPLACEMENT) + len(_OTHER_CONTROL.findall(raw))
+    if bad > most:
+        raise BadPageError(
+            f"undecodable: {bad} of {len(text)} characters are U+FFFD or controls (at most {most} may be)"
+        )
+
+
 def main_text(page: str) -> str:
     """The text of a page without what stands around it; empty if there is none.
 
     Raises:
         TooDeepError: its elements are nested deeper than browsers allow.
     """
+    try:
+        return _extract(keep_content(page))
+    except TypeError:  # a lone surrogate is no text to the extractor
+        page = page.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return _extract(keep_content(page))
+
+
+def _extract(page: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
-    if _is_too_deep(page):
-        raise TooDeepError(f"HTML nested deeper than {_MAX_DEPTH} elements")
-    # A lone surrogate is no text for what is written in C.
-    page = page.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return extract_plain_text(page, main_content=True, alt_texts=False)
-
-
-def _is_too_deep(page: str) -> bool:
-    if page.count("<") <= _MAX_DEPTH:
-        return False
-    depth = 0
-    for tag in _NESTED.finditer(page):
-        depth = max(0, depth - 1) if tag[1] else depth + 1
-        if depth > _MAX_DEPTH:
-            return True
-    return False
+    return extract_plain_text(page, main_content=True, alt_texts=True, skip_elements=_SKIPPED)

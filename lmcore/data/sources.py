@@ -32,7 +32,16 @@ from lmcore.store import sha256_json
 
 PAGE_SUFFIXES = (".html", ".htm")
 WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
-ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.wet.gz")
+ARCHIVE_SUFFIXES = tuple(
+    f".{kind}{packed}"
+    for kind, packings in (
+        ("warc", ("", ".gz", ".zst")),
+        ("warc.wet", ("", ".gz", ".zst")),
+        ("wet", ("", ".gz", ".zst")),
+        ("arc", ("", ".gz")),
+    )
+    for packed in packings
+)
 LINES_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in ("", ".gz", ".zst"))
 SUFFIXES = (*WHOLE_FILE_SUFFIXES, *ARCHIVE_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
