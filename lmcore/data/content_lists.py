@@ -6,8 +6,8 @@ each ``<time>`` as the date of a post, the one in a sentence too. Here a page's 
 is parsed: lists that hold content are put deeper and diluted, so that neither rule applies to them. The rest
 is left to the extractor, which goes by ancestors (nav, footer, aside), classes and ids as well.
 
-A list is a menu if its links have the share of its text that resiliparse asks of a ``<div>``, or, outside of
-an article, if its links have a fifth of it and its items are short.
+A list is a menu if its links have more than 0.6 of its text, as resiliparse asks of a ``<div>``. In an article
+or the main element, where lists of references are, it takes 0.85; elsewhere, with short items, 0.4.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 # The extractor's time grows with the square of how deep these are nested: half a second for 8,000, many
 # minutes for 200,000. Chromium builds no more than 512 levels.
 MAX_DEPTH = 512
-_MENU_SHARE = 0.6
+_MENU_SHARE, _MENU_SHARE_IN_ARTICLE, _MENU_SHARE_IF_SHORT = 0.6, 0.85, 0.4
 _LINKED_SHARE = 0.2  # the extractor's
 _ITEM_CHARS = 25
 _LEAST_DEPTH = 3  # elements between the body and a list that the extractor looks at
@@ -171,8 +171,9 @@ def _of_lists(page: str, lists: list[_List], edges: list[int]) -> Iterator[tuple
 
 
 def _is_menu(found: _List, share: float, item_chars: float) -> bool:
-    is_short = not found.in_article and item_chars < _ITEM_CHARS
-    return share > (_LINKED_SHARE if is_short else _MENU_SHARE)
+    if found.in_article:
+        return share > _MENU_SHARE_IN_ARTICLE
+    return share > (_MENU_SHARE if item_chars >= _ITEM_CHARS else _MENU_SHARE_IF_SHORT)
 
 
 def _measure(segment: str) -> tuple[int, int, int]:
