@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import glob as globs
 import gzip
+import os
 import random
 import re
 import statistics
@@ -25,11 +26,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from lmcore.config import DataConfig, LimitsConfig, QualityConfig, SourceConfig
+from lmcore.data.documents import build_documents
+from lmcore.data.sources import take_inventory
+from lmcore.progress import silent
 
 WORDS = (
     "the mill by river turns its wheel and stone grinds corn to flour for bread when water is high in spring "
     "miller carries every sack up narrow stairs before dawn then rests until evening while children play"
 ).split()
+SOURCES = ("*.html", "*.warc", "*.warc.gz")
 KINDS = "p ul ol dl table pre blockquote h2 h5 figcaption details nested time ul-links".split()
 _BLOCKS = {
     *"p li dt dd td th pre blockquote h1 h2 h3 h4 h5 h6 figcaption summary details caption div".split()
@@ -85,12 +90,50 @@ def page(draw: random.Random, kinds: list[str], depth: int, pieces: int) -> str:
     )
 
 
+def _links(draw: random.Random, name: str, count: int) -> str:
+    items = (
+        f'<li class="{name}__item {name}__item--level-{i % 3}" id="{name}-{i}" data-track="{draw.randrange(9999)}">'
+        f'<a class="{name}__link" href="https://mill.example/{name}/{i}?ref={draw.randrange(99)}">'
+        f"<span class=icon></span>{draw.choice(WORDS)} {draw.choice(WORDS)}</a></li>"
+        for i in range(count)
+    )
+    return f'<ul class="{name}__list">{"".join(items)}</ul>'
+
+
+def web_page(draw: random.Random) -> str:
+    """A page as sites have them: a fifth of its bytes is text."""
+    style = "".join(f".c{i}{{margin:{i}px;color:#{draw.randrange(4096):03x}}}" for i in range(120))
+    script = "".join(f'window.q=window.q||[];q.push({{"k{i}":{draw.random()}}});' for i in range(80))
+    blocks = []
+    for number in range(draw.randrange(10, 60)):
+        kind = draw.choice(["p"] * 12 + KINDS)
+        text = "".join(f"<p>{paragraph(draw)}</p>" for _ in range(2)) if kind == "p" else content(kind, draw)
+        blocks.append(
+            f'<div class="block block-{number % 7} grid__cell" data-id="{draw.randrange(10**8)}">'
+            f'<div class="block__inner"><span id="anchor-{number}" class="anchor"></span>{text}</div></div>'
+        )
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>The mill</title><style>{style}</style>'
+        f'<script>{script}</script></head><body class="home wp-theme"><div id="wrapper" class="wrapper">'
+        f'<header class="masthead"><nav class="primary">{_links(draw, "menu", 25)}</nav></header>'
+        f'<div class="row"><main id="content"><article class="entry">{"".join(blocks)}</article></main>'
+        f'<aside class="sidebar">{_links(draw, "widget", 20)}</aside></div>'
+        f'<footer class="site-footer">{_links(draw, "foot", 25)}</footer></div><script>{script}</script></body></html>'
+    )
+
+
+def paragraph(draw: random.Random) -> str:
+    """Three sentences with some links and emphasis."""
+    linked = f'<a href="/a/{draw.randrange(10**6)}" class="ref">{draw.choice(WORDS)}</a>'
+    return f"{sentence(draw)} The <em>{draw.choice(WORDS)}</em> and {linked} go on. {sentence(draw, 20)}"
+
+
 def pages(num_bytes: int, seed: int = 0) -> Iterator[bytes]:
     """Yield pages of ``num_bytes`` of HTML in all: the same for the same numbers."""
     draw = random.Random(seed)
     written = 0
     while written < num_bytes:
-        made = page(draw, KINDS, draw.randrange(7), draw.randrange(20, 200)).encode()
+        made = web_page(draw).encode()
         written += len(made)
         yield made
 
@@ -203,51 +246,56 @@ def matrix() -> list[str]:
 # --- speed -----------------------------------------------------------------------------------------
 
 
-def alone(html: list[str]) -> float:
-    """Seconds of one thread of resiliparse."""
-    start = time.perf_counter()
+def timed(do: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and those of processors: this process's, and those of its children that ended meanwhile."""
+    start, before = time.perf_counter(), sum(os.times()[:4])
+    do()
+    return time.perf_counter() - start, sum(os.times()[:4]) - before
+
+
+def alone(html: list[str]) -> None:
+    """One thread of resiliparse."""
     for source in html:
         plain_resiliparse(source)
-    return time.perf_counter() - start
 
 
-def ours(path: str, workers: int) -> float:
-    """Seconds of the documents step on the files at ``path``."""
-    from lmcore.data.documents import build_documents
-    from lmcore.data.sources import take_inventory
-    from lmcore.progress import silent
-
+def documents(path: str, workers: int) -> None:
+    """The documents step on the files at ``path``."""
     source = SourceConfig(name="s", kind="files", path=path)
     settings = {"sources": (source,), "quality": QualityConfig(profile="none"), "workers": workers}
     config = DataConfig.model_validate(settings | {"limits": LimitsConfig(max_quarantined=1)})
     with tempfile.TemporaryDirectory() as out:
-        start = time.perf_counter()
         build_documents(config, take_inventory(config), Path(out), silent)
-        return time.perf_counter() - start
 
 
 def show_speed(num_bytes: int, times: int, workers: int) -> None:
-    """Print MB/s of each kind of source, and the ratio to resiliparse alone."""
+    """Print MB/s of each kind of source, the ratio to resiliparse alone, and how busy processors are.
+
+    The ratio of processor time is what a machine that nobody else uses could come to.
+    """
     html = [made.decode() for made in pages(num_bytes)]
     size = sum(map(len, html)) / 1e6
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        (folder / "first").mkdir()
+        write_html(folder / "first", 100_000)
+        documents(f"{folder}/first/*.html", 1)  # compiles
         write_html(folder, num_bytes)
         write_warc(folder / "a.warc", num_bytes)
         write_warc(folder / "a.warc.gz", num_bytes)
-        ours(f"{folder}/00000[01].html", 1)  # compiles
-        seconds: dict[str, list[float]] = {
-            name: [] for name in ("resiliparse", "*.html", "*.warc", "*.warc.gz")
-        }
+        runs: dict[str, Callable[[], object]] = {"resiliparse": lambda: alone(html)}
+        runs |= {name: lambda name=name: documents(f"{folder}/{name}", workers) for name in SOURCES}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(times):
-            seconds["resiliparse"].append(alone(html))
-            for name in ("*.html", "*.warc", "*.warc.gz"):
-                seconds[name].append(ours(f"{folder}/{name}", workers))
-    base = statistics.median(seconds["resiliparse"])
+            for name, do in runs.items():
+                taken[name].append(timed(do))
+    base, base_busy = (statistics.median(of) for of in zip(*taken["resiliparse"], strict=True))
     print(f"\n{size:.1f} MB of HTML, {workers} workers, median of {times}")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        print(f"{name:<12} {size / median:7.1f} MB/s  {base / median:5.2f} times one thread of resiliparse")
+    print(f"{'':<12} {'MB/s':>7} {'times':>7} {'cores':>7} {'by processor time':>18}")
+    for name, of in taken.items():
+        seconds, busy = (statistics.median(values) for values in zip(*of, strict=True))
+        most = base_busy / busy * (workers if name != "resiliparse" else 1)
+        print(f"{name:<12} {size / seconds:7.1f} {base / seconds:7.2f} {busy / seconds:7.2f} {most:18.2f}")
 
 
 def main() -> None:
