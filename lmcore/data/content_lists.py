@@ -88,7 +88,7 @@ def keep_content(page: str) -> str:
         return page
     is_div = kinds & _DIV > 0
     depths = np.cumsum(is_div * np.where(closes, -1, 1))
-    matters = kinds & _MATTERS > 0
+    matters = kinds & np.where(closes, _ENDS, _MATTERS) > 0
     found = _Lists(page, places[matters].tolist(), depths[matters].tolist())
     return _edited(page, [*found.times, *found.edits()])
 
@@ -103,7 +103,7 @@ def _check_depth(page: str, opened: int) -> None:
             raise TooDeepError(f"HTML nested deeper than {MAX_DEPTH} elements")
 
 
-_NEST, _DIV, _MATTERS = 1, 2, 4
+_NEST, _DIV, _MATTERS, _ENDS = 1, 2, 4, 8  # the last: its end matters, too
 _BITS = 16
 
 
@@ -115,11 +115,12 @@ def _kinds() -> np.ndarray:
         (_NEST, ("div", "article", "section", "blockquote")),
         (_DIV, ("div",)),
         (_MATTERS, ("time", *_ARTICLES, *_DROPPED, *_RAW, "!--")),
+        (_ENDS, (*_ARTICLES, *_DROPPED)),
     ):
         for name in names:
             table[_key(*(np.uint32(ord(c) | 0x20) for c in name[:3]))] |= bit
     for after in " >/\t\n\r\f":
-        table[_key(*(np.uint32(ord(c) | 0x20) for c in f"ul{after}"))] |= _MATTERS | _NEST
+        table[_key(*(np.uint32(ord(c) | 0x20) for c in f"ul{after}"))] |= _MATTERS | _NEST | _ENDS
     return table
 
 
@@ -170,7 +171,7 @@ class _Lists:
         elif self._inside["nav"] or self._inside["aside"]:
             return
         elif name == "time":
-            self.times += _rename_time(self._page, tag.start(), tag.end()) if not closes else ()
+            self.times += _rename_time(self._page, tag.start(), tag.end())
         elif not closes:
             self._begin(tag.start())
         elif self._open:

@@ -170,7 +170,7 @@ def build_documents(
     results: list[ShardResult] = []
     digests: list[str] = []
     made = 0
-    with _workshop(workshop, config, inventory, out) as shop:
+    with _workshop(workshop, config, inventory, out, len(shards)) as shop:
         artifacts = shop.make(_unit(config, shard, inventory, out) for shard in shards)
         for number, (shard, artifact) in enumerate(zip(shards, artifacts, strict=True)):
             result = ShardResult.from_json(artifact.summary)
@@ -225,16 +225,19 @@ def _summary(
 
 @contextlib.contextmanager
 def _workshop(
-    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path
+    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path, num_shards: int
 ) -> Iterator[Workshop]:
     workers = workshop.workers if workshop else local_workers(config, inventory.text_bytes)
     # Another process cannot see fsspec's in-memory files.
     if any(file.url.startswith("memory:") for file in inventory.files):
         workers = Threads(workers.count)
     pages = _bytes_of_pages(config, inventory)
-    if config.executor == "auto" and isinstance(workers, Processes) and 2 * pages > inventory.text_bytes:
-        # Most of the work is done for all shards by the processes that take texts, however few shards are.
-        workers = Threads(workers.count + 1)
+    if isinstance(workers, Processes) and config.executor == "auto" and 2 * pages > inventory.text_bytes:
+        # Most of the work is that of the pool below, however few shards there are. What is Python's and goes
+        # on here keeps processes busy as well, if there are shards enough.
+        is_much = masker_of(config.privacy) is not None or config.language.enabled
+        if not (is_much and num_shards >= 2 * workers.count):
+            workers = Threads(workers.count + 1)
     in_threads = isinstance(workers, Threads) and workers.count > 1 and pages > _PAGES_ALONE_UP_TO_BYTES
     with page_pool(config.workers or os.cpu_count() or 1) if in_threads else contextlib.nullcontext():
         if workshop:
