@@ -60,6 +60,11 @@ def decode(raw: bytes, charset: str = "") -> str:
     name = name or detect_encoding(raw, from_html_meta=True) or "utf-8"
     # A page whose meta element can be read as ASCII is not UTF-16, whatever it says.
     name = "utf-8" if name.startswith("utf-16") else name
+    if name == "utf-8":
+        try:
+            return raw.decode("utf-8")  # a fifth of the time, where it can be done
+        except UnicodeDecodeError:
+            pass
     return bytes_to_str(raw, name, errors="replace", fallback_encodings=("utf-8", "cp1252"))
 
 
@@ -69,7 +74,8 @@ def check_decoded(text: str) -> None:
     raw = text.encode("utf-8", "replace")  # counting in bytes takes a third of the time
     bad = len(raw) - len(raw.translate(None, _ASCII_CONTROLS))
     if len(raw) > len(text):
-        bad += raw.count(_REPLACEMENT) + len(_OTHER_CONTROL.findall(raw))
+        bad += raw.count(_REPLACEMENT)
+        bad += len(_OTHER_CONTROL.findall(raw)) if b"\xc2" in raw else 0
     if bad > most:
         raise BadPageError(
             f"undecodable: {bad} of {len(text)} characters are U+FFFD or controls (at most {most} may be)"
