@@ -6,8 +6,8 @@ each ``<time>`` as the date of a post, the one in a sentence too. Here a page's 
 is parsed: lists that hold content are put deeper and diluted, so that neither rule applies to them. The rest
 is left to the extractor, which goes by ancestors (nav, footer, aside), classes and ids as well.
 
-A list is a menu if its links have more than 0.6 of its text, as resiliparse asks of a ``<div>``. In an article
-or the main element, where lists of references are, it takes 0.85; elsewhere, with short items, 0.4.
+A list is a menu if its links have more than 0.6 of its text, as resiliparse asks of a ``<div>``. In an
+article or the main element, where lists of references are, it takes 0.85; elsewhere, with short items, 0.4.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class _Lists:
 
 
 def _tags(page: str, places: list[int], depths: list[int]) -> Iterator[tuple[re.Match[str], int]]:
-    """The tags at ``places`` that matter here, outside of scripts and comments, and how many divs are open."""
+    """The tags at ``places`` that matter here, outside of scripts and comments, and the divs open there."""
     behind = in_raw = 0
     for place, depth in zip(places, depths, strict=True):
         tag = _TAG.match(page, place) if place >= behind else None

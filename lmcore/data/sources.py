@@ -274,7 +274,9 @@ def _glob(source: SourceConfig) -> list[tuple[str, str, int]]:
             f"source {source.name!r} matches files of a kind that is not supported",
             expected=", ".join(SUFFIXES),
             found=f"{len(wrong)} of {len(files)}, first {', '.join(wrong[:3])}",
-            remedy=f"Narrow its path {source.path!r} to one of these suffixes.",
+            remedy=f"Narrow its path {source.path!r} to one of these suffixes."
+            + " A .wat holds no text of pages: take the .warc or the .wet of the same crawl."
+            * any(path.endswith((".wat", ".wat.gz")) for path in wrong),
         )
     return [
         (_readable(path[len(root) :].lstrip("/")), filesystem.unstrip_protocol(path), int(entry["size"]))

@@ -30,19 +30,91 @@ from lmcore.data.documents import build_documents
 from lmcore.data.sources import take_inventory
 from lmcore.progress import silent
 
-WORDS = (
-    "the mill by river turns its wheel and stone grinds corn to flour for bread when water is high in spring "
-    "miller carries every sack up narrow stairs before dawn then rests until evening while children play"
-).split()
+WORDS = [
+    "the",
+    "mill",
+    "by",
+    "river",
+    "turns",
+    "its",
+    "wheel",
+    "and",
+    "stone",
+    "grinds",
+    "corn",
+    "to",
+    "flour",
+    "for",
+    "bread",
+    "when",
+    "water",
+    "is",
+    "high",
+    "in",
+    "spring",
+    "miller",
+    "carries",
+    "every",
+    "sack",
+    "up",
+    "narrow",
+    "stairs",
+    "before",
+    "dawn",
+    "then",
+    "rests",
+    "until",
+    "evening",
+    "while",
+    "children",
+    "play",
+]
 SOURCES = ("*.html", "*.warc", "*.warc.gz")
-KINDS = "p ul ol dl table pre blockquote h2 h5 figcaption details nested time ul-links".split()
+KINDS = [
+    "p",
+    "ul",
+    "ol",
+    "dl",
+    "table",
+    "pre",
+    "blockquote",
+    "h2",
+    "h5",
+    "figcaption",
+    "details",
+    "nested",
+    "time",
+    "ul-links",
+]
 _BLOCKS = {
-    *"p li dt dd td th pre blockquote h1 h2 h3 h4 h5 h6 figcaption summary details caption div".split()
+    *[
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "td",
+        "th",
+        "pre",
+        "blockquote",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "figcaption",
+        "summary",
+        "details",
+        "caption",
+        "div",
+    ]
 }
 _AROUND = {"nav", "footer", "aside", "header"}
-_VOID = {*"area base br col embed hr img input link meta source track wbr".split()}
+_VOID = {
+    *["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
+}
 _MENU = re.compile(r" menu \d+$")  # of generated pages
-_UNSEEN = {*"script style template noscript title button select textarea".split()}
+_UNSEEN = {*["script", "style", "template", "noscript", "title", "button", "select", "textarea"]}
 
 
 # --- corpora ---------------------------------------------------------------------------------------

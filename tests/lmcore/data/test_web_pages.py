@@ -12,6 +12,7 @@ from lmcore.data.books import Books
 from lmcore.data.documents import build_documents
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.sources import SourceFile, take_inventory
+from lmcore.errors import DataError
 from lmcore.progress import silent
 from tests.lmcore.data import odd_archives
 from tests.lmcore.data.test_warc import record, response
@@ -240,3 +241,17 @@ def test_damage_in_an_arc_costs_its_record_alone(read):
     found, _ = read("a.arc", b"".join(arc())[:-5])
     assert texts(found) == TEXTS[:-1]
     assert reasons(found) == ["ends before its Content-Length"]
+
+
+@pytest.mark.parametrize("name", ["a.wat", "a.warc.wat.gz", "a.wat.gz"])
+def test_metadata_of_pages_is_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    source = SourceConfig(name="s", kind="files", path=f"{tmp_path}/*")
+    with pytest.raises(DataError, match=r"take the \.warc or the \.wet"):
+        take_inventory(DataConfig(sources=(source,)))
+
+
+def test_a_binary_file_called_html_is_quarantined(read):
+    found, _ = read("a.html", gzip.compress(b"<p>mill" * 100))
+    assert "undecodable" in reasons(found)[0]
+    assert texts(read("b.html", b"<ul><li>Mill</ul>")[0]) == ["  \u2022 Mill"]
