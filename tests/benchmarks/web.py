@@ -1,6 +1,6 @@
 """Print what is kept of web pages by element kind, and how fast they are read, beside resiliparse alone.
 
-python tests/benchmarks/web.py [--mb N] [--times N] [--real GLOB ...] [--main TAG|#ID]
+python tests/benchmarks/web.py [--mb N] [--times N] [--real FOLDER ...] [--main TAG|#ID]
 
 Recall is the share of the main content's pieces of text of a kind that are in the extracted text; menus kept
 is that of the pieces outside of it. "before" is resiliparse's ``main_content=True, alt_texts=False``. Pages
@@ -12,7 +12,6 @@ resiliparse on the same pages in the same run; each of the N times they take tur
 from __future__ import annotations
 
 import argparse
-import glob as globs
 import gzip
 import os
 import random
@@ -158,13 +157,13 @@ def page(draw: random.Random, kinds: list[str], depth: int, pieces: int) -> str:
     return (
         f"<!DOCTYPE html><html><head><meta charset=utf-8><title>Mill</title>{script}</head><body>"
         f"<header><nav><ul>{menu}</ul></nav></header><ul class=top>{menu}</ul>{inner}"
-        f"<aside><ul>{menu}</ul></aside><footer><p>Imprint of the mill</p><ul>{menu}</ul></footer></body></html>"
+        f"<aside><ul>{menu}</ul></aside><footer><p>Imprint of the mill</p><ul>{menu}</ul></footer>"
     )
 
 
 def _links(draw: random.Random, name: str, count: int) -> str:
     items = (
-        f'<li class="{name}__item {name}__item--level-{i % 3}" id="{name}-{i}" data-track="{draw.randrange(9999)}">'
+        f'<li class="{name}__item {name}__item--level-{i % 3}" id="{name}-{i}" data-at="{draw.random()}">'
         f'<a class="{name}__link" href="https://mill.example/{name}/{i}?ref={draw.randrange(99)}">'
         f"<span class=icon></span>{draw.choice(WORDS)} {draw.choice(WORDS)}</a></li>"
         for i in range(count)
@@ -185,12 +184,13 @@ def web_page(draw: random.Random) -> str:
             f'<div class="block__inner"><span id="anchor-{number}" class="anchor"></span>{text}</div></div>'
         )
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>The mill</title><style>{style}</style>'
-        f'<script>{script}</script></head><body class="home wp-theme"><div id="wrapper" class="wrapper">'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>The mill</title>'
+        f"<style>{style}</style><script>{script}</script></head>"
+        f'<body class="home wp-theme"><div id="wrapper" class="wrapper">'
         f'<header class="masthead"><nav class="primary">{_links(draw, "menu", 25)}</nav></header>'
         f'<div class="row"><main id="content"><article class="entry">{"".join(blocks)}</article></main>'
         f'<aside class="sidebar">{_links(draw, "widget", 20)}</aside></div>'
-        f'<footer class="site-footer">{_links(draw, "foot", 25)}</footer></div><script>{script}</script></body></html>'
+        f'<footer class="site-footer">{_links(draw, "foot", 25)}</footer></div><script>{script}</script>'
     )
 
 
@@ -224,7 +224,8 @@ def write_warc(path: Path, num_bytes: int, seed: int = 0) -> None:
         for number, made in enumerate(pages(num_bytes, seed)):
             fields = (
                 f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://mill.example/{number}\r\n"
-                f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(head + made)}\r\n\r\n"
+                "Content-Type: application/http; msgtype=response\r\n"
+                f"Content-Length: {len(head + made)}\r\n\r\n"
             )
             file.write(pack(fields.encode() + head + made + b"\r\n\r\n"))
 
@@ -378,14 +379,12 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=60, help="0: no speed")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--real", action="append", default=[], help="glob of .html files, none: generated ones"
-    )
+    parser.add_argument("--real", type=Path, action="append", help="folder of .html files; none: generated")
     parser.add_argument("--main", default="main", help="what real pages have their content in")
     options = parser.parse_args()
     if options.real:
-        paths = sorted(path for pattern in options.real for path in globs.glob(pattern, recursive=True))
-        html = [Path(path).read_text("utf-8", "replace") for path in paths if Path(path).is_file()]
+        paths = sorted(path for folder in options.real for path in folder.rglob("*.html") if path.is_file())
+        html = [path.read_text("utf-8", "replace") for path in paths]
         show_recall("real", html, options.main)
         return
     show_recall("generated", matrix(), "")
