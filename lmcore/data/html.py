@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
+from collections.abc import Iterator
 
 from lmcore.data.content_lists import TooDeepError, keep_content
 
@@ -12,6 +14,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_META_BYTES = 4096
+_WHOLE_FOR_BROKEN = 10  # characters that are not ASCII
 # ``alt_texts=False`` skips figures with all that is in them, code and captions too; so images are named here.
 _SKIPPED = ("object", "video", "audio", "embed", "img", "area", "svg")
 # No text holds many of these: what could not be decoded, and controls but for tabs and line ends.
@@ -49,23 +53,49 @@ def text_of_page(page: RawPage) -> str:
 def decode(raw: bytes, charset: str = "") -> str:
     """Decode a page: by its byte order mark, else ``charset`` (of HTTP), its own meta element, or its bytes.
 
-    That is the order of the HTML standard. What fits no encoding is replaced, as browsers do.
+    That is the order of the HTML standard; but bytes beyond ASCII that are valid UTF-8 are UTF-8 whatever is
+    named, as hardly any others are, and where bytes are not in the encoding named, the next one is tried. A
+    page with a few broken characters stays in its encoding, and they are replaced, as browsers do; what fits
+    none is taken as Windows-1252.
     """
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+    from resiliparse.parse.encoding import bytes_to_str
 
     for mark, name in _MARKS:
         if raw.startswith(mark):
             return raw[len(mark) :].decode(name, "replace")
-    name = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
-    name = name or detect_encoding(raw, from_html_meta=True) or "utf-8"
-    # A page whose meta element can be read as ASCII is not UTF-16, whatever it says.
-    name = "utf-8" if name.startswith("utf-16") else name
-    if name == "utf-8":
-        try:
-            return raw.decode("utf-8")  # a fifth of the time, where it can be done
-        except UnicodeDecodeError:
-            pass
-    return bytes_to_str(raw, name, errors="replace", fallback_encodings=("utf-8", "cp1252"))
+    if not raw.isascii() and b"\0" not in raw[:_META_BYTES]:
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode("utf-8")
+    names: list[str] = []
+    for name in _encodings(raw, charset):
+        if name not in names:
+            names.append(name)
+            try:
+                return raw.decode("utf-8") if name == "utf-8" else bytes_to_str(raw, name, "strict", ())
+            except UnicodeDecodeError:
+                continue
+    for name in names:
+        text = bytes_to_str(raw, name, "replace", ())
+        broken = text.count("\ufffd")
+        if broken * _WHOLE_FOR_BROKEN <= len(text) - broken - len(text.encode("ascii", "ignore")):
+            return text
+    return bytes_to_str(raw, names[0], errors="replace", fallback_encodings=("utf-8", "cp1252"))
+
+
+def _encodings(raw: bytes, charset: str) -> Iterator[str]:
+    from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+    def without_utf16(name: str) -> str:
+        # A page whose meta element can be read as ASCII is not UTF-16, whatever it says.
+        return "utf-8" if name.startswith("utf-16") and b"\0" not in raw[:_META_BYTES] else name
+
+    if charset and (name := map_encoding_to_html5(charset, fallback_utf8=False)):
+        yield without_utf16(name)
+    if b"charset" in raw[:_META_BYTES].lower() and (name := detect_encoding(raw, from_html_meta=True)):
+        yield without_utf16(name)
+    yield "utf-8"
+    if name := detect_encoding(raw):
+        yield without_utf16(name)
 
 
 def check_decoded(text: str) -> None:
