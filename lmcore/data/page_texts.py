@@ -14,6 +14,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,10 +79,11 @@ def with_texts(records: Iterable[Unread | Q]) -> Iterator[tuple[Unread | Q, Text
         return
     waiting: collections.deque[tuple[list[Unread | Q], Future[list[Text]]]] = collections.deque()
     try:
-        for batch in _batches(records):
+        for batch, size in _batches(records):
             pages = [record.page for record in batch if isinstance(record, Unread)]
             waiting.append((batch, pool.submit(pages)))
-            if len(waiting) > pool.count * _AHEAD:
+            # Few wait where pages are large.
+            while len(waiting) > max(1, pool.count * _AHEAD * _BATCH_BYTES // max(size, _BATCH_BYTES)):
                 yield from _joined(*waiting.popleft())
         while waiting:
             yield from _joined(*waiting.popleft())
@@ -89,17 +91,17 @@ def with_texts(records: Iterable[Unread | Q]) -> Iterator[tuple[Unread | Q, Text
         futures.wait([future for _, future in waiting if not future.cancel()])
 
 
-def _batches(records: Iterable[Unread | Q]) -> Iterator[list[Unread | Q]]:
+def _batches(records: Iterable[Unread | Q]) -> Iterator[tuple[list[Unread | Q], int]]:
     batch: list[Unread | Q] = []
     size = 0
     for record in records:
         batch.append(record)
         size += len(record.page[0]) if isinstance(record, Unread) else 0
         if size >= _BATCH_BYTES or len(batch) >= _BATCH_PAGES:
-            yield batch
+            yield batch, size
             batch, size = [], 0
     if batch:
-        yield batch
+        yield batch, size
 
 
 def _joined(batch: list[Unread | Q], future: Future[list[Text]]) -> Iterator[tuple[Unread | Q, Text | None]]:
@@ -174,21 +176,31 @@ class _Process:
 
 
 _shared: PagePool | None = None
+_users = 0  # of the pool: the last one closes it
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def page_pool(count: int) -> Iterator[None]:
-    """Meanwhile let ``count`` processes take all texts of pages that are read in this one; 1: none do."""
-    global _shared
-    if count < 2 or _shared is not None:
+    """Meanwhile let ``count`` processes take all texts of pages that are read in this one; 1: none do.
+
+    Those who ask while there is a pool share it.
+    """
+    global _shared, _users
+    if count < 2:
         yield
         return
-    _shared = PagePool(count)
+    with _lock:
+        _shared = _shared or PagePool(count)
+        _users += 1
     try:
         yield
     finally:
-        pool, _shared = _shared, None
-        pool.close()
+        with _lock:
+            _users -= 1
+            pool, _shared = (None, _shared) if _users else (_shared, None)
+        if pool:
+            pool.close()
 
 
 def _serve(descriptor: int) -> None:

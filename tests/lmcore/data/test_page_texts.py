@@ -36,6 +36,18 @@ def test_texts_come_in_order_from_any_number_of_processes():
         assert made(with_texts(unread(30))) == expected[: len(made(with_texts(unread(30))))]
 
 
+def test_a_pool_lasts_as_long_as_one_uses_it():
+    first, second = page_pool(2), page_pool(2)
+    first.__enter__()
+    second.__enter__()
+    shared = page_texts._shared
+    first.__exit__(None, None, None)
+    assert page_texts._shared is shared
+    assert len(list(with_texts(unread(30)))) > 30
+    second.__exit__(None, None, None)
+    assert page_texts._shared is None
+
+
 def test_large_pages_pass():
     large = Unread(0, "", ("<p>" + "mill " * 1_500_000, "", True), b"")
     with page_pool(2):
