@@ -29,6 +29,7 @@ _LINKED_SHARE = 0.2  # the extractor's
 _ITEM_CHARS = 25
 _LEAST_DEPTH = 3  # elements between the body and a list that the extractor looks at
 _ARTICLES = ("article", "main")
+_LISTS = ("ul", "menu")  # equal in HTML, but the extractor loses count of levels behind the second
 _DROPPED = ("nav", "aside")  # with all that is in them
 
 
@@ -39,11 +40,11 @@ def _any_case(*names: str) -> str:
 
 _RAW = ("script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes")
 _TAG = re.compile(
-    rf"<(?:(/?)({_any_case('ul', 'time', *_ARTICLES, *_DROPPED)})(?=[\s>/])"
+    rf"<(?:(/?)({_any_case(*_LISTS, 'time', *_ARTICLES, *_DROPPED)})(?=[\s>/])"
     rf"|(!--|(?:{_any_case(*_RAW)})(?=[\s>/])))"
 )
 _NESTED = re.compile(rf"<(/?)(?:{_any_case('div', 'article', 'section', 'blockquote', 'ul')})(?=[\s>/])")
-_TELL_TALE = re.compile(rf"<(?:{_any_case('ul', 'time')})[\s>/]")
+_TELL_TALE = re.compile(rf"<(?:{_any_case(*_LISTS, 'time')})[\s>/]")
 # Text, or where a link or an item begins or ends.
 _TEXT = re.compile(r">\s*([^<\s][^<]*)|<(/?(?:[aA]|[lL][iI])(?=[\s>]))")
 _LINK = re.compile(r"<[aA]\s")
@@ -58,13 +59,14 @@ class TooDeepError(Exception):
 
 @dataclass
 class _List:
-    """A ``<ul>``.
+    """A ``<ul>``, or ``<menu>``.
 
     Attributes:
         start: Where its tag starts.
         first, last: Segments of text that are in it.
         missing: How many elements deeper it would have to be; 0 of one in another.
         in_article: Whether it is in an article or in the main element.
+        name: That of its tag.
         end: Where the tag that ends it starts; -1 if none does.
     """
 
@@ -72,6 +74,7 @@ class _List:
     first: int
     missing: int
     in_article: bool
+    name: str
     end: int = -1
     last: int = -1
 
@@ -90,7 +93,7 @@ def keep_content(page: str) -> str:
     depths = np.cumsum(is_div * np.where(closes, -1, 1))
     matters = kinds & np.where(closes, _ENDS, _MATTERS) > 0
     found = _Lists(page, places[matters].tolist(), depths[matters].tolist())
-    return _edited(page, [*found.times, *found.edits()])
+    return _edited(page, [*found.renamed, *found.edits()])
 
 
 def _check_depth(page: str, opened: int) -> None:
@@ -112,10 +115,10 @@ def _kinds() -> np.ndarray:
     """Bits for what a tag may be, by the first three letters of its name, folded; some that are not, too."""
     table = np.zeros(1 << _BITS, np.uint8)
     for bit, names in (
-        (_NEST, ("div", "article", "section", "blockquote")),
+        (_NEST, ("menu", "div", "article", "section", "blockquote")),
         (_DIV, ("div",)),
-        (_MATTERS, ("time", *_ARTICLES, *_DROPPED, *_RAW, "!--")),
-        (_ENDS, (*_ARTICLES, *_DROPPED)),
+        (_MATTERS, ("time", "menu", *_ARTICLES, *_DROPPED, *_RAW, "!--")),
+        (_ENDS, ("menu", *_ARTICLES, *_DROPPED)),
     ):
         for name in names:
             table[_key(*(np.uint32(ord(c) | 0x20) for c in name[:3]))] |= bit
@@ -149,11 +152,11 @@ def _find_tags(page: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class _Lists:
-    """The lists of a page outside of scripts, comments, nav and aside, and its dates in sentences."""
+    """The lists of a page outside of scripts, comments, nav and aside, and what gets another name."""
 
     def __init__(self, page: str, places: list[int], depths: list[int]) -> None:
         self._page = page
-        self.times: list[tuple[int, int, str]] = []
+        self.renamed: list[tuple[int, int, str]] = []
         self._groups: list[
             tuple[list[_List], list[int]]
         ] = []  # lists in each other, where each starts and ends
@@ -171,16 +174,20 @@ class _Lists:
         elif self._inside["nav"] or self._inside["aside"]:
             return
         elif name == "time":
-            self.times += _rename_time(self._page, tag.start(), tag.end())
+            self.renamed += _rename_time(self._page, tag.start(), tag.end())
         elif not closes:
-            self._begin(tag.start())
+            self._begin(tag.start(), name)
         elif self._open:
             edges = self._groups[-1][1]
             ended = self._open.pop()
+            if name == ended.name == "menu":
+                self.renamed.append((tag.start(), tag.end(), "</ul"))
             ended.end, ended.last = tag.start(), len(edges)
             edges.append(tag.start())
 
-    def _begin(self, start: int) -> None:
+    def _begin(self, start: int, name: str) -> None:
+        if name == "menu":
+            self.renamed.append((start, start + len("<menu"), "<ul"))
         in_article, missing = bool(self._inside["article"] or self._inside["main"]), 0
         if not self._open:
             self._groups.append(([], []))
@@ -188,7 +195,7 @@ class _Lists:
                 0, _LEAST_DEPTH - max(0, self._divs) - self._inside["article"] - self._inside["main"]
             )
         lists, edges = self._groups[-1]
-        lists.append(_List(start, len(edges), missing, in_article))
+        lists.append(_List(start, len(edges), missing, in_article, name))
         self._open.append(lists[-1])
         edges.append(start)
 
@@ -291,7 +298,7 @@ def _measure(page: str, start: int, end: int) -> tuple[int, int, int]:
 
 def _edited(page: str, edits: list[tuple[int, int, str]]) -> str:
     parts, done = [], 0
-    for start, end, text in sorted(edits, key=lambda edit: edit[0]):
+    for start, end, text in sorted(edits, key=lambda edit: edit[:2]):
         parts += page[done:start], text
         done = max(done, end)
     return "".join((*parts, page[done:])) if parts else page

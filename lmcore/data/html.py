@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import re
 from collections.abc import Iterator
+from html import unescape
 
 from lmcore.data.content_lists import TooDeepError, keep_content
 
@@ -24,6 +25,12 @@ _OTHER_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
 _REPLACEMENT = "\ufffd".encode()
 _UNDECODED_SHARE = 0.01
 _UNDECODED_AT_LEAST = 4  # so that a short page may hold a broken letter
+
+_ALONE = re.compile(r">\s*[\u0800-\ud7ff\uf900-\uffff](?=\s*<)")
+_NAMED_ALONE = re.compile(r"&(?:#\w{1,8}|\w{2,32});(?=\s*<)")
+_BEHIND_TAG = re.compile(r">\s*\Z")
+_SPACES = 100  # more are not looked at
+_MARK = "\x01"
 
 RawPage = tuple[bytes | str, str, bool]  # content, charset as HTTP names it, whether it is HTML
 
@@ -118,14 +125,32 @@ def main_text(page: str) -> str:
     Raises:
         TooDeepError: its elements are nested deeper than browsers allow.
     """
+    page = _NAMED_ALONE.sub(_marked, page if page.isascii() else _ALONE.sub(_mark_behind, page))
+    page = keep_content(page)
     try:
-        return _extract(keep_content(page))
+        return _extract(page)
     except TypeError:  # a lone surrogate is no text to the extractor
-        page = page.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return _extract(keep_content(page))
+        return _extract(page.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
+# The extractor takes any character of three bytes that is alone between tags for an icon: nearly all of
+# Chinese, Japanese and Korean. It means the private use area, which icon fonts have. With a mark none is
+# alone.
+
+
+def _mark_behind(found: re.Match[str]) -> str:
+    return found[0] + _MARK
+
+
+def _marked(found: re.Match[str]) -> str:
+    character = unescape(found[0])
+    is_taken = len(character) == 1 and character >= "\u0800" and not "\ud800" <= character <= "\uf8ff"
+    before = found.string[max(0, found.start() - _SPACES) : found.start()]
+    return found[0] + _MARK if is_taken and _BEHIND_TAG.search(before) else found[0]
 
 
 def _extract(page: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
-    return extract_plain_text(page, main_content=True, alt_texts=True, skip_elements=_SKIPPED)
+    text = extract_plain_text(page, main_content=True, alt_texts=True, skip_elements=_SKIPPED)
+    return text.replace(_MARK, "")

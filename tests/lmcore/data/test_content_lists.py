@@ -172,3 +172,10 @@ def test_a_page_that_is_no_good_html_keeps_its_words(seed, size):
     changed = keep_content(page)
     assert re.findall(r"word\d+", changed) == words
     assert re.sub(r"<[^>]*>|x+(?=</script>)", "", changed) == re.sub(r"<[^>]*>", "", page)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_menu_element_is_a_list(path):
+    page = wrapped(ul().replace("ul>", "menu>") + f"<p>{ITEMS[0]} Later</p>", path)
+    assert main_text(page) == main_text(page.replace("menu>", "ul>"))
+    assert all(kept(page))

@@ -178,3 +178,14 @@ def test_where_the_header_is_wrong_the_page_is_asked(language, encoding):
 def test_a_header_that_names_utf_16_is_believed_if_the_bytes_agree():
     assert decode(page("d\u00e9j\u00e0").encode("utf-16-le"), "UTF-16LE") == page("d\u00e9j\u00e0")
     assert decode(page("d\u00e9j\u00e0").encode(), "UTF-16LE") == page("d\u00e9j\u00e0")
+
+
+def test_a_character_alone_between_tags_stays_unless_it_is_an_icon():
+    letters = "\u6c34\u5186\ud55c\u0e01\u20ac\u2013\u2713\u3042\uff01"
+    cells = "".join(f"<td> {letter}\n</td>" for letter in letters)
+    text = main_text(
+        f"<p>\u559d<b>\u6c34</b>\u597d</p><table><tr>{cells}</tr></table><i>&mdash;</i><b>&#x6C34;</b>"
+    )
+    assert text.startswith("\u559d\u6c34\u597d")
+    assert "".join(text.split())[3:] == f"{letters}\u2014\u6c34"
+    assert main_text("<p>Mill<i>\ue001</i><b>&#xe900;</b><a>\u00b6</a><a>&para;</a>") == "Mill"
