@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import multiprocessing
 import os
 import queue
@@ -205,6 +206,7 @@ def page_pool(count: int) -> Iterator[None]:
 
 def _serve(descriptor: int) -> None:
     """Answer until the other end is closed, as it is when its process ends."""
+    gc.freeze()  # what was imported stays, and need not be looked at again and again
     with Connection(descriptor) as connection:
         while True:
             try:
