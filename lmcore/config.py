@@ -116,7 +116,8 @@ class SourceConfig(Config):
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz); "
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc and "
+        ".wet (.gz, .zst), .arc (.gz); "
         "of a data set its folder, or else owner/name on the hub",
         identity=False,
     )

@@ -43,7 +43,12 @@ def page(findings: Findings) -> str:
         "Duplicates": _clusters(findings),
         "What each rule dropped": _samples(findings),
         "Tokens": _tokens(findings),
-        "Masked": _masked(findings.masked),
+        "Masked": _counted(findings.masked, "Became placeholders of their kind.", "masked"),
+        "Without a page": _counted(
+            findings.without_page,
+            "Records of web archives that hold no page, and are no documents.",
+            "records",
+        ),
         "Set aside": _set_aside(findings),
     }
     present = {title: body for title, body in sections.items() if body}
@@ -229,11 +234,11 @@ def _tokens(findings: Findings) -> str:
     return about + _table(headings, rows)
 
 
-def _masked(masked: Mapping[str, int]) -> str:
-    if not masked:
+def _counted(counts: Mapping[str, int], about: str, heading: str) -> str:
+    if not counts:
         return ""
-    rows = [(escape(kind), f"{many:,}") for kind, many in sorted(masked.items(), key=lambda item: -item[1])]
-    return "<p>Became placeholders of their kind.</p>" + _table(("kind", "masked#"), rows)
+    rows = [(escape(kind), f"{many:,}") for kind, many in sorted(counts.items(), key=lambda item: -item[1])]
+    return f"<p>{about}</p>" + _table(("kind", f"{heading}#"), rows)
 
 
 def _set_aside(findings: Findings) -> str:

@@ -37,7 +37,8 @@ from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
-from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
+from lmcore.data.page_texts import page_pool
+from lmcore.data.pool import Processes, Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
 from lmcore.data.privacy import mask_texts, masks
 from lmcore.data.quality import stored_signals
@@ -95,6 +96,8 @@ _STORED: dict[str, Any] = {
     "write_page_checksum": True,
 }
 _THREADS = 2
+# A process that takes the texts of pages starts in a fifth of a second.
+_PAGES_ALONE_UP_TO_BYTES = 8_000_000
 _RAW_OF_SHARD = 64_000_000  # bytes of records that cannot be read that are kept of a shard
 _RAW_AT_LEAST = 4_096  # of each, however many there are
 
@@ -167,7 +170,7 @@ def build_documents(
     results: list[ShardResult] = []
     digests: list[str] = []
     made = 0
-    with _workshop(workshop, config, inventory, out) as shop:
+    with _workshop(workshop, config, inventory, out, len(shards)) as shop:
         artifacts = shop.make(_unit(config, shard, inventory, out) for shard in shards)
         for number, (shard, artifact) in enumerate(zip(shards, artifacts, strict=True)):
             result = ShardResult.from_json(artifact.summary)
@@ -222,17 +225,34 @@ def _summary(
 
 @contextlib.contextmanager
 def _workshop(
-    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path
+    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path, num_shards: int
 ) -> Iterator[Workshop]:
     workers = workshop.workers if workshop else local_workers(config, inventory.text_bytes)
     # Another process cannot see fsspec's in-memory files.
     if any(file.url.startswith("memory:") for file in inventory.files):
         workers = Threads(workers.count)
-    if workshop:
-        yield Workshop(workshop.root, workers)
-        return
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
-        yield Workshop(Path(folder), workers)
+    pages = _bytes_of_pages(config, inventory)
+    if isinstance(workers, Processes) and config.executor == "auto" and 2 * pages > inventory.text_bytes:
+        # Most of the work is that of the pool below, however few shards there are. What is Python's and goes
+        # on here keeps processes busy as well, if there are shards enough.
+        is_much = masker_of(config.privacy) is not None or config.language.enabled
+        if not (is_much and num_shards >= 2 * workers.count):
+            workers = Threads(workers.count + 1)
+    in_threads = isinstance(workers, Threads) and workers.count > 1 and pages > _PAGES_ALONE_UP_TO_BYTES
+    with page_pool(config.workers or os.cpu_count() or 1) if in_threads else contextlib.nullcontext():
+        if workshop:
+            yield Workshop(workshop.root, workers)
+            return
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
+            yield Workshop(Path(folder), workers)
+
+
+def _bytes_of_pages(config: DataConfig, inventory: Inventory) -> int:
+    """About how much of the inventory's text is web pages, in bytes."""
+    in_html = {source.name for source in config.sources if source.text_format == "html"}
+    web = (*ARCHIVE_SUFFIXES, *PAGE_SUFFIXES)
+    files = (file for file in inventory.files if file.suffix in web or file.source in in_html)
+    return sum(file.text_bytes for file in files)
 
 
 def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
@@ -250,7 +270,6 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
         "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
-        "fastwarc": archives,
     }
     named = (name for name, is_used in used.items() if is_used)
     return ("pyarrow", UNICODE, *named, *presidio_libraries(config.privacy.presidio))
@@ -327,7 +346,7 @@ def _batches(
     books = result.books
     rows: list[_Row] = []
     held = raw_bytes = 0
-    for file, record in _records(config, shard):
+    for file, record in _records(config, shard, books.without_page):
         if isinstance(record, Quarantined):
             books.documents_in += record.num_records
             books.quarantined += record.num_records
@@ -349,10 +368,13 @@ def _batches(
         yield rows
 
 
-def _records(config: DataConfig, shard: Shard) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
+def _records(
+    config: DataConfig, shard: Shard, without_page: Counter[str]
+) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
+        options: dict[str, Any] = {"as_bytes": True, "without_page": without_page}
         try:
-            for record in read_records(file, shard.source, config.limits, as_bytes=True):
+            for record in read_records(file, shard.source, config.limits, **options):
                 yield file, record
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise DataError(

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import orjson
@@ -21,10 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import LimitsConfig, SourceConfig
-from lmcore.data import html, warc
+from lmcore.data import warc
+from lmcore.data.page_texts import Unread, with_texts
 from lmcore.data.row_groups import GroupsPart, groups_within, part_digest
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks
+from lmcore.data.web_pages import BrokenPageError, page_of
 from lmcore.errors import DataError
 
 RAW_BYTES_KEPT = 1 << 20  # of a record that cannot be read: nearly all are kept whole
@@ -86,7 +89,12 @@ class _BadRecordError(Exception):
 
 
 def read_records(
-    file: SourceFile, source: SourceConfig, limits: LimitsConfig, *, as_bytes: bool = False
+    file: SourceFile,
+    source: SourceConfig,
+    limits: LimitsConfig,
+    *,
+    as_bytes: bool = False,
+    without_page: Counter[str] | None = None,
 ) -> Iterator[Record | Quarantined]:
     """Read the records of ``file`` in order.
 
@@ -95,15 +103,18 @@ def read_records(
         source: How its records are read.
         limits: On their size.
         as_bytes: Whether texts may be given in UTF-8, where they were found so: in a quarter of the time.
+        without_page: Gets the records of a web archive that hold no page, by what they hold; they are
+            neither read nor quarantined.
 
     Raises:
         DataError: the file changed since the inventory, or a Parquet file lacks a named column.
     """
+    others = Counter() if without_page is None else without_page
+    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
+        return _with_texts(_read_archive(file, limits, others))
     are_pages = source.text_format == "html" or file.suffix in PAGE_SUFFIXES
     records = _read(file, source, limits, as_bytes and not are_pages)
-    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
-        return records
-    return map(_text_of_page, records) if are_pages else records
+    return _with_texts(map(_unread, records)) if are_pages else records
 
 
 def _read(
@@ -111,24 +122,30 @@ def _read(
 ) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
         yield from _read_parquet(file, source, limits)
-    elif file.suffix in ARCHIVE_SUFFIXES:
-        yield from _read_archive(file, limits)
     elif file.suffix in PAGE_SUFFIXES:
-        yield _read_whole(file, limits, html.decode)
+        yield _read_whole(file, limits, bytes)
     elif file.suffix in WHOLE_FILE_SUFFIXES:
         yield _read_whole(file, limits, _decode)
     else:
         yield from _read_lines(file, source, limits, as_bytes)
 
 
-def _text_of_page(record: Record | Quarantined) -> Record | Quarantined:
+def _with_texts(records: Iterator[Unread | Quarantined]) -> Iterator[Record | Quarantined]:
+    for record, text in with_texts(records):
+        if isinstance(record, Quarantined):
+            yield record
+        elif isinstance(text, str):
+            yield Record(record.index, record.id, text)
+        else:
+            raw = record.raw if isinstance(record.raw, bytes) else record.raw.encode("utf-8", "replace")
+            yield _quarantine(record.index, record.offset, str(text), raw, record.num_bytes)
+
+
+def _unread(record: Record | Quarantined) -> Unread | Quarantined:
+    """A record as a page whose text is yet to be taken; its bytes are not decoded."""
     if isinstance(record, Quarantined):
         return record
-    try:
-        return replace(record, text=html.main_text(text_of(record)))
-    except html.TooDeepError as error:
-        raw = text_of(record).encode("utf-8", "replace")
-        return _quarantine(record.index, None, str(error), raw)
+    return Unread(record.index, record.id, (record.text, "", True), record.text)
 
 
 def text_of(record: Record) -> str:
@@ -137,7 +154,7 @@ def text_of(record: Record) -> str:
 
 
 def _read_whole(
-    file: SourceFile, limits: LimitsConfig, decode: Callable[[bytes], str]
+    file: SourceFile, limits: LimitsConfig, decode: Callable[[bytes], str | bytes]
 ) -> Record | Quarantined:
     with file.open() as stream:
         raw = stream.read(limits.max_record_bytes + 1)
@@ -154,19 +171,22 @@ def _read_whole(
 # --- web archives ----------------------------------------------------------------------------------
 
 
-def _read_archive(file: SourceFile, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
+def _read_archive(
+    file: SourceFile, limits: LimitsConfig, without_page: Counter[str]
+) -> Iterator[Unread | Quarantined]:
     index, most = 0, int(limits.max_expansion * file.num_bytes)
-    gzip = file.suffix.endswith(".gz")
     with file.open() as stored:
         stream = _Digesting(stored)
         try:
             for found in warc.records(
-                stream, gzip=gzip, max_bytes=limits.max_record_bytes, max_total_bytes=most
+                stream, suffix=file.suffix, max_bytes=limits.max_record_bytes, max_total_bytes=most
             ):
                 record = (
                     _lost(index, found) if isinstance(found, warc.Lost) else _page(index, found, file, limits)
                 )
-                if record:
+                if isinstance(record, str):
+                    without_page[record] += 1
+                else:
                     yield record
                     index += 1
         except warc.ExpandsError:
@@ -182,19 +202,19 @@ def _lost(index: int, lost: warc.Lost) -> Quarantined:
 
 def _page(
     index: int, found: warc.Framed, file: SourceFile, limits: LimitsConfig
-) -> Record | Quarantined | None:
+) -> Unread | Quarantined | str:
     try:
-        page = warc.page_of(found, limits.max_record_bytes)
-        if page is None:
-            return None
+        page = page_of(found, limits.max_record_bytes)
+        if isinstance(page, str):
+            return page
         if max(found.num_bytes, len(page.content)) > limits.max_record_bytes:
             raise _BadRecordError(_too_large(limits))
-        text = html.decode(page.content, page.charset)
-        text = html.main_text(text) if page.is_html else text
-    except (_BadRecordError, warc.BrokenPageError, html.TooDeepError) as error:
+    except (_BadRecordError, BrokenPageError) as error:
         return _quarantine(index, found.offset, str(error), found.block, found.num_bytes)
     # An address alone is no name: archives hold what it gave at several times.
-    return Record(index, f"{file.name}#{index} {page.url}", text)
+    name = f"{file.name}#{index} {page.url}"
+    raw = found.block[:RAW_BYTES_KEPT]
+    return Unread(index, name, (page.content, page.charset, page.is_html), raw, found.offset, found.num_bytes)
 
 
 # --- lines of JSON ---------------------------------------------------------------------------------
