@@ -235,7 +235,7 @@ def _workshop(
     if isinstance(workers, Processes) and config.executor == "auto" and 2 * pages > inventory.text_bytes:
         # Most of the work is that of the pool below, however few shards there are. What is Python's and goes
         # on here keeps processes busy as well, if there are shards enough.
-        is_much = masker_of(config.privacy) is not None or config.language.enabled
+        is_much = bool(config.privacy.presidio.entities) or config.language.enabled
         if not (is_much and num_shards >= 2 * workers.count):
             workers = Threads(workers.count + 1)
     in_threads = isinstance(workers, Threads) and workers.count > 1 and pages > _PAGES_ALONE_UP_TO_BYTES
