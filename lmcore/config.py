@@ -364,6 +364,11 @@ class NearDedupConfig(Config):
     num_bands: int = setting(14, "Bands; more find less alike ones", unit="bands", ge=1, le=64)
     band_rows: int = setting(8, "Values that must agree in a band; more ask for more likeness", ge=1, le=64)
     seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
+    numbers: Literal["keep", "fold"] = setting(
+        "keep",
+        "keep: other numbers are other words; fold: any number is the same word, so that texts of one template "
+        "are alike",
+    )
 
 
 class RepeatedLinesConfig(Config):
@@ -425,7 +430,11 @@ class DataConfig(Config):
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
     language: LanguageConfig = setting(LanguageConfig(), "Which languages are kept")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
-    exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
+    exact_dedup: bool = setting(
+        True,
+        "Keep one of several documents with the same text; blanks at the ends of lines and blank lines do not "
+        "count",
+    )
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
     repeated_lines: RepeatedLinesConfig = setting(RepeatedLinesConfig(), "Lines that many documents share")
     decontamination: DecontaminationConfig = setting(

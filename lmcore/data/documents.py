@@ -40,7 +40,7 @@ from lmcore.data.language import language_columns, language_fields
 from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
 from lmcore.data.privacy import masker_of
-from lmcore.data.quality import stored_signals
+from lmcore.data.quality import measures_text, stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
 from lmcore.data.shards import Shard, cut
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, Inventory, SourceFile
@@ -72,7 +72,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 SHARD_SETTINGS = (
     "data.limits.max_record_bytes",
     "data.limits.max_expansion",
@@ -247,6 +247,7 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
     sources = (*config.sources, *config.decontamination.sources)
     in_html = any(source.text_format == "html" for source in sources)
     used = {
+        "icu4py": counts_words(config),
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
         "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
@@ -425,6 +426,12 @@ def _contamination(texts: pa.Array, config: DataConfig, ngrams: Path) -> list[pa
     from lmcore.data.contamination import count_shared
 
     return [column(count_shared(texts, ngrams, config.decontamination.ngram_words))]
+
+
+def counts_words(config: DataConfig) -> bool:
+    """Whether words are looked at, which ICU finds in scripts without spaces."""
+    by_rules = measures_text(config.quality)
+    return by_rules or config.near_dedup.enabled or bool(config.decontamination.sources)
 
 
 def band_names(config: DataConfig) -> list[str]:

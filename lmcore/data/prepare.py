@@ -42,9 +42,9 @@ __all__ = [
     "workshop",
 ]
 
-DOCUMENTS_VERSION = 5
+DOCUMENTS_VERSION = 6
 DOCUMENTS_SETTINGS = ("data.sources", "data.limits", "data.shard_bytes", *SHARD_SETTINGS)
-SPLITS_VERSION = 5
+SPLITS_VERSION = 6
 SPLITS_SETTINGS = (
     "data.quality",
     "data.language.enabled",

@@ -143,6 +143,11 @@ def takes_lines_out(config: QualityConfig) -> bool:
     return "c4" in PROFILES[config.profile]
 
 
+def measures_text(config: QualityConfig) -> bool:
+    """Whether the rules of ``config.profile`` look at words and lines of prose."""
+    return bool({"repetition", "gopher", "c4", "fineweb"} & {*PROFILES[config.profile]})
+
+
 def stored_signals(config: DataConfig) -> tuple[str, ...]:
     """Names of all figures that are stored with a document."""
     return (*signals_of(config.quality), *([CONTAMINATED_SIGNAL] if config.decontamination.sources else []))

@@ -293,15 +293,15 @@ class _Call:
     work: Path
     out: Path
     end_of_generation: int
-    forced: tuple[int, int] | None = None  # row, and the split that it must go to
+    forced: tuple[float, int] | None = None  # a draw, and the split that what drew it must go to
 
 
 @dataclass(frozen=True)
 class _Decided:
     books: Books
     digests: dict[Split, int]  # sums of content hashes: the same whatever the shards
-    lowest: tuple[float, int]  # smallest draw of what was kept, and its row
-    highest: tuple[float, int]
+    lowest: float  # smallest draw of what was kept
+    highest: float
 
 
 def _with_ends(shards: list[_Shard]) -> Iterator[tuple[_Shard, int]]:
@@ -363,7 +363,7 @@ def _decide(call: _Call) -> _Decided:
         )
         broken[kept & ~left], decisions[kept & ~left] = rules.index(NOTHING_LEFT), _DROPPED
     if call.forced:
-        decisions[call.forced[0]] = call.forced[1]
+        decisions[(decisions <= _TEST) & (drawn == call.forced[0])] = call.forced[1]
     columns = [
         table["doc_id"].combine_chunks(),
         table["content_hash"].combine_chunks(),
@@ -378,13 +378,12 @@ def _decide(call: _Call) -> _Decided:
     path = call.out / shard.path.name
     pq.write_table(decided, path, **_WRITTEN)
     books = _books(shard, decisions, broken, rules)
-    kept = np.flatnonzero(decisions <= _TEST)
-    least, most = (int(kept[f(drawn[kept])]) if len(kept) else -1 for f in (np.argmin, np.argmax))
+    kept = decisions <= _TEST
     return _Decided(
         books,
         {split: _sum(hashes[decisions == number]) for number, split in enumerate(SPLITS)},
-        (float(drawn[least]), least) if len(kept) else (math.inf, -1),
-        (float(drawn[most]), most) if len(kept) else (-math.inf, -1),
+        float(drawn[kept].min(initial=math.inf)),
+        float(drawn[kept].max(initial=-math.inf)),
     )
 
 
@@ -423,26 +422,27 @@ def _books(shard: _Shard, decisions: np.ndarray, broken: np.ndarray, rules: list
 
 
 def _fill_empty_split(config: DataConfig, calls: list[tuple[_Call]], results: list[_Decided]) -> str:
-    """Give a document to training or to validation if none fell there; say which."""
+    """Give a document, with its copies, to training or to validation if none fell there; say which."""
     whole = Books.total(result.books for result in results)
-    if whole.kept < 2:
+    lowest, highest = min(one.lowest for one in results), max(one.highest for one in results)
+    if whole.kept < 2 or lowest == highest:
         raise DataError(
             "the corpus cannot be split into training and validation",
             expected="at least 2 distinct documents",
-            found=str(whole.kept),
+            found=str(min(whole.kept, 1)),
             remedy="Add documents, or loosen data.quality.",
         )
     if whole.train and whole.validation:
         return ""
     if whole.train:
-        number = min(range(len(results)), key=lambda i: results[i].lowest)
-        forced = (results[number].lowest[1], _VALIDATION)
+        forced = (lowest, _VALIDATION)
         remedy = "no document fell into validation, so the one with the smallest draw was held out"
     else:
-        number = max(range(len(results)), key=lambda i: results[i].highest)
-        forced = (results[number].highest[1], _TRAIN)
+        forced = (highest, _TRAIN)
         remedy = "no document was left to train on, so the one with the largest draw was given back"
-    results[number] = _decide(dataclasses.replace(calls[number][0], forced=forced))
+    for number, result in enumerate(results):  # copies, where they are kept, lie in any shard
+        if forced[0] in (result.lowest, result.highest):
+            results[number] = _decide(dataclasses.replace(calls[number][0], forced=forced))
     return remedy
 
 

@@ -1,0 +1,162 @@
+"""Words of scripts that put no space between them: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
+
+ICU finds them by its dictionaries, and Tibetan's syllables by their marks, in runs of letters of these scripts
+alone, so a text needs no language, and one without such a script costs a glance. Both ends of a run are ends of
+words too: a word of another script that touches it is one of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from lmcore.data.arrow import text_buffers
+from lmcore.data.characters import code_point, texts_with
+from lmcore.data.compiled import compiled, inlined, kept_table
+from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
+
+_BLOCKS = (
+    (0x0E00, 0x0E7F),  # Thai
+    (0x0E80, 0x0EFF),  # Lao
+    (0x0F00, 0x0FFF),  # Tibetan
+    (0x1000, 0x109F),  # Burmese, and two blocks more
+    (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAA7F),
+    (0x1780, 0x17FF),  # Khmer
+    (0x2E80, 0x2FDF),  # Han: radicals, and the signs of repetition
+    (0x3005, 0x3007),
+    (0x3021, 0x3029),
+    (0x3038, 0x303B),
+    (0x3041, 0x30FF),  # Hiragana and Katakana
+    (0x31F0, 0x31FF),
+    (0xFF66, 0xFF9F),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x1AFF0, 0x1B16F),
+    (0x20000, 0x323AF),
+)
+# Of a text that ICU looks at at a time: it holds the interpreter's lock meanwhile.
+_BYTES_AT_A_TIME = 1 << 18
+
+_beyond_ascii = in_ranges((0x80, 0xFF))
+
+
+@kept_table
+def unspaced_letters() -> np.ndarray:
+    """Which code points are letters, or marks on letters, of scripts without spaces; uint8 [0x110000]."""
+    letters = np.zeros(0x110000, np.uint8)
+    for first, last in _BLOCKS:
+        for code in range(first, last + 1):
+            letters[code] = unicodedata.category(chr(code)) in ("Lo", "Lm", "Mn", "Mc", "Nl", "So")
+    return letters
+
+
+def spaced(texts: pa.Array) -> pa.Array:
+    """``texts`` (``pa.large_string`` without nulls) with a space at both ends of each word that has none."""
+    data, offsets = text_buffers(texts)
+    breaks = word_breaks(data, offsets)
+    if not len(breaks):
+        return texts
+    first, last = int(offsets[0]), int(offsets[-1])
+    new = np.insert(data[first:last], breaks - first, ord(" "))
+    ends = offsets - first + np.searchsorted(breaks, offsets)
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(new))
+
+
+def word_breaks(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Places in ``data`` at which a word of a script without spaces begins or ends; int64, ascending.
+
+    Args:
+        data: UTF-8 bytes of texts; uint8.
+        offsets: Where each starts and ends; int64 [n + 1].
+    """
+    letters = unspaced_letters()
+    wanted = texts_with(letters, data, offsets)
+    if not wanted.any():
+        return np.empty(0, np.int64)
+    # A run and what parts it from the next are four bytes at least.
+    most = int((np.diff(offsets)[wanted] // 4 + 1).sum())
+    runs, count = np.empty((most, 2), np.int64), np.zeros(1, np.int64)
+    _find_runs(data, offsets, wanted.view(np.uint8), letters, runs, count)
+    parts = [_breaks_in(data, some) for some in _in_parts(runs[: count[0]])]
+    return np.unique(np.concatenate(parts))
+
+
+def _in_parts(runs: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut ``runs`` (int64 [n, 2]) into parts of about as many bytes as are looked at at a time."""
+    part = (runs[:, 1] - runs[:, 0]).cumsum() // _BYTES_AT_A_TIME
+    edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(runs)]
+    return (runs[start:end] for start, end in itertools.pairwise(edges))
+
+
+def _breaks_in(data: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """Ends of words in ``runs`` of ``data``, their first and last bytes included; int64."""
+    from icu4py.breakers import WordBreaker  # 40 MB of dictionaries, for nothing in most corpora
+
+    # Between two runs is a new line, at both ends of which ICU breaks.
+    starts = np.zeros(len(runs) + 1, np.int64)
+    np.cumsum(runs[:, 1] - runs[:, 0] + 1, out=starts[1:])
+    text = np.empty(int(starts[-1]), np.uint8)
+    _join(data, runs, text)
+    # Any locale: the rules and dictionaries for words are the same for all.
+    segments = WordBreaker(text.tobytes().decode("utf-8"), "en").segments()
+    ends = np.fromiter(itertools.chain.from_iterable(segments), np.int64)[1::2]
+    # ICU counts in UTF-16.
+    places = np.flatnonzero((text & 0xC0) != 0x80)
+    if (text >= 0xF0).any():
+        places = np.repeat(places, 1 + (text[places] >= 0xF0))
+    ends = np.r_[0, places[ends[:-1]]]  # the last is that of the last new line
+    run = np.searchsorted(starts, ends, "right") - 1
+    return ends - starts[run] + runs[run, 0]
+
+
+@compiled
+def _join(data, runs, text):
+    """Write ``runs`` of ``data`` to ``text``, with a new line behind each."""
+    at = 0
+    for r in range(len(runs)):
+        for i in range(runs[r, 0], runs[r, 1]):
+            text[at] = data[i]
+            at += 1
+        text[at] = 10
+        at += 1
+
+
+@compiled
+def _find_runs(data, offsets, wanted, letters, runs, count):
+    """Note the runs of ``letters`` in texts that are ``wanted``: first byte and the one behind the last."""
+    n = 0
+    for d in range(len(offsets) - 1):
+        i, end = offsets[d], offsets[d + 1]
+        while wanted[d] and i < end:
+            if data[i] < 0x80:
+                i = _behind_ascii(data, i, end)
+                continue
+            c, size = code_point(data, i)
+            if not letters[c]:
+                i += size
+                continue
+            runs[n, 0] = i
+            while i < end and data[i] >= 0x80:
+                c, size = code_point(data, i)
+                # Characters without width are of the run: Khmer writes U+200B between words.
+                if not letters[c] and not 0x200B <= c <= 0x200D and c != 0x2060:
+                    break
+                i += size
+            runs[n, 1] = i
+            n += 1
+    count[0] = n
+
+
+@inlined
+def _behind_ascii(data, i, end):
+    """The first byte beyond ASCII from ``i`` on, or a byte before it that is near ``end``."""
+    if i + LANES > len(data):
+        return i + 1
+    found = _beyond_ascii(data, i)
+    return min(end, i + (np.int64(trailing_zeros(found)) if found else LANES))
