@@ -1,8 +1,8 @@
-"""The canonical form of a text: two texts that differ by white space at the ends of lines alone share it.
+"""The canonical form of a text: texts that differ by white space at the ends of lines alone share it.
 
-Copies are found by it, and it decides on which side of a split a text falls. Its rule: no line has white space
-at its end, there is no blank line, and the text begins with no white space. What stands inside a line counts,
-its indentation too, but for the first line's. White space is ``WHITE_SPACE``.
+Copies are found by it, and it decides on which side of a split a text falls. Its rule: no line has white
+space at its end, there is no blank line, and the text begins with no white space. What stands inside a line
+counts, its indentation too, but for the first line's. White space is ``WHITE_SPACE``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lmcore.data.lanes import LANES, copy64, in_ranges, trailing_zeros
 # What str.isspace takes for space (controls are gone by now), and characters without width that no word needs
 # at its end: zero-width space, word joiner and byte order mark.
 WHITE_SPACE = (
-    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
-    "\u200a\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+    "\u2009\u200a\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 )
 
 _new_lines = in_ranges((10, 10))

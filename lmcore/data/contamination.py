@@ -1,7 +1,8 @@
 """Text of evaluation sets in documents: word n-grams that both hold (Brown et al. 2020, appendix C).
 
 Words are those of near duplicates (``lmcore.data.minhash``): runs of letters and digits in lower case, any
-number being 0, and in scripts without spaces those that are found there. An item with fewer words than an n-gram has none, and is counted as not looked for.
+number being 0, and in scripts without spaces those that are found there. An item with fewer words than an
+n-gram has none, and is counted as not looked for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Near duplicates: MinHash of word shingles, compared by bands (Broder 1997; Leskovec et al. 2020, ch. 3).
 
-A word is a run of letters and digits in lower case; in scripts without spaces, one that ``lmcore.data.segments``
-finds. With ``numbers: fold`` any number is 0, so that texts of one template have the same shingles. Two documents
-of Jaccard similarity J share a band of r values with chance J^r, and at least one of b bands with
+A word is a run of letters and digits in lower case; in scripts without spaces, what ``lmcore.data.segments``
+finds. With ``numbers: fold`` any number is 0, so that texts of one template have the same shingles. Two
+documents of Jaccard similarity J share a band of r values with chance J^r, and at least one of b bands with
 1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 bands of 8, which are FineWeb's.
 """
 
@@ -84,14 +84,15 @@ def _new_words(size: int) -> Words:
 _rooms = (Rooms(_new_words), Rooms(_new_words))
 
 
-def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
+def band_hashes(texts: pa.Array, config: NearDedupConfig, *, unspaced: bool = True) -> np.ndarray:
     """Hash of each band of each document's signature; uint64 [n, num_bands], 0 where a text has no word.
 
     Args:
         texts: ``pa.large_string`` without nulls.
         config: Words of a shingle, bands, rows, seed and what numbers are.
+        unspaced: Whether one of ``texts`` may hold a script without spaces.
     """
-    data, offsets = text_buffers(spaced(texts))
+    data, offsets = text_buffers(spaced(texts) if unspaced else texts)
     fold = int(config.numbers == "fold")
     draw = np.random.default_rng(config.seed)
     size = config.num_bands * config.band_rows

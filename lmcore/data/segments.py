@@ -1,8 +1,8 @@
 """Words of scripts that put no space between them: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
 
-ICU finds them by its dictionaries, and Tibetan's syllables by their marks, in runs of letters of these scripts
-alone, so a text needs no language, and one without such a script costs a glance. Both ends of a run are ends of
-words too: a word of another script that touches it is one of its own.
+ICU finds them by its dictionaries, and Tibetan's syllables by their marks, in runs of letters of these
+scripts alone, so a text needs no language, and one without such a script costs a glance. Both ends of a run
+are ends of words too: a word of another script that touches it is one of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.data.arrow import text_buffers
-from lmcore.data.characters import code_point, texts_with
+from lmcore.data.characters import code_point
 from lmcore.data.compiled import compiled, inlined, kept_table
 from lmcore.data.lanes import LANES, in_ranges, trailing_zeros
 
@@ -44,6 +44,7 @@ _BLOCKS = (
 _BYTES_AT_A_TIME = 1 << 18
 
 _beyond_ascii = in_ranges((0x80, 0xFF))
+_may_begin = in_ranges((0xE0, 0xF0))  # first bytes of the letters of these scripts
 
 
 @kept_table
@@ -76,13 +77,14 @@ def word_breaks(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         offsets: Where each starts and ends; int64 [n + 1].
     """
     letters = unspaced_letters()
-    wanted = texts_with(letters, data, offsets)
+    wanted = np.zeros(len(offsets) - 1, np.uint8)
+    _look_for(letters, data, offsets, wanted)
     if not wanted.any():
         return np.empty(0, np.int64)
     # A run and what parts it from the next are four bytes at least.
-    most = int((np.diff(offsets)[wanted] // 4 + 1).sum())
+    most = int((np.diff(offsets)[wanted > 0] // 4 + 1).sum())
     runs, count = np.empty((most, 2), np.int64), np.zeros(1, np.int64)
-    _find_runs(data, offsets, wanted.view(np.uint8), letters, runs, count)
+    _find_runs(data, offsets, wanted, letters, runs, count)
     parts = [_breaks_in(data, some) for some in _in_parts(runs[: count[0]])]
     return np.unique(np.concatenate(parts))
 
@@ -113,6 +115,27 @@ def _breaks_in(data: np.ndarray, runs: np.ndarray) -> np.ndarray:
     ends = np.r_[0, places[ends[:-1]]]  # the last is that of the last new line
     run = np.searchsorted(starts, ends, "right") - 1
     return ends - starts[run] + runs[run, 0]
+
+
+@compiled
+def _look_for(letters, data, offsets, found):
+    """Mark in ``found`` the texts that hold one of ``letters``."""
+    for d in range(len(found)):
+        i, end = offsets[d], offsets[d + 1]
+        while i < end and not found[d]:
+            if i + LANES > len(data):  # the end of the last text
+                if 0xE0 <= data[i] <= 0xF0 and letters[code_point(data, i)[0]]:
+                    found[d] = 1
+                i += 1
+                continue
+            begun = _may_begin(data, i)
+            if end - i < LANES:
+                begun &= (np.uint64(1) << np.uint64(end - i)) - np.uint64(1)
+            while begun:
+                if letters[code_point(data, i + np.int64(trailing_zeros(begun)))[0]]:
+                    found[d] = 1
+                begun &= begun - np.uint64(1)
+            i += LANES
 
 
 @compiled

@@ -222,7 +222,7 @@ def spread(data, start, end, page):
 
 @inlined
 def mark_breaks(page, n, breaks, first, last, start):
-    """Mark on ``page``, a text of ``n`` characters that starts at byte ``start``, its ``breaks`` [first, last)."""
+    """Mark ``breaks`` [first, last) on ``page``: ``n`` characters of a text that starts at byte ``start``."""
     i = 0
     for k in range(first, last):
         while i < n and page.offset[i] < breaks[k] - start:
@@ -235,7 +235,7 @@ def mark_breaks(page, n, breaks, first, last, start):
 
 @inlined
 def _parts_words(page, i):
-    """Whether a zero-width space (U+200B) or a Tibetan mark between syllables (U+0F0B, U+0F0C) is at ``i``."""
+    """Whether a zero-width space (U+200B) or a mark between syllables (U+0F0B, U+0F0C) is at ``i``."""
     k = np.int64(page.offset[i])
     a, b, c = page.raw[k], page.raw[k + 1], page.raw[k + 2]
     return (a == 0xE2 and b == 0x80 and c == 0x8B) or (a == 0xE0 and b == 0xBC and (c == 0x8B or c == 0x8C))
