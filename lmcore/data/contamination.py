@@ -59,18 +59,19 @@ def read_evaluation_sets(config: DataConfig, files: Iterable[SourceFile]) -> Eva
     return Evaluated(np.unique(np.concatenate(parts)), items, too_short)
 
 
-def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
+def count_shared(texts: pa.Array, table: Path, size: int, breaks: np.ndarray | None = None) -> np.ndarray:
     """N-grams of each of ``texts`` (``pa.large_string``) that are in ``table``; float64 [n].
 
     Args:
         texts: Documents.
         table: File of hashes (``Evaluated.hashes``), written by numpy.
         size: Words of an n-gram.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
     """
     from lmcore.data.minhash import ngram_hashes
 
     wanted = np.load(table)
-    hashes, counts = ngram_hashes(texts, size)
+    hashes, counts = ngram_hashes(texts, size, breaks)
     places = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
     found = (wanted[places] == hashes) if len(wanted) else np.zeros(len(hashes), bool)
     totals = np.r_[0, np.cumsum(found)]

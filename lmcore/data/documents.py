@@ -397,7 +397,7 @@ def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: 
         measured.texts,
         content_hashes(measured.texts),
         *map(column, measured.signals.values()),
-        *_contamination(measured.texts, config, ngrams),
+        *_contamination(measured, config, ngrams),
         *map(column, bands),
         *script_columns(measured.texts, config.quality),
         *language_columns(measured.texts, config.language),
@@ -420,16 +420,17 @@ def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.nda
     measured = measure(texts, config.quality)
     if not config.near_dedup.enabled:
         return measured, []
-    bands = band_hashes(measured.texts, config.near_dedup, unspaced=measured.unspaced)
+    bands = band_hashes(measured.texts, config.near_dedup, measured.breaks)
     return measured, list(np.ascontiguousarray(bands.T))
 
 
-def _contamination(texts: pa.Array, config: DataConfig, ngrams: Path) -> list[pa.Array]:
+def _contamination(measured: Measured, config: DataConfig, ngrams: Path) -> list[pa.Array]:
     if not config.decontamination.sources:
         return []
     from lmcore.data.contamination import count_shared
 
-    return [column(count_shared(texts, ngrams, config.decontamination.ngram_words))]
+    size = config.decontamination.ngram_words
+    return [column(count_shared(measured.texts, ngrams, size, measured.breaks))]
 
 
 def counts_words(config: DataConfig) -> bool:

@@ -84,15 +84,15 @@ def _new_words(size: int) -> Words:
 _rooms = (Rooms(_new_words), Rooms(_new_words))
 
 
-def band_hashes(texts: pa.Array, config: NearDedupConfig, *, unspaced: bool = True) -> np.ndarray:
+def band_hashes(texts: pa.Array, config: NearDedupConfig, breaks: np.ndarray | None = None) -> np.ndarray:
     """Hash of each band of each document's signature; uint64 [n, num_bands], 0 where a text has no word.
 
     Args:
         texts: ``pa.large_string`` without nulls.
         config: Words of a shingle, bands, rows, seed and what numbers are.
-        unspaced: Whether one of ``texts`` may hold a script without spaces.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
     """
-    data, offsets = text_buffers(spaced(texts) if unspaced else texts)
+    data, offsets = text_buffers(spaced(texts, breaks))
     fold = int(config.numbers == "fold")
     draw = np.random.default_rng(config.seed)
     size = config.num_bands * config.band_rows
@@ -109,18 +109,21 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig, *, unspaced: bool = Tr
     return bands
 
 
-def ngram_hashes(texts: pa.Array, size: int, *, fold: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def ngram_hashes(
+    texts: pa.Array, size: int, breaks: np.ndarray | None = None, *, fold: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the runs of ``size`` words of ``texts``, one text after another.
 
     Args:
         texts: ``pa.large_string`` without nulls.
         size: Words of a run.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
         fold: Whether any number is 0.
 
     Returns:
         Hashes, uint64 [sum of counts], and how many each text has, int64 [n].
     """
-    data, offsets = text_buffers(spaced(texts))
+    data, offsets = text_buffers(spaced(texts, breaks))
     longest = int(np.diff(offsets).max(initial=0))
     # A word and the space behind it are two bytes at least.
     hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)

@@ -57,10 +57,15 @@ def unspaced_letters() -> np.ndarray:
     return letters
 
 
-def spaced(texts: pa.Array) -> pa.Array:
-    """``texts`` (``pa.large_string`` without nulls) with a space at both ends of each word that has none."""
+def spaced(texts: pa.Array, breaks: np.ndarray | None = None) -> pa.Array:
+    """``texts`` with a space at both ends of each word that has none.
+
+    Args:
+        texts: ``pa.large_string`` without nulls.
+        breaks: ``word_breaks`` of them, if known.
+    """
     data, offsets = text_buffers(texts)
-    breaks = word_breaks(data, offsets)
+    breaks = word_breaks(data, offsets) if breaks is None else breaks
     if not len(breaks):
         return texts
     first, last = int(offsets[0]), int(offsets[-1])
@@ -86,7 +91,8 @@ def word_breaks(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     runs, count = np.empty((most, 2), np.int64), np.zeros(1, np.int64)
     _find_runs(data, offsets, wanted, letters, runs, count)
     parts = [_breaks_in(data, some) for some in _in_parts(runs[: count[0]])]
-    return np.unique(np.concatenate(parts))
+    breaks = np.concatenate(parts)
+    return breaks[np.r_[True, np.diff(breaks) > 0]]  # a text may begin where the one before ended
 
 
 def _in_parts(runs: np.ndarray) -> Iterator[np.ndarray]:
@@ -101,20 +107,14 @@ def _breaks_in(data: np.ndarray, runs: np.ndarray) -> np.ndarray:
     from icu4py.breakers import WordBreaker  # 40 MB of dictionaries, for nothing in most corpora
 
     # Between two runs is a new line, at both ends of which ICU breaks.
-    starts = np.zeros(len(runs) + 1, np.int64)
-    np.cumsum(runs[:, 1] - runs[:, 0] + 1, out=starts[1:])
-    text = np.empty(int(starts[-1]), np.uint8)
+    text = np.empty(int((runs[:, 1] - runs[:, 0] + 1).sum()), np.uint8)
     _join(data, runs, text)
     # Any locale: the rules and dictionaries for words are the same for all.
     segments = WordBreaker(text.tobytes().decode("utf-8"), "en").segments()
-    ends = np.fromiter(itertools.chain.from_iterable(segments), np.int64)[1::2]
-    # ICU counts in UTF-16.
-    places = np.flatnonzero((text & 0xC0) != 0x80)
-    if (text >= 0xF0).any():
-        places = np.repeat(places, 1 + (text[places] >= 0xF0))
-    ends = np.r_[0, places[ends[:-1]]]  # the last is that of the last new line
-    run = np.searchsorted(starts, ends, "right") - 1
-    return ends - starts[run] + runs[run, 0]
+    edges = np.fromiter(itertools.chain.from_iterable(segments), np.int64)
+    breaks, count = np.empty(len(edges) // 2 + 1, np.int64), np.zeros(1, np.int64)
+    _place(text, runs, edges, breaks, count)
+    return breaks[: count[0]]
 
 
 @compiled
@@ -136,6 +136,31 @@ def _look_for(letters, data, offsets, found):
                     found[d] = 1
                 begun &= begun - np.uint64(1)
             i += LANES
+
+
+@compiled
+def _place(text, runs, edges, breaks, count):
+    """Note the places of ``edges`` of words, which ICU counts in UTF-16, of what ``_join`` made of ``runs``.
+
+    Of ``edges`` each second is the end of a word, and the start of the next.
+    """
+    n = i = units = k = 0
+    last = np.int64(-1)
+    for r in range(len(runs)):
+        start = i
+        size = runs[r, 1] - runs[r, 0]
+        while i <= start + size:
+            while k < len(edges) and edges[k] < units:
+                k += 1
+            if i == start or (k < len(edges) and edges[k] == units):
+                place = runs[r, 0] + i - start
+                if place != last:
+                    breaks[n] = last = place
+                    n += 1
+            c = text[i]
+            i += 1 if c < 0x80 else 2 if c < 0xE0 else 3 if c < 0xF0 else 4
+            units += 2 if c >= 0xF0 else 1
+    count[0] = n
 
 
 @compiled

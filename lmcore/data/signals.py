@@ -681,12 +681,12 @@ class Measured:
     Attributes:
         texts: What is left of each; ``pa.large_string`` [n].
         signals: By name; float64 [n].
-        unspaced: Whether one of them may hold a script without spaces.
+        breaks: ``word_breaks`` of the texts, where they are known.
     """
 
     texts: pa.Array
     signals: dict[str, np.ndarray]
-    unspaced: bool = True
+    breaks: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -740,7 +740,8 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
         texts = pa.LargeStringArray.from_buffers(len(texts), buffers[1], buffers[2])
-    return Measured(texts, {"chars": _chars(texts), **signals}, unspaced=len(breaks) > 0)
+    unchanged = rules is None or not len(breaks)
+    return Measured(texts, {"chars": _chars(texts), **signals}, breaks if unchanged else None)
 
 
 def measure_code(texts: pa.Array) -> Measured:
