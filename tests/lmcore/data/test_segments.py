@@ -1,6 +1,7 @@
 """Words of scripts without spaces: where they are cut, and that rules and near duplicates go by them."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.config import C4LineRules, NearDedupConfig
+from lmcore.config import C4LineRules, DataConfig, NearDedupConfig, QualityConfig
+from lmcore.data.documents import libraries_of
 from lmcore.data.minhash import band_hashes, ngram_hashes
 from lmcore.data.segments import _BYTES_AT_A_TIME, spaced, word_breaks
 from lmcore.data.signals import measure_text
@@ -114,6 +116,27 @@ def test_end_marks_of_other_scripts_end_a_line(mark, kept):
     text = f"The mill stands here.\n我们喜欢音乐和电影{mark}"
     left = measure_text(column([text]), C4LineRules(require_end_mark=True)).texts[0].as_py()
     assert len(left.split("\n")) == kept
+
+
+def test_threads_find_the_same_words():
+    texts = [column([write(language, words.split() * 20)]) for language, words in WORDS.items()]
+    alone = [spaced(text).to_pylist() for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda i: spaced(texts[i % len(texts)]).to_pylist(), range(48)))
+    assert together == [alone[i % len(texts)] for i in range(48)]
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({"quality": QualityConfig(profile="code")}, False),
+        ({"quality": QualityConfig(profile="none")}, False),
+        ({"quality": QualityConfig(profile="prose")}, True),
+        ({"quality": QualityConfig(profile="none"), "near_dedup": NEAR}, True),
+    ],
+)
+def test_icu_decides_the_key_of_documents_whose_words_are_looked_at(options, used):
+    assert ("icu4py" in libraries_of(DataConfig(**options), [])) == used
 
 
 def test_breaks_ascend_over_a_batch():
