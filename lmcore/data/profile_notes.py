@@ -6,6 +6,7 @@ and those that rules of quality drop.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -46,17 +47,13 @@ def count_languages(config: DataConfig, table: pa.Table, broken: np.ndarray) -> 
     found: Counts = Counter()
     for name in language_column(config):
         languages = sorted(set(table[name].unique().to_pylist()))
-        rules = [rule.name for rule in rules_of(config.quality)]
-        of_quality = np.where(broken < len(rules), broken, -1)
-        pairs = np.stack([places(table[name], languages), of_quality], axis=1)
-        for (language, rule), number in zip(*_distinct(pairs), strict=True):
-            found[languages[language], rules[rule] if rule >= 0 else ""] += number
+        rules = ["", *(rule.name for rule in rules_of(config.quality))]
+        of_quality = np.where(broken + 1 < len(rules), broken + 1, 0)
+        pairs = places(table[name], languages) * len(rules) + of_quality
+        counts = np.bincount(pairs, minlength=len(languages) * len(rules)).tolist()
+        for pair, number in zip(itertools.product(languages, rules), counts, strict=True):
+            found[pair] += number
     return found
-
-
-def _distinct(pairs: np.ndarray) -> tuple[list[list[int]], list[int]]:
-    rows, counts = np.unique(pairs, axis=0, return_counts=True)
-    return rows.tolist(), counts.tolist()
 
 
 def language_notes(config: DataConfig, parts: Iterable[Counts]) -> list[str]:

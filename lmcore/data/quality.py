@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +67,6 @@ MADE_FOR = {
     "fineweb": "English",
     "unspaced": "software documentation in Chinese and Japanese",
 }
-Scripts: TypeAlias = pa.Array | pa.ChunkedArray
 SCRIPT = "script"  # column of the documents
 UNSPACED = frozenset({"Chinese", "Japanese", "Thai", "Lao", "Khmer", "Burmese", "Tibetan"})
 _WITHOUT_END_MARKS = frozenset({"Thai", "Lao"})  # where a space ends a sentence
@@ -81,6 +79,22 @@ _EXEMPT = {
     "fineweb.min_ended_line_share": _WITHOUT_END_MARKS,
     "fineweb.max_short_line_share": UNSPACED,
 }
+
+
+class Scripts:
+    """The scripts that documents are written in.
+
+    Args:
+        values: Name of the script of each; ``pa.string`` [n].
+    """
+
+    def __init__(self, values: pa.Array | pa.ChunkedArray) -> None:
+        self._names = values.unique().to_pylist()
+        self._codes = places(values, self._names)
+
+    def among(self, scripts: frozenset[str]) -> np.ndarray:
+        """Which documents are in one of ``scripts``; bool [n]."""
+        return np.array([*(name in scripts for name in self._names), False])[self._codes]
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,9 @@ class Rule:
         """Which of ``values`` are dropped, of documents in ``scripts`` (None: of no script's own); bool."""
         found = values < self.limit if self.below else values > self.limit
         if self.exempt and scripts is not None:
-            found = found & (places(scripts, sorted(self.exempt)) < 0)
+            found = found & ~scripts.among(self.exempt)
         if self.only is not None:
-            found = found & (scripts is not None and places(scripts, sorted(self.only)) >= 0)
+            found = found & (scripts is not None and scripts.among(self.only))
         return found
 
 
@@ -183,7 +197,7 @@ def script_column(config: DataConfig) -> list[str]:
 
 def scripts_in(table: pa.Table) -> Scripts | None:
     """The scripts of the documents of ``table``, where they are stored."""
-    return table[SCRIPT] if SCRIPT in table.column_names else None
+    return Scripts(table[SCRIPT]) if SCRIPT in table.column_names else None
 
 
 def _first_broken(

@@ -9,7 +9,7 @@ import pytest
 
 from lmcore.config import DataConfig, GopherRules, LanguageConfig, QualityConfig, SourceConfig
 from lmcore.data.documents import build_documents
-from lmcore.data.quality import first_broken_rules
+from lmcore.data.quality import Scripts, first_broken_rules
 from lmcore.data.scripts import SCRIPTS, scripts_of
 from lmcore.data.signals import measure
 from lmcore.data.sources import take_inventory
@@ -64,7 +64,7 @@ def test_a_page_of_fifteen_sentences_is_kept(language, profile):
     measured = measure(column(texts), config)
     scripts = scripts_of(measured.texts)
     assert scripts.to_pylist() == [SCRIPT_OF[language]] * 4
-    assert first_broken_rules(config, measured.signals, 4, scripts).to_pylist() == [None] * 4
+    assert first_broken_rules(config, measured.signals, 4, Scripts(scripts)).to_pylist() == [None] * 4
     if profile in ("c4", "web"):
         assert measured.texts.to_pylist() == [
             "\n".join(line.strip() for line in text.splitlines()) for text in texts
@@ -74,7 +74,7 @@ def test_a_page_of_fifteen_sentences_is_kept(language, profile):
 def test_limits_of_their_own_drop_them_and_are_named():
     config = QualityConfig(profile="gopher", unspaced={"min_mean_word_chars": 3.0})
     measured = measure(column([page("zh")]), config)
-    found = first_broken_rules(config, measured.signals, 1, scripts_of(measured.texts))
+    found = first_broken_rules(config, measured.signals, 1, Scripts(scripts_of(measured.texts)))
     assert found.to_pylist() == ["unspaced.min_mean_word_chars"]
 
 
@@ -84,7 +84,9 @@ def test_repetition_and_short_texts_are_dropped_in_any_script():
     for profile in ("gopher", "prose"):
         config = QualityConfig(profile=profile)
         measured = measure(column(texts), config)
-        found.append(first_broken_rules(config, measured.signals, 2, scripts_of(measured.texts)).to_pylist())
+        found.append(
+            first_broken_rules(config, measured.signals, 2, Scripts(scripts_of(measured.texts))).to_pylist()
+        )
     assert found[0][0].startswith("repetition.")
     assert found[1] == [None, "gopher.min_words"]
 
