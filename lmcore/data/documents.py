@@ -399,7 +399,7 @@ def _row_group(rows: list[_Row], schema: pa.Schema, config: DataConfig, ngrams: 
         *map(column, measured.signals.values()),
         *_contamination(measured, config, ngrams),
         *map(column, bands),
-        *script_columns(measured.texts, config.quality),
+        *script_columns(texts, config.quality),  # before lines were taken out: of some texts nothing is left
         *language_columns(measured.texts, config.language),
     ]
     return _Group(pa.Table.from_arrays(columns, schema=schema), measured.num_bytes, masked)

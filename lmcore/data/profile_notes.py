@@ -25,6 +25,8 @@ _NO_LANGUAGE = ("und", "zxx", "none", "other")
 # A script of many languages, English among them: of it only what these rules drop is a matter of language.
 _MANY_LANGUAGES = "Latin"
 _OF_ENGLISH = ("gopher.min_stop_words", "gopher.min_mean_word_chars", "gopher.max_mean_word_chars")
+# Only what takes lines out leaves nothing of a text that is in a language.
+_OF_NOTHING_LEFT = "c4_lines.min_line_words"
 
 Counts = Counter[tuple[str, str]]  # documents by language and rule, which is empty where none drops them
 
@@ -79,11 +81,12 @@ def _note_of(config: DataConfig, language: str, counts: dict[str, int], total: i
     if dropped <= MOST * total:
         return ""
     rule, number = drops.most_common(1)[0]
+    rule = _OF_NOTHING_LEFT if rule == "empty" else rule
     if language == _MANY_LANGUAGES and rule not in _OF_ENGLISH:
         return ""
     profile = config.quality.profile
     kind, name = "language" if config.language.enabled else "script", f"data.quality.{rule}"
-    made_for = MADE_FOR.get(rule.partition(".")[0], MADE_FOR["gopher"])
+    made_for = MADE_FOR[rule.partition(".")[0].removesuffix("_lines")]
     return (
         f"profile {profile} drops most of a {kind}: {dropped:,} of {total:,} documents in {language}, "
         f"{number:,} of them by {rule}, whose threshold was made for {made_for}. Set {name} to what "

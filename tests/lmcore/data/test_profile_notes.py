@@ -143,6 +143,12 @@ def test_a_corpus_in_another_language_alone_says_why_nothing_is_left(tmp_path):
         split(tmp_path, texts, quality=QualityConfig(profile="prose"))
 
 
+def test_a_language_of_which_every_line_is_taken_out_is_named(tmp_path):
+    texts = [english(i) for i in range(20)] + [f"Мельница {i}\nу реки\n" * 9 for i in range(5)]
+    (note,) = split(tmp_path, texts, quality=QualityConfig(profile="c4"))["notes"]
+    assert "5 of 5 documents in Cyrillic, 5 of them by c4_lines.min_line_words, whose threshold" in note
+
+
 @pytest.mark.parametrize(
     ("quality", "texts"),
     [
