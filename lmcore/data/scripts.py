@@ -1,4 +1,4 @@
-"""The script that a document is written in: that of most bytes of its letters.
+"""The script that a document is written in: that of most bytes of its letters, in parts of long texts.
 
 It tells languages without spaces from others, costs a fraction of finding the language, and needs no model.
 """
@@ -52,6 +52,8 @@ SCRIPTS = (*dict.fromkeys(_NAMES.values()), "other")
 _CHINESE, _JAPANESE = map(SCRIPTS.index, ("Chinese", "Japanese"))
 # Of Japanese text about half is kana, of Chinese text none but in names.
 _KANA_SHARE = 0.1
+# Of a text of more bytes, each eighth part of 64 bytes is looked at: that tells the script as well.
+_LONG = 4_096
 
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _beginnings = in_ranges((0xC0, 0xFF))  # of characters beyond ASCII
@@ -102,10 +104,11 @@ def _count(data, offsets, scripts, sizes):
     for d in range(len(offsets) - 1):
         i, end = offsets[d], offsets[d + 1]
         latin = 0
+        step = LANES if end - i <= _LONG else 8 * LANES
         while i < end:
             if i + LANES > len(data):  # the end of the last text
                 c, size = data[i], 1
-                if c >= 0x80:
+                if c >= 0xC0:
                     code, size = code_point(data, i)
                     sizes[d, scripts[code]] += size
                 latin += 1 if 65 <= c <= 90 or 97 <= c <= 122 else 0
@@ -118,5 +121,5 @@ def _count(data, offsets, scripts, sizes):
                 code, size = code_point(data, i + np.int64(trailing_zeros(begun)))
                 sizes[d, scripts[code]] += size
                 begun &= begun - np.uint64(1)
-            i += LANES
+            i += step
         sizes[d, 1] += latin

@@ -109,6 +109,9 @@ def test_repetition_and_short_texts_are_dropped_in_any_script():
         (ARTICLE_1["hi"], "Devanagari"),
         (ARTICLE_1["ar"], "Arabic"),
         (ARTICLE_1["vi"], "Latin"),
+        (ARTICLE_1["ja"] * 100, "Japanese"),
+        (ARTICLE_1["zh"] * 100 + "x" * 2_000, "Chinese"),
+        ("x" * 9_001 + ARTICLE_1["th"], "Latin"),
     ],
 )
 def test_the_script_is_that_of_most_bytes_of_letters(text, script):
