@@ -212,7 +212,20 @@ class GopherRules(Config):
         0.8, "Drop fewer words that hold a letter", unit="share", ge=0, le=1
     )
     min_stop_words: int = setting(
-        2, "Drop fewer of: the, be, to, of, and, that, have, with", unit="words", ge=0, le=8
+        2,
+        "Drop fewer of: the, be, to, of, and, that, have, with; 0 for languages other than English",
+        unit="words",
+        ge=0,
+        le=8,
+    )
+
+
+class UnspacedRules(Config):
+    """Limits for documents in scripts without spaces (Chinese, Thai, ...), in place of gopher's own."""
+
+    min_mean_word_chars: float = setting(1.0, "Drop shorter words on average", unit="characters", ge=0)
+    min_alphabetic_word_share: float = setting(
+        0.6, "Drop fewer words that hold a letter", unit="share", ge=0, le=1
     )
 
 
@@ -278,11 +291,15 @@ class QualityConfig(Config):
 
     profile: Literal["code", "prose", "gopher", "c4", "fineweb", "web", "none"] = setting(
         "code",
-        "Which rules decide; prose: gopher's but for repetition; web: gopher's, then c4's, then fineweb's",
+        "Which rules decide; prose: gopher's but for repetition; web: gopher's, then c4's, then fineweb's; "
+        "all but code and none were made for English",
     )
     code: CodeRules = setting(CodeRules(), "Source code")
     repetition: RepetitionRules = setting(RepetitionRules(), "Repetition (gopher, web)")
     gopher: GopherRules = setting(GopherRules(), "Quality of prose (prose, gopher, web)")
+    unspaced: UnspacedRules = setting(
+        UnspacedRules(), "Quality of prose in scripts without spaces (prose, gopher, web)"
+    )
     c4_lines: C4LineRules = setting(C4LineRules(), "Lines that are taken out (c4, web)")
     c4: C4Rules = setting(C4Rules(), "Documents of the web (c4, web)")
     fineweb: FineWebRules = setting(FineWebRules(), "Lists and menus (fineweb, web)")
@@ -373,6 +390,11 @@ class NearDedupConfig(Config):
     num_bands: int = setting(14, "Bands; more find less alike ones", unit="bands", ge=1, le=64)
     band_rows: int = setting(8, "Values that must agree in a band; more ask for more likeness", ge=1, le=64)
     seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
+    numbers: Literal["keep", "fold"] = setting(
+        "keep",
+        "keep: other numbers are other words; fold: any number is the same word, so that texts of one "
+        "template are alike",
+    )
 
 
 class RepeatedLinesConfig(Config):
@@ -451,7 +473,11 @@ class DataConfig(Config):
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
     language: LanguageConfig = setting(LanguageConfig(), "Which languages are kept")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
-    exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
+    exact_dedup: bool = setting(
+        True,
+        "Keep one of several documents with the same text; blanks at the ends of lines and blank lines do "
+        "not count",
+    )
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
     repeated_lines: RepeatedLinesConfig = setting(RepeatedLinesConfig(), "Lines that many documents share")
     decontamination: DecontaminationConfig = setting(

@@ -100,7 +100,8 @@ def report_data(recipe: Recipe, run: FlowRun, prepared: Prepared) -> Summary:
         key="documents",
         description="Documents in = kept + dropped by each rule + duplicates + quarantined",
     )
-    create_markdown_artifact(data_markdown(summary, picture), key="data-report", description=recipe.name)
+    page = data_markdown(summary, picture, prepared.splits.summary.get("notes", ()))
+    create_markdown_artifact(page, key="data-report", description=recipe.name)
     return summary
 
 
@@ -120,11 +121,12 @@ def _record_data(run: FlowRun, prepared: Prepared, picture: Path) -> None:
     )
 
 
-def data_markdown(summary: Summary, picture: Path) -> str:
-    """The books, where the report is, and the funnel."""
+def data_markdown(summary: Summary, picture: Path, notes: Sequence[str] = ()) -> str:
+    """The books, what is to be noted of languages, where the report is, and the funnel."""
     books = summary.books or {}
     told = f"{books['documents_in']:,} documents in, {books['kept']:,} kept."
     lines = [f"# {summary.recipe}: data", "", told, ""]
+    lines += [line for text in notes for line in (f"**Warning:** {text}", "")]
     if summary.data_report:
         page = Path(summary.data_report)
         # A browser follows no link from a server's page to a file; MLflow serves a copy.

@@ -1,7 +1,8 @@
 """Text of evaluation sets in documents: word n-grams that both hold (Brown et al. 2020, appendix C).
 
 Words are those of near duplicates (``lmcore.data.minhash``): runs of letters and digits in lower case, any
-number being 0. An item with fewer words than an n-gram has none, and is counted as not looked for.
+number being 0, and in scripts without spaces those that are found there. An item with fewer words than an
+n-gram has none, and is counted as not looked for.
 """
 
 from __future__ import annotations
@@ -58,18 +59,19 @@ def read_evaluation_sets(config: DataConfig, files: Iterable[SourceFile]) -> Eva
     return Evaluated(np.unique(np.concatenate(parts)), items, too_short)
 
 
-def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
+def count_shared(texts: pa.Array, table: Path, size: int, breaks: np.ndarray | None = None) -> np.ndarray:
     """N-grams of each of ``texts`` (``pa.large_string``) that are in ``table``; float64 [n].
 
     Args:
         texts: Documents.
         table: File of hashes (``Evaluated.hashes``), written by numpy.
         size: Words of an n-gram.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
     """
     from lmcore.data.minhash import ngram_hashes
 
     wanted = np.load(table)
-    hashes, counts = ngram_hashes(texts, size)
+    hashes, counts = ngram_hashes(texts, size, breaks)
     places = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
     found = (wanted[places] == hashes) if len(wanted) else np.zeros(len(hashes), bool)
     totals = np.r_[0, np.cumsum(found)]

@@ -41,8 +41,9 @@ from lmcore.data.page_texts import page_pool
 from lmcore.data.pool import Processes, Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
 from lmcore.data.privacy import mask_texts, masks
-from lmcore.data.quality import stored_signals
+from lmcore.data.quality import measures_text, stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
+from lmcore.data.scripts import script_columns, script_fields
 from lmcore.data.shards import Shard, cut
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, Inventory, SourceFile
 from lmcore.errors import DataError
@@ -61,7 +62,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)  # and a column for each signal and each band of a signature, and two for the language
+)  # and a column for each signal and each band of a signature, one for the script, two for the language
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -92,7 +93,7 @@ EVALUATION_NGRAMS = "evaluation_ngrams.npy"
 # Dictionaries of what hardly ever repeats took a third of the time to write.
 _STORED: dict[str, Any] = {
     "compression": "zstd",
-    "use_dictionary": ["source", "path", "language"],
+    "use_dictionary": ["source", "path", "script", "language"],
     "write_page_checksum": True,
 }
 _THREADS = 2
@@ -267,6 +268,7 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
     sources = (*config.sources, *config.decontamination.sources)
     in_html = any(source.text_format == "html" for source in sources)
     used = {
+        "icu4py": counts_words(config),
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
         "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
@@ -336,7 +338,8 @@ def _measurers() -> ThreadPoolExecutor:
 def _schema(config: DataConfig) -> pa.Schema:
     signals = [pa.field(name, pa.float64(), nullable=False) for name in stored_signals(config)]
     bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
-    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *language_fields(config.language)])
+    others = (*script_fields(config.quality), *language_fields(config.language))
+    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *others])
 
 
 def _batches(
@@ -420,8 +423,9 @@ def _row_group(rows: Sequence[_Row], schema: pa.Schema, config: DataConfig, ngra
         measured.texts,
         content_hashes(measured.texts),
         *map(column, measured.signals.values()),
-        *_contamination(measured.texts, config, ngrams),
+        *_contamination(measured, config, ngrams),
         *map(column, bands),
+        *script_columns(texts, config.quality),  # before lines were taken out: of some texts nothing is left
         *language_columns(measured.texts, config.language),
     ]
     return _Group(pa.Table.from_arrays(columns, schema=schema), measured.num_bytes, masked)
@@ -442,15 +446,23 @@ def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.nda
     measured = measure(texts, config.quality)
     if not config.near_dedup.enabled:
         return measured, []
-    return measured, list(np.ascontiguousarray(band_hashes(measured.texts, config.near_dedup).T))
+    bands = band_hashes(measured.texts, config.near_dedup, measured.breaks)
+    return measured, list(np.ascontiguousarray(bands.T))
 
 
-def _contamination(texts: pa.Array, config: DataConfig, ngrams: Path) -> list[pa.Array]:
+def _contamination(measured: Measured, config: DataConfig, ngrams: Path) -> list[pa.Array]:
     if not config.decontamination.sources:
         return []
     from lmcore.data.contamination import count_shared
 
-    return [column(count_shared(texts, ngrams, config.decontamination.ngram_words))]
+    size = config.decontamination.ngram_words
+    return [column(count_shared(measured.texts, ngrams, size, measured.breaks))]
+
+
+def counts_words(config: DataConfig) -> bool:
+    """Whether words are looked at, which ICU finds in scripts without spaces."""
+    by_rules = measures_text(config.quality)
+    return by_rules or config.near_dedup.enabled or bool(config.decontamination.sources)
 
 
 def band_names(config: DataConfig) -> list[str]:
@@ -465,6 +477,8 @@ def _compile(config: DataConfig) -> None:
     """
     text = clean_texts(["a"], config.text)
     _measure(text, config)
+    content_hashes(text)
+    script_columns(text, config.quality)
     language_columns(text, config.language)
     if masks(config.privacy):
         mask_texts(text, config.privacy, Counter())
@@ -516,8 +530,8 @@ def _check_broken_files(config: DataConfig, broken: int, files: int, examples: l
         )
 
 
-def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
-    """The error that no document is left, and why."""
+def nothing_left(books: Books, examples: Sequence[str] = (), notes: Sequence[str] = ()) -> DataError:
+    """The error that no document is left, and why; ``notes`` are about languages that the rules drop."""
     lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
     if books.quarantined:
         shown = f", for example {examples[0]}" if examples else ""
@@ -527,7 +541,7 @@ def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
         expected="at least one that passes data.quality",
         found=f"{books.documents_in} read" + "".join(f", {text}" for text in lost),
         remedy="Loosen the rules named, or choose another data.quality.profile; with `none` all stay, and "
-        "`gristmill inspect` shows them."
+        "`gristmill inspect` shows them." + "".join(f" Note: {note}" for note in notes)
         if books.dropped
         else "Mend what is named, or raise the limit that is."
         if books.quarantined

@@ -13,6 +13,7 @@ from flows.display import show_summary
 from lmcore.units import TIMES
 from lmcore.units import told as told_in
 from tasks.report import Summary
+from tests.lmcore.data.languages import ARTICLE_1
 
 STAGES = ["documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate"]
 
@@ -284,6 +285,23 @@ def test_generate_continues_a_prompt(mill, changed):
     assert one.returncode == 0, one.stderr
     assert one.stdout.startswith("the mill ")
     assert one.stdout == two.stdout
+
+
+@pytest.mark.long
+def test_a_profile_that_drops_most_of_a_script_is_told_whenever_its_data_is_looked_at(mill, tmp_path):
+    russian = ARTICLE_1["ru"] * 3
+    mixed = tmp_path / "mixed.jsonl"
+    lines = [json.dumps({"id": f"ru-{i}", "text": f"{russian}\n{i}"}) for i in range(20)]
+    mixed.write_text(mill.corpus.read_text().rstrip() + "\n" + "\n".join(lines))
+    settings = (f"data.sources.0.path={mixed}", "data.quality.profile=c4", "data.quality.c4.min_sentences=9")
+    words = [word for setting in settings for word in ("--set", setting)]
+    said = "warning: profile c4 drops most of a script: 20 of 20 documents in Cyrillic"
+    for _ in range(2):  # built, then reused
+        done = mill.call("prepare", str(mill.recipe), *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in " ".join((done.stdout + done.stderr).split())
+    done = mill.call("explain", str(mill.recipe), *words)
+    assert said in " ".join(done.stdout.split())
 
 
 @pytest.mark.long
