@@ -401,6 +401,9 @@ class Trainer:
         self.steps.loss_scale = LossScale(**state.loss_scale)
         self.events.write("resume", self.step, passed_over=damaged)
         self.progress.say(f"going on from step {self.step}")
+        if state.run not in ("", self.checkpoints.run_id()):
+            other = f"was written by another run ({state.run}) of the same settings and data"
+            self.progress.say(f"warning: the checkpoint of step {self.step} {other}")
 
     def _save_model(self) -> None:
         entries = self.inputs.vocab_size
