@@ -27,8 +27,8 @@ from lmcore.errors import ConfigError, nearest
 from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
-# Names become file names, arguments and parts of metrics: none is `..`, hidden or like an option, and with what
-# is put around it each fits into the 255 bytes of a file name.
+# Names become file names, arguments and parts of metrics: none is `..`, hidden or like an option, and each
+# fits into the 255 bytes of a file name with what is put around it.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 MAX_NAME_CHARS = 100
 _NUMBERS = (int, float, int | None, float | None)
@@ -115,7 +115,7 @@ class Config(BaseModel):
         # No path, argument or variable of the system can hold one.
         for name, value in values.items() if isinstance(values, dict) else ():
             if any("\0" in text for text in (name, value) if isinstance(text, str)):
-                raise ValueError(f"{name!r} holds a NUL character, which no text of a recipe may; leave it out")
+                raise ValueError(f"{name!r} holds a NUL character, which no recipe may; leave it out")
         return values
 
 
