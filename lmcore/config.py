@@ -1017,6 +1017,13 @@ class TrainConfig(Config):
         ge=0,
         identity=False,
     )
+    check_replicas_every: int = setting(
+        100,
+        "Steps between comparisons of the replicas of dp_replicate, bit by bit; 0: before checkpoints alone",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(

@@ -45,6 +45,7 @@ from lmcore.train.optim import Optimizers
 from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.reading import Facts, Reading
+from lmcore.train.replicas import Replicas
 from lmcore.train.step import TrainingStep
 from lmcore.train.validation import validate
 
@@ -86,6 +87,7 @@ class Trainer:
         self.inputs = open_inputs(job, self.layout)
         self._build_model()
         replicas = self.config.parallel.dp_replicate
+        self.replicas = Replicas(self.layout)
         self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints, replicas)
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
@@ -261,6 +263,8 @@ class Trainer:
             if stop or validating or saving:
                 # All steps so far: weights that diverged are neither measured nor saved.
                 stop = self._report_steps() or stop
+            if saving or stop or _is_due(self.step, self.config.check_replicas_every):
+                self._check_replicas(everything=saving or stop)
             # Validated before it is saved: a run that is killed between the two does both again.
             if validating and not stop:
                 self._validate()
@@ -303,6 +307,16 @@ class Trainer:
             found=f"loss {loss}, gradient norm {grad_norm}",
             remedy="Lower the learning rate or lengthen the warmup; the last checkpoint is kept.",
         )
+
+    def _check_replicas(self, *, everything: bool) -> None:
+        """Compare the weights of the replicas; or all that a checkpoint holds, which is of one of them.
+
+        Raises:
+            ReplicasDiffer: they are not the same bits.
+        """
+        with self.model.clock.part("checkpoint"):
+            tensors = self._tensors() if everything else self._weights()
+            self.replicas.check(tensors, self.step, self.checkpoints.newest())
 
     def _report_plan(self) -> None:
         plan = self.inputs.plan
@@ -348,9 +362,12 @@ class Trainer:
 
     # --- saving ---
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
-        weights |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+        return weights | {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        weights = self._weights()
         average = self.average.state() if self.average else {}
         weights |= {f"average.{name}": tensor for name, tensor in average.items()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
