@@ -341,6 +341,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_file(path: Path) -> dict[str, Any]:
+    """Size (bytes) and SHA-256 of a file, as manifests have them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Replace ``path`` by ``text`` (UTF-8) so that a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

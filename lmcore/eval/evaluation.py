@@ -21,11 +21,12 @@ from lmcore.eval.perplexity import SlidingWindows, score_text
 from lmcore.eval.scorer import DividedScorer, Scorer, WholeScorer
 from lmcore.eval.set_scores import ScoredSet, Scoring, read_set
 from lmcore.model.io import SavedModel, load_model
+from lmcore.model.manifest import unverified
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.progress import Paced
 from lmcore.run_directory import EventLog
-from lmcore.store import write_atomically
+from lmcore.store import MANIFEST, write_atomically
 from lmcore.units import bits_per_byte
 
 SAMPLES_FILE = "samples.json"
@@ -65,6 +66,8 @@ class Evaluation:
 
     def _open_model(self) -> None:
         """Divide the model as the job says, or read all of it."""
+        if not (Path(self.job.model) / MANIFEST).is_file():
+            self._say(f"note: {unverified(Path(self.job.model))}")
         path, tokenizer, parallel = Path(self.job.model), Path(self.job.tokenizer), self.job.parallel
         self.scorer: Scorer
         self.sharing = 1  # processes that have the same losses

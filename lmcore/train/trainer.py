@@ -27,6 +27,7 @@ from lmcore.model.backends import Task, choose_backend
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
 from lmcore.model.io import FORMAT, save_model
+from lmcore.model.manifest import unverified
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
 from lmcore.parallel.apply import DTYPES
 from lmcore.parallel.compile import check_cuda_graphs, choose_compile
@@ -323,6 +324,8 @@ class Trainer:
         self.events.write("plan", 0, tokens=0, values=plan.values)
         for source in plan.sources:
             self.progress.say(str(source))
+        if self.inputs.weights and not self.inputs.weights.verified:
+            self.progress.say(f"note: {unverified(self.inputs.weights.directory)}")
         if plan.warning:
             self.progress.say(f"warning: {plan.warning}")
 

@@ -26,6 +26,7 @@ from lmcore.model.hf.files import INDEX, SINGLE
 from lmcore.model.hf.layout import layout
 from lmcore.model.hf.settings import family_of
 from lmcore.model.io import TOKENIZER_FILES
+from lmcore.model.manifest import write_manifest
 
 MAX_FILE_BYTES = 4_000_000_000
 DType = Literal["fp32", "bf16"]
@@ -50,6 +51,7 @@ def export(
     *,
     dtype: DType = "fp32",
     max_file_bytes: int = MAX_FILE_BYTES,
+    manifest: bool = False,
 ) -> None:
     """Write a Hugging Face directory, built beside its place and renamed once it is whole.
 
@@ -61,6 +63,7 @@ def export(
         tokenizer_dir: Its tokenizer's files are taken over from here; None: without one.
         dtype: Type of the weights written.
         max_file_bytes: Weights of one file; a larger tensor has one of its own.
+        manifest: Whether a manifest says what its files are, which nobody may change then.
 
     Raises:
         ConfigError: no family of Hugging Face has such a model, or something is at ``directory``.
@@ -78,6 +81,8 @@ def export(
         build.mkdir(parents=True)
         _write_weights(build, tensors, config, vocab_size, dtype, max_file_bytes)
         _write_descriptions(build, config, vocab_size, tokenizer_dir, dtype)
+        if manifest:
+            write_manifest(build, [path.name for path in build.iterdir()])
         if directory.is_dir():
             directory.rmdir()
         build.rename(directory)
