@@ -839,6 +839,13 @@ class LaunchConfig(Config):
     max_restarts: int = setting(
         0, "Restarts from the last checkpoint after a worker dies", unit="restarts", ge=0, identity=False
     )
+    verify_seconds: float = setting(
+        60.0,
+        "Most time at the start to hash the token files and compare them with their manifest; 0: not at all",
+        unit="seconds",
+        ge=0,
+        identity=False,
+    )
 
 
 class CostsConfig(Config):

@@ -28,6 +28,7 @@ from lmcore.progress import Paced
 from lmcore.run_directory import EventLog
 from lmcore.store import MANIFEST, write_atomically
 from lmcore.units import bits_per_byte
+from lmcore.verify import verify_inputs
 
 SAMPLES_FILE = "samples.json"
 SET_SAMPLES_FILE = "set-samples.json"
@@ -56,6 +57,7 @@ class Evaluation:
     ) -> None:
         self.job, self.config, self.run_dir, self.world = job, job.evaluation, run_dir, world
         self.stop_requested = stop_requested
+        self._verify()
         self.decoder = Decoder(Path(job.tokenizer))
         self.text = HeldOut(Path(job.tokens) / "validation", self.decoder, self.config.max_bytes)
         self.windows = SlidingWindows(self.text.num_tokens, job.seq_len, self.config.stride_tokens)
@@ -63,6 +65,13 @@ class Evaluation:
         self.sets = self._read_sets()
         self.set_samples: dict[str, list[dict[str, Any]]] = {}
         self.events = EventLog(run_dir, enabled=world.is_main)
+
+    def _verify(self) -> None:
+        used = [(Path(self.job.tokens), ("validation",)), (Path(self.job.tokenizer), ())]
+        seconds = self.job.launch.verify_seconds
+        verified = self.world.from_main(lambda: verify_inputs(used, self.run_dir, seconds))
+        for text in verified.notes():
+            self._say(text)
 
     def _open_model(self) -> None:
         """Divide the model as the job says, or read all of it."""

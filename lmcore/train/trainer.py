@@ -39,7 +39,7 @@ from lmcore.train.costs import Costs
 from lmcore.train.energy import Meters
 from lmcore.train.fitting import Trials, find_largest, out_of_memory_explained
 from lmcore.train.garbage import collected_every
-from lmcore.train.inputs import open_inputs
+from lmcore.train.inputs import open_inputs, verify_job
 from lmcore.train.job import TrainJob, with_a_micro_batch
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
@@ -85,6 +85,7 @@ class Trainer:
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
         self.stop_requested = stop_requested
         self.layout = make_layout(self.config.parallel, world)
+        self.notes = world.from_main(lambda: verify_job(job, run_dir)).notes()
         self.inputs = open_inputs(job, self.layout)
         self._build_model()
         replicas = self.config.parallel.dp_replicate
@@ -322,8 +323,8 @@ class Trainer:
     def _report_plan(self) -> None:
         plan = self.inputs.plan
         self.events.write("plan", 0, tokens=0, values=plan.values)
-        for source in plan.sources:
-            self.progress.say(str(source))
+        for text in (*self.notes, *map(str, plan.sources)):
+            self.progress.say(text)
         if self.inputs.weights and not self.inputs.weights.verified:
             self.progress.say(f"note: {unverified(self.inputs.weights.directory)}")
         if plan.warning:

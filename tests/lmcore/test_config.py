@@ -289,7 +289,21 @@ def test_a_password_in_a_path_that_is_not_wanted_is_not_shown():
     assert "hunter2" not in str(caught.value)
 
 
-BAD_NAMES = ("..", ".", ".hidden", "-rf", "--help", "a/b", "../x", "a\\b", "a\0b", "a b\n", "", "x" * 101, "a\n")
+BAD_NAMES = (
+    "..",
+    ".",
+    ".hidden",
+    "-rf",
+    "--help",
+    "a/b",
+    "../x",
+    "a\\b",
+    "a\0b",
+    "a b\n",
+    "",
+    "x" * 101,
+    "a\n",
+)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
