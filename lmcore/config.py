@@ -1024,6 +1024,12 @@ class TrainConfig(Config):
         ge=0,
         identity=False,
     )
+    spike_z_score: float = setting(
+        8.0,
+        "Robust z-score, among the last 128 steps, from which a loss is told as a spike; 0: none is",
+        ge=0,
+        identity=False,
+    )
     check_replicas_every: int = setting(
         100,
         "Steps between comparisons of the replicas of dp_replicate, bit by bit; 0: before checkpoints alone",

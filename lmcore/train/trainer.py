@@ -47,6 +47,8 @@ from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.reading import Facts, Reading
 from lmcore.train.replicas import Replicas
+from lmcore.train.spikes import KIND as LOSS_SPIKE
+from lmcore.train.spikes import Spikes, count_spikes, name_samples
 from lmcore.train.step import TrainingStep
 from lmcore.train.validation import validate
 
@@ -99,6 +101,7 @@ class Trainer:
         )
         self.peak = find_peak(self.config.costs, world.device, self.config.precision)
         self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
+        self.spikes = Spikes(self.config.spike_z_score, self.inputs.loader)
         self.step = 0
         self.readings: deque[Reading] = deque()
         # A GPU is told the next step before the last one is read, but where it decides what comes next.
@@ -306,7 +309,7 @@ class Trainer:
         raise TrainingDiverged(
             f"training diverged at step {step}",
             expected="a finite loss and gradient",
-            found=f"loss {loss}, gradient norm {grad_norm}",
+            found=f"loss {loss}, gradient norm {grad_norm}, from {name_samples(self.inputs.loader, step)}",
             remedy="Lower the learning rate or lengthen the warmup; the last checkpoint is kept.",
         )
 
@@ -351,6 +354,10 @@ class Trainer:
         self.last_values = values
         self.events.write("step", facts.step, tokens=tokens, values=values)
         self.progress.show(facts.step, values)
+        # One process tells of it.
+        if self.world.is_main and (spike := self.spikes.look(facts.step, found["loss"])):
+            self.events.write(LOSS_SPIKE, facts.step, tokens=tokens, **spike)
+            self.progress.say(self.spikes.explain(facts.step, spike))
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Compute with the averaged weights inside, if they are averaged."""
@@ -420,6 +427,8 @@ class Trainer:
         self.model.weights_changed()
         self.step = state.step
         self.steps.loss_scale = LossScale(**state.loss_scale)
+        if self.world.is_main:
+            self.spikes.recall(read_rows(self.run_dir), self.step)
         self.events.write("resume", self.step, passed_over=damaged)
         self.progress.say(f"going on from step {self.step}")
         if state.run not in ("", self.checkpoints.run_id()):
@@ -462,7 +471,7 @@ class Trainer:
 
     def _result(self, outcome: Outcome, started: float) -> dict[str, Any]:
         # The main process's alone is written; the others need not read the events.
-        rows = read_rows(self.run_dir) if self.world.is_main else ()
+        rows = list(read_rows(self.run_dir)) if self.world.is_main else []
         return {
             "status": outcome,
             "step": self.step,
@@ -474,6 +483,7 @@ class Trainer:
             "validation_bits_per_byte": self.validation.get("train/validation_bits_per_byte"),
             **self.speed.of_run(rows),
             "skipped_steps": self.loss_scale.skipped_steps,
+            "loss_spikes": count_spikes(rows),
             "micro_batch_size": self.config.micro_batch_size,
             "world_size": self.world.size,
             "device": self.world.device.type,
