@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from lmcore.config import Config, parse
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, LaunchError
 from lmcore.store import write_atomically
 
 JOB_FILE = "config.json"
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
+WRITER_FILE = ".writer.lock"
+WRITER_SECONDS = 5.0  # for one that is just ending
 
 
 class RunJob(Config):
@@ -78,6 +82,45 @@ class EventLog:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+class AnotherAttempt(LaunchError):  # noqa: N818 - what is there, as ProcessDied
+    """Another attempt at the run is alive, and owns its events and its result."""
+
+
+@contextlib.contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Be the one main process of the run inside, however it was started; other ranks need not.
+
+    Raises:
+        AnotherAttempt: the main process of another attempt is alive.
+    """
+    if os.environ.get("RANK", "0") != "0" or not run_dir.is_dir():
+        yield
+        return
+    with (run_dir / WRITER_FILE).open("a+") as file:
+        deadline = time.monotonic() + WRITER_SECONDS
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise AnotherAttempt(
+                    f"run directory {run_dir} is in use",
+                    found=f"another attempt, whose main process is {file.read().strip() or 'unknown'}",
+                    remedy="Wait for it, or stop it.",
+                )
+            time.sleep(0.05)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmcore.errors import GristmillError
-from lmcore.run_directory import RESULT_FILE, write_result
+from lmcore.heartbeat import heartbeat
+from lmcore.run_directory import RESULT_FILE, AnotherAttempt, sole_writer, write_result
 
 
 def run_process(module: str, work: Callable[[Path], object]) -> int:
@@ -24,7 +25,11 @@ def run_process(module: str, work: Callable[[Path], object]) -> int:
         return 2
     run_dir = Path(sys.argv[1])
     try:
-        work(run_dir)
+        with sole_writer(run_dir), heartbeat(run_dir):
+            work(run_dir)
+    except AnotherAttempt as error:  # it owns the result
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except GristmillError as error:
         _write_failure(run_dir, str(error), type(error).__name__)
         sys.stderr.write(f"error: {error}\n")
