@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from lmcore import errors
 from lmcore.config import LaunchConfig
+from lmcore.disk import disk_errors
 from lmcore.errors import GristmillError, LaunchError, ProcessDied, StorageError
 from lmcore.heartbeat import forget_ranks
 from lmcore.launch.attempts import end_earlier
@@ -51,7 +52,9 @@ def run(
         GristmillError: the kind that the job failed with.
     """
     job = Job.local(module, run_dir, num_processes, launch)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with disk_errors(run_dir, "the run directory was made"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".lock").touch()
     with _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock:
         restarts_left = launch.max_restarts
         while True:

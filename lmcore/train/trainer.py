@@ -6,9 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-import shutil
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,17 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.data.prefetch import Prefetcher, StepData
-from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.errors import TrainingDiverged
 from lmcore.layout import micro_batch_sizes
 from lmcore.model.backends import Task, choose_backend
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
-from lmcore.model.io import FORMAT, save_model
+from lmcore.model.io import FORMAT
 from lmcore.model.manifest import unverified
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
 from lmcore.parallel.apply import DTYPES
@@ -43,6 +40,7 @@ from lmcore.train.inputs import open_inputs, verify_job
 from lmcore.train.job import TrainJob, with_a_micro_batch
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
+from lmcore.train.outcome import write_model
 from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.reading import Facts, Reading
@@ -443,25 +441,7 @@ class Trainer:
             if tensor is not None
         }
         if self.world.is_main:
-            build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
-            try:
-                save_model(
-                    build,
-                    state,
-                    self.job.model.unpadded,
-                    self.inputs.vocab_size,
-                    Path(self.job.tokenizer),
-                    self.config.seq_len,
-                )
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(build, ignore_errors=True)
-                raise StorageError(
-                    f"the model could not be written below {self.run_dir}",
-                    found=str(error),
-                    remedy="Free room there; the same command goes on from the last checkpoint.",
-                ) from error
-            shutil.rmtree(self.run_dir / "model", ignore_errors=True)
-            build.rename(self.run_dir / "model")
+            write_model(self.run_dir, state, self.job, entries)
         self.world.wait_for_main()
 
     @property

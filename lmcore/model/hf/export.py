@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lmcore.config import ModelConfig
-from lmcore.errors import CheckpointError, ConfigError, StorageError
+from lmcore.disk import storage_error
+from lmcore.errors import CheckpointError, ConfigError
 from lmcore.model.hf.config import CONFIG, to_config
 from lmcore.model.hf.files import INDEX, SINGLE
 from lmcore.model.hf.layout import layout
@@ -87,10 +88,8 @@ def export(
             directory.rmdir()
         build.rename(directory)
     except OSError as error:
-        raise StorageError(
-            f"the model could not be written to {directory}",
-            found=error.strerror or str(error),
-            remedy="Free room there, or name another folder.",
+        raise storage_error(
+            build, f"the model was written to {directory}", error, "or name another folder"
         ) from error
     finally:
         shutil.rmtree(build, ignore_errors=True)
