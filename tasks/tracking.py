@@ -313,6 +313,12 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _telling_line(error: BaseException) -> str:
+    """The line of an error that says what went wrong: SQLAlchemy puts remarks before it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Error)" in line), lines[0])[:200]
+
+
 @contextlib.contextmanager
 def _service_errors(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
@@ -322,12 +328,11 @@ def _service_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0][:200]
         free = free_bytes(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
         room = "" if free is None else f" ({free / 1e6:,.1f} MB free)"
         raise ServiceError(
             f"MLflow at {uri} did not take what was sent",
-            found=first_line + room,
+            found=_telling_line(error) + room,
             remedy="Nothing is lost: it is sent again later; `gristmill sync` does it now.",
         ) from error
 
