@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -26,7 +27,9 @@ def run_process(module: str, work: Callable[[Path], object]) -> int:
         return 2
     run_dir = Path(sys.argv[1])
     try:
-        with sole_writer(run_dir), heartbeat(run_dir):
+        # Without a directory there is nothing to own, and the work says what is missing.
+        alive = heartbeat(run_dir) if run_dir.is_dir() else contextlib.nullcontext()
+        with sole_writer(run_dir), alive:
             work(run_dir)
     except AnotherAttempt as error:  # it owns the result
         sys.stderr.write(f"error: {error}\n")
