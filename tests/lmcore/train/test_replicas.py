@@ -42,7 +42,12 @@ def test_a_replica_with_other_weights_is_named_and_not_saved(make_run):
         assert "ranks 0, 1 differ from one another in model.blocks.0.attention.qkv.weight" in text
         assert "found equal is step-00000004" in text
     assert checkpoints(run)[-1] == "step-00000004"
-    # The same command goes on from it, and comes to where an undisturbed run does.
+
+
+@pytest.mark.long
+def test_a_run_whose_replica_was_corrupted_goes_on_from_the_last_good_checkpoint(make_run):
+    run = make_run(dp_replicate=2, steps=8, checkpoint_every=2, micro_batch_size=4)
+    train_corrupted(run, rank=1, step=5, what="weights")
     undisturbed = make_run("undisturbed", dp_replicate=2, steps=8, checkpoint_every=2, micro_batch_size=4)
     assert run.finish().weights == undisturbed.finish().weights
 
