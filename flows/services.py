@@ -174,10 +174,10 @@ def _start_prefect(home: Home, port: int) -> Service:
         # Without this the pages in the browser would call port 4200 whatever port is served.
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
         # Any page in the same browser could start runs otherwise.
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.loopback", str(port)]
     return _spawn(home, "prefect", port, command, environment)
 
 
@@ -188,6 +188,8 @@ def _start_mlflow(home: Home, port: int) -> Service:
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home.mlflow_database}"),
         *("--artifacts-destination", home.mlflow_artifacts.as_uri(), "--serve-artifacts"),
+        *("--allowed-hosts", ",".join(f"{name},{name}:*" for name in (HOST, "localhost"))),
+        *("--cors-allowed-origins", f"http://{HOST}:{port},http://localhost:{port}"),
     ]
     return _spawn(home, "mlflow", port, command, environment)
 

@@ -27,6 +27,10 @@ from lmcore.errors import ConfigError, nearest
 from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
+# Names become file names, arguments and parts of metrics: none is `..`, hidden or like an option, and each
+# fits into the 255 bytes of a file name with what is put around it.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+MAX_NAME_CHARS = 100
 _NUMBERS = (int, float, int | None, float | None)
 Activation = Literal["swiglu", "relu2", "gelu", "gelu_erf"]
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
@@ -105,11 +109,22 @@ class Config(BaseModel):
                 raise ValueError(f"{name} must be a number; found {str(values[name]).lower()}")
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_nul(cls, values: Any) -> Any:
+        # No path, argument or variable of the system can hold one.
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if any("\0" in text for text in (name, value) if isinstance(text, str)):
+                raise ValueError(f"{name!r} holds a NUL character, which no recipe may; leave it out")
+        return values
+
 
 class SourceConfig(Config):
     """Where raw text comes from."""
 
-    name: str = setting(..., "Name of this source, kept with every document", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = setting(
+        ..., "Name of this source, kept with every document", pattern=NAME, max_length=MAX_NAME_CHARS
+    )
     kind: Literal["python_stdlib", "files", "huggingface"] = setting(
         "python_stdlib",
         "The running interpreter's own standard library, files at `path`, or the Hugging Face data set there",
@@ -876,6 +891,13 @@ class LaunchConfig(Config):
     max_restarts: int = setting(
         0, "Restarts from the last checkpoint after a worker dies", unit="restarts", ge=0, identity=False
     )
+    verify_seconds: float = setting(
+        60.0,
+        "Most time at the start to hash the token files and compare them with their manifest; 0: not at all",
+        unit="seconds",
+        ge=0,
+        identity=False,
+    )
 
 
 class CostsConfig(Config):
@@ -1054,6 +1076,19 @@ class TrainConfig(Config):
         ge=0,
         identity=False,
     )
+    spike_z_score: float = setting(
+        8.0,
+        "Robust z-score, among the last 128 steps, from which a loss is told as a spike; 0: none is",
+        ge=0,
+        identity=False,
+    )
+    check_replicas_every: int = setting(
+        100,
+        "Steps between comparisons of the replicas of dp_replicate, bit by bit; 0: before checkpoints alone",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(
@@ -1152,7 +1187,12 @@ class GateConfig(Config):
 class EvaluationSetConfig(Config):
     """What a model is measured on beside the validation split: texts, or minimal pairs."""
 
-    name: str = setting(..., "Name of this set, of its figures too", pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = setting(
+        ...,
+        "Name of this set, of its figures too",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$",
+        max_length=MAX_NAME_CHARS - len(".good"),
+    )
     kind: Literal["text", "minimal_pairs"] = setting(
         "text",
         "Texts are scored in bits per byte; pairs of a good and a bad sentence by the share whose good one "
@@ -1247,12 +1287,14 @@ class TrackingConfig(Config):
         "gristmill",
         "MLflow experiment, one for each project",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$",
+        max_length=MAX_NAME_CHARS,
         identity=False,
     )
     model_name: str = setting(
         "",
         "Name of the registered model; empty: the recipe's name",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$",
+        max_length=MAX_NAME_CHARS,
         identity=False,
     )
     patience_seconds: float = setting(
@@ -1272,7 +1314,13 @@ class TrackingConfig(Config):
 class Recipe(Config):
     """A named, complete parameter set of the pipeline."""
 
-    name: str = setting("quickstart", "Name of the recipe", pattern=r"^[a-z0-9][a-z0-9._-]*$", identity=False)
+    name: str = setting(
+        "quickstart",
+        "Name of the recipe",
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        max_length=MAX_NAME_CHARS,
+        identity=False,
+    )
     data: DataConfig = setting(DataConfig(), "From raw files to tokens")
     model: ModelConfig = setting(ModelConfig(), "The Transformer")
     train: TrainConfig = setting(TrainConfig(), "Training")

@@ -133,6 +133,13 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
             found=f"no {' and no '.join(missing)}",
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
+    if champion.model_digest and sha256_json(hash_files(model)) != champion.model_digest:
+        raise StorageError(
+            f"the champion, version {champion.version} of {champion.name}, is not what was registered",
+            expected=f"files of digest {champion.model_digest[:12]} at {model}",
+            found="others",
+            remedy="Bring them back, or remove the alias `champion` in MLflow.",
+        )
     # The gate asks nothing of the sets.
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": ()})})
     changed = changes_of_protocol(champion.protocol, protocol(recipe, prepared))

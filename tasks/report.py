@@ -63,6 +63,7 @@ class Summary(BaseModel):
     bigram_bits_per_byte: float | None = None
     sets: list[SetSummary] = []
     tokens_per_second: float | None = None
+    loss_spikes: int | None = None
     costs: dict[str, Any] = {}
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
@@ -225,6 +226,7 @@ def _summarize(
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         sets=set_summaries(measured.get("sets", {})),
         tokens_per_second=trained.summary.get("tokens_per_second"),
+        loss_spikes=trained.summary.get("loss_spikes"),
         costs=costs_of(trained.summary),
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
@@ -278,6 +280,11 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
             "",
         ]
     lines += _table_of_sets(summary.sets)
+    if summary.loss_spikes:
+        lines += [
+            f"The loss spiked in **{summary.loss_spikes:,}** steps: see `log.txt` and `events.jsonl`.",
+            "",
+        ]
     if summary.model_version:
         aliases = ", ".join(summary.aliases) or "no alias"
         lines += [f"Registered as **{summary.model_name}** version {summary.model_version} ({aliases})."]

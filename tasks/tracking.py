@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmcore.config import check_tracking_uri
+from lmcore.disk import free_bytes
 from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
@@ -83,7 +84,9 @@ class Tracker:
         if self._client is None:
             import logging
 
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            # We say it once ourselves, in a line: not with a traceback for each try on a full disk.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+            logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say it once ourselves
             from mlflow import MlflowClient
@@ -310,18 +313,26 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _telling_line(error: BaseException) -> str:
+    """The line of an error that says what went wrong: SQLAlchemy puts remarks before it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Error)" in line), lines[0])[:200]
+
+
 @contextlib.contextmanager
 def _service_errors(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, OSError, ImportError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0][:200]
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        free = free_bytes(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
+        room = "" if free is None else f" ({free / 1e6:,.1f} MB free)"
         raise ServiceError(
             f"MLflow at {uri} did not take what was sent",
-            found=first_line,
+            found=_telling_line(error) + room,
             remedy="Nothing is lost: it is sent again later; `gristmill sync` does it now.",
         ) from error
 

@@ -1,5 +1,6 @@
 """MLflow is made to agree with the run directories: real databases, a real server that goes away."""
 
+import contextlib
 import json
 import os
 import signal
@@ -387,3 +388,30 @@ def test_a_server_that_is_away_is_caught_up_with(home, tmp_path):
         assert sync_all(tracker) == []
     finally:
         stop_server(server)
+
+
+@pytest.mark.long
+def test_a_database_on_a_full_disk_is_told_in_one_line(tmp_path, capfd):
+    if os.geteuid() != 0:
+        assert not os.environ.get("CI"), "CI must run this as root"
+        pytest.skip("LOUDLY: mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
+    try:
+        run_dir = start_run(Home(tmp_path))
+        tracker = Tracker("", Home(disk))
+        run_id = tracker.sync(run_dir)
+        append_steps(run_dir, 1, 3_000)
+        with (disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+            while other.write(bytes(4096)):
+                pass
+        capfd.readouterr()
+        with pytest.raises(ServiceError, match=r"disk is full.*MB free\).*Nothing is lost"):
+            tracker.sync(run_dir)
+        assert "Traceback" not in "".join(capfd.readouterr())
+        (disk / "other").unlink()
+        assert tracker.sync(run_dir) == run_id
+        assert len(history(tracker, run_id)) == 3_000
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
