@@ -371,7 +371,7 @@ def _run_flow(
             services.wait_until_ready(home)
         console = Console()
         with display.Display(console) as shown, listen(shown):
-            summary = catalog.run(kind, settings)
+            summary = catalog.run(kind, settings, overrides or ())
         summary = summary.model_copy(update={"wall_seconds": round(time.monotonic() - STARTED, 2)})
         display.show_summary(console, summary)
         _write_json(json_file, summary.model_dump())

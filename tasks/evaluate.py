@@ -271,7 +271,7 @@ def _record_run(
     evaluation = recipe.evaluation
     runs.open_run(
         run_dir,
-        name=f"evaluate {subject.name}",
+        name=f"evaluate {subject.name if subject.name != recipe.name else run.name}",
         kind="evaluate",
         experiment=recipe.tracking.experiment,
         place=run.tracker.place,

@@ -154,6 +154,12 @@ def new_rows(
     return fresh, marks
 
 
+def flow_run_name() -> str:
+    """Prefect's name of the flow run that this is part of; empty outside of one."""
+    context = FlowRunContext.get()
+    return context.flow_run.name if context and context.flow_run else ""
+
+
 def standard_tags() -> dict[str, str]:
     """Tags of every run: the commit, and the Prefect flow run it belongs to."""
     tags = {"gristmill.git_commit": git_commit()}

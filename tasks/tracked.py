@@ -33,12 +33,13 @@ MOST_ENTRIES = 20  # of a list whose settings are parameters of their own
 
 @dataclass(frozen=True)
 class FlowRun:
-    """The run directory of a flow run, the MLflow that it is recorded in, and who keeps that in step."""
+    """The run directory and name of a flow run, the MLflow that records it, and who keeps that in step."""
 
     directory: Path
     tracker: Tracker
     follower: Follower
     started: float
+    name: str = ""
 
     def record(self, **changes: Any) -> None:
         """Change the flow's MLflow run: tags, params, metrics, files."""
@@ -72,12 +73,13 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
     tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
     directory.mkdir(parents=True)
+    name = runs.flow_run_name() or recipe.name
     write_atomically(
         directory / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     )
     runs.open_run(
         directory,
-        name=f"{kind} {recipe.name}",
+        name=name,
         kind=kind,
         experiment=recipe.tracking.experiment,
         place=tracker.place,
@@ -90,7 +92,7 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     patience = recipe.tracking.patience_seconds
     with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
         try:
-            yield FlowRun(directory, tracker, follower, time.monotonic())
+            yield FlowRun(directory, tracker, follower, time.monotonic(), name)
             status = "finished"
         except Exception:
             status = "failed"

@@ -184,7 +184,7 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
     }
     runs.open_run(
         run_dir,
-        name=f"train {recipe.name}",
+        name=f"train {run.name}",
         kind="train",
         experiment=recipe.tracking.experiment,
         place=run.tracker.place,
