@@ -29,7 +29,7 @@ from tasks.prepare import Prepared, tokens_stage
 from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
-from tasks.tracking import ModelVersion
+from tasks.tracking_registry import ModelVersion
 from tasks.train import run_job
 
 EVALUATE_VERSION = 1

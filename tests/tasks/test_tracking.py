@@ -16,7 +16,8 @@ from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
 from tasks.registry import _register
-from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
+from tasks.tracking import Follower, Tracker, sync_all
+from tasks.tracking_registry import Candidate, Registry
 
 
 @pytest.fixture
