@@ -381,9 +381,9 @@ def _set_up(*, quiet: bool) -> Home:
     home = Home.here()
     from flows.services import client_environment
 
+    set_environment(home, quiet=quiet)  # first of all: a copied home must not find the original's servers
     for name, value in client_environment(home).items():
         os.environ.setdefault(name, value)
-    set_environment(home, quiet=quiet)
     return home
 
 

@@ -26,6 +26,7 @@ from flows.environment import no_proxy, set_environment, variables
 from lmcore.errors import ConfigError, ServiceError
 from lmcore.home import VARIABLE, Home
 from lmcore.store import write_atomically
+from tasks.relocation import use_files, use_server
 
 HOST = "127.0.0.1"
 HEALTH = {"prefect": "/api/health", "mlflow": "/health"}  # where a server says that it is ready
@@ -61,13 +62,21 @@ class Service:
 
 
 def running(home: Home) -> dict[str, Service]:
-    """Services of ``home`` that are alive, by name."""
+    """Services of ``home`` that are alive, by name; not those that the home it is a copy of started."""
     services = {}
     for path in sorted(home.services.glob("*.json")):
         service = Service(**json.loads(path.read_text(encoding="utf-8")))
-        if service.process:
+        if service.process and _home_of(service.process) in ("", str(home.root)):
             services[service.name] = service
     return services
+
+
+def _home_of(process: psutil.Process) -> str:
+    """The home that a process was started for; empty if that cannot be told."""
+    try:
+        return process.environ().get(VARIABLE, "")
+    except psutil.Error:
+        return ""
 
 
 def client_environment(home: Home) -> dict[str, str]:
@@ -146,6 +155,8 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             say(f"stopping {name}")
             _stop(services[name])
             stopped.append(name)
+            if name == "mlflow":
+                use_files(home)
         if name == "worker":
             _stop_runs(home, say)
             if "prefect" in services:
@@ -183,6 +194,7 @@ def _start_prefect(home: Home, port: int) -> Service:
 
 def _start_mlflow(home: Home, port: int) -> Service:
     home.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
+    use_server(home)
     environment = {**_environment(home), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),

@@ -24,6 +24,7 @@ from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
+from tasks.relocation import settle
 from tasks.tracking import Follower, Tracker, sync_all
 
 # What a flow that does not do all has settings of.
@@ -69,6 +70,7 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         check_tokenizer(weights, model.vocab_size, recipe.data.tokenizer.path)
         weight_files(weights)
     home = Home.here()
+    settle(home)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
     tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)

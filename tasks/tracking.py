@@ -25,6 +25,7 @@ from lmcore.config import check_tracking_uri
 from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
+from tasks.relocation import use_files
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 
 MAX_METRICS_A_BATCH = 1_000
@@ -89,6 +90,8 @@ class Tracker:
             from mlflow import MlflowClient
 
             self.home.root.mkdir(parents=True, exist_ok=True)
+            if self.embedded:
+                use_files(self.home)  # a server may have been here before
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import re
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import lmcore
+from lmcore.config import SamplingConfig
 
 FILES = "artifacts/model"  # of an MLflow model: the model directory
 SCRIPT = Path(__file__).with_name("tracking_pyfunc.py")
@@ -31,39 +35,44 @@ def write_mlflow_model(out: Path, model: Path, model_id: str, run_id: str | None
     import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, Schema
 
     light = out.with_name("model")
     shutil.copytree(model, light, ignore=shutil.ignore_patterns("*.safetensors*"))
     code = out.with_name("code") / "lmcore"
     shutil.copytree(Path(lmcore.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    params = [
-        ParamSpec("max_new_tokens", "long", 40),
-        ParamSpec("temperature", "double", 0.8),
-        ParamSpec("top_k", "long", 50),
-        ParamSpec("top_p", "double", 0.95),
-        ParamSpec("seed", "long", 0),
-    ]
-    save_model(
-        str(out),
-        # A script and no pickle: nothing of this process is stored.
-        python_model=str(SCRIPT),
-        artifacts={"model": str(light)},
-        code_paths=[str(code)],
-        # Without a name, one column of any name is right, and a list or a text without one too.
-        signature=ModelSignature(
-            Schema([ColSpec("string")]), Schema([ColSpec("string", "text")]), ParamSchema(params)
-        ),
-        input_example=pd.DataFrame({"prompt": [prompt]}),
-        pip_requirements=requirements(),
-        mlflow_model=Model(model_uuid=model_id, model_id=model_id, run_id=run_id),
-    )
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each look at the example
+    with warnings.catch_warnings():
+        # It wants types that would bind every caller to lists, and reads pandas in a way that will change.
+        warnings.simplefilter("ignore")
+        save_model(
+            str(out),
+            python_model=str(SCRIPT),  # a script and no pickle: nothing of this process is stored
+            artifacts={"model": str(light)},
+            code_paths=[str(code)],
+            # Without a name, one column of any name is right, and a list or a text without one too.
+            signature=ModelSignature(
+                Schema([ColSpec("string")]), Schema([ColSpec("string", "text")]), ParamSchema(_params())
+            ),
+            input_example=pd.DataFrame({"prompt": [prompt]}),
+            pip_requirements=requirements(),
+            mlflow_model=Model(model_uuid=model_id, model_id=model_id, run_id=run_id),
+        )
     described = out / "MLmodel"
     text = described.read_text(encoding="utf-8")
     # Where the files lay for a moment on this machine says nothing to others.
     text = re.sub(r"(?m)^( *)uri: .*$", rf"\1uri: {FILES}", text)
     text = re.sub(r"(?m)^( *)model_code_path: .*$", rf"\1model_code_path: {SCRIPT.name}", text)
     described.write_text(text, encoding="utf-8")
+
+
+def _params() -> list[Any]:
+    """What a caller may say of how text is drawn, as `gristmill generate` has it but for a shorter text."""
+    from mlflow.types import ParamSpec
+
+    sampling = SamplingConfig(max_new_tokens=40)
+    kinds = {int: "long", float: "double"}
+    return [ParamSpec(name, kinds[type(value)], value) for name, value in sampling.model_dump().items()]
 
 
 def requirements() -> list[str]:

@@ -23,7 +23,7 @@ class LanguageModel(PythonModel):
         generate = importlib.import_module("lmcore.eval.generate")
         self._generator = generate.Generator.load(Path(context.artifacts["model"]))
 
-    # Without types: MLflow takes those it does not know for a mistake, and warns wherever the model is loaded.
+    # Without types: of those that it does not know MLflow warns wherever the model is loaded.
     def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201
         """Return one continuation for each prompt, the prompt left out."""
         import pandas as pd
