@@ -24,6 +24,7 @@ from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
+from tasks.machine import sampled
 from tasks.relocation import settle
 from tasks.tracking import Follower, Tracker, sync_all
 
@@ -85,16 +86,23 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         kind=kind,
         experiment=recipe.tracking.experiment,
         place=tracker.place,
-        tags={**runs.standard_tags(), "gristmill.recipe": recipe.name, "gristmill.run_dir": str(directory)},
+        tags={
+            **runs.standard_tags(),
+            "gristmill.recipe": recipe.name,
+            "gristmill.run_dir": str(directory),
+            "mlflow.note.content": f"Recipe `{recipe.name}`; it has not come to its end.",
+        },
         params={"recipe": recipe.name, **settings_of(recipe, kind)},
         files={"recipe.yaml": str(directory / "recipe.yaml")},
     )
     logger = get_run_logger()
     status: runs.RunStatus = "killed"
     patience = recipe.tracking.patience_seconds
+    started = runs.RunRecord.read(directory).started
     with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
         try:
-            yield FlowRun(directory, tracker, follower, time.monotonic(), name)
+            with sampled(directory, started):
+                yield FlowRun(directory, tracker, follower, time.monotonic(), name)
             status = "finished"
         except Exception:
             status = "failed"

@@ -25,6 +25,7 @@ from lmcore.config import check_tracking_uri
 from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
+from tasks.machine import FILE as MACHINE_FILE
 from tasks.relocation import use_files
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 
@@ -39,6 +40,16 @@ GROWING = ("log.txt",)
 # What MLflow answers when a run is not there, or is deleted; and for other faults of what was sent.
 _MAY_BE_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+# Without a kind MLflow takes a project without traces for one of agents, and opens its pages for those.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "Language models from raw text, by gristmill. A run of the pipeline holds one of training and one of "
+        "evaluation; `bits_per_byte` of held-out text is what models are compared by (less is better)."
+    ),
+    "mlflow.experiment.primaryMetric.name": "bits_per_byte",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+}
 
 
 class Watermark(BaseModel):
@@ -46,6 +57,7 @@ class Watermark(BaseModel):
 
     run_id: str = ""
     offset_bytes: int = 0
+    system_bytes: int = 0
     last_step: dict[str, int] = {}
     params: list[str] = []
     uploaded: dict[str, str] = {}
@@ -101,9 +113,13 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 location = (self.home.mlflow_artifacts / name).as_uri() if self.embedded else None
-                self._experiments[name] = self.client.create_experiment(name, artifact_location=location)
-            else:
-                self._experiments[name] = found.experiment_id
+                found = self.client.get_experiment(
+                    self.client.create_experiment(name, artifact_location=location)
+                )
+            self._experiments[name] = found.experiment_id
+            for key, value in _EXPERIMENT_TAGS.items():
+                if key not in found.tags:  # what a person wrote stays
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
         return self._experiments[name]
 
     def run_id(self, run_dir: Path) -> str:
@@ -227,21 +243,24 @@ class Tracker:
     def _send_events(self, run_dir: Path, mark: Watermark) -> None:
         from mlflow.entities import Metric
 
-        while True:
-            rows, offset = read_events(run_dir / "events.jsonl", mark.offset_bytes)
-            if offset == mark.offset_bytes:
-                return
-            fresh, last_step = new_rows(rows, mark.last_step)
-            # The event's own time stamps make a repeated batch the same rows to MLflow's database.
-            metrics = [
-                Metric(key, float(value), int(row["time"] * 1000), row["step"])
-                for row in fresh
-                for key, value in row["values"].items()
-            ]
-            for start in range(0, len(metrics), MAX_METRICS_A_BATCH):
-                self.client.log_batch(mark.run_id, metrics=metrics[start : start + MAX_METRICS_A_BATCH])
-            mark.offset_bytes, mark.last_step = offset, last_step
-            self._save(run_dir, mark)
+        for name, place in (("events.jsonl", "offset_bytes"), (MACHINE_FILE, "system_bytes")):
+            while True:
+                known = getattr(mark, place)
+                rows, offset = read_events(run_dir / name, known)
+                if offset == known:
+                    break
+                fresh, last_step = new_rows(rows, mark.last_step)
+                # The event's own time stamps make a repeated batch the same rows to MLflow's database.
+                metrics = [
+                    Metric(key, float(value), int(row["time"] * 1000), row["step"])
+                    for row in fresh
+                    for key, value in row["values"].items()
+                ]
+                for start in range(0, len(metrics), MAX_METRICS_A_BATCH):
+                    self.client.log_batch(mark.run_id, metrics=metrics[start : start + MAX_METRICS_A_BATCH])
+                setattr(mark, place, offset)
+                mark.last_step = last_step
+                self._save(run_dir, mark)
 
     def _upload(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
         for name, file in record.files.items():
