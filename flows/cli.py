@@ -318,6 +318,7 @@ def up(
         found = services.up(Home.here(), prefect_port, mlflow_port, typer.echo)
         typer.echo(f"Prefect  {found['prefect'].url}")
         typer.echo(f"MLflow   {found['mlflow'].url}")
+        typer.echo(f"ready after {time.monotonic() - STARTED:.0f} s; `gristmill down` stops all of it")
 
 
 @app.command(epilog="Example: gristmill down")
