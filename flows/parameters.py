@@ -33,11 +33,8 @@ _SHORT = {
     "hidden_size": "width",
     "vocab_size": "vocab",
 }
-# What the last part of a run's name is in Prefect's pages, which propose one such as psi312-x-manifold.
-_PAGE_NOUNS = (
-    "adjunct|anomaly|band|boundary|cloud|cluster|collapse|conflux|expanse|field|fringe|instability|manifold|mass|"
-    "nebula|point|quadrant|reach|ring|sector|shift|tensor|terminus|vector|void|warp"
-)
+# The three parts of the names that Prefect's pages propose, such as psi312-vega-manifold; the last may be missing.
+PROPOSED = Path(__file__).with_name("proposed_names.txt")
 
 
 def _empty_is_no_type(schema: dict[str, Any]) -> None:
@@ -176,7 +173,10 @@ def is_generated(name: str) -> bool:
     """Whether Prefect made up ``name``: two words of its server's, or what its pages propose."""
     from coolname.data import config
 
-    if re.fullmatch(rf"[a-z]+\d*-[a-z0-9]+-({_PAGE_NOUNS})", name):
+    firsts, seconds, thirds = (line.split() for line in PROPOSED.read_text(encoding="utf-8").splitlines())
+    # Some of the second have two words, so nothing is cut at hyphens.
+    proposed = rf"({'|'.join(firsts)})\d*-({'|'.join(seconds)})(-({'|'.join(thirds)}))?"
+    if re.fullmatch(proposed, name):
         return True
     words = {word for entry in config.values() for word in entry.get("words", ())}
     parts = name.split("-")

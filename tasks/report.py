@@ -132,9 +132,13 @@ def data_markdown(summary: Summary, picture: Path) -> str:
     lines = [f"# {summary.recipe}: data", "", told, ""]
     if summary.data_report:
         page = Path(summary.data_report)
-        # A browser follows no link from a server's page to a file; MLflow serves a copy.
-        address = f"{summary.mlflow_url}/artifacts/{PAGE}" if summary.mlflow_url else page.as_uri()
-        lines += [f"[The whole report]({address}), on disk at `{page}`", ""]
+        if (
+            summary.mlflow_url
+        ):  # a browser follows no link from a server's page to a file; MLflow serves a copy
+            lines += [f"[The whole report]({summary.mlflow_url}/artifacts/{PAGE}), on disk at `{page}`", ""]
+        else:
+            lines += [f"The whole report is on disk: open `{page}` in a browser.", ""]
+            lines += ["Runs that start while `gristmill up` serves have a link to it here.", ""]
     return "\n".join([*lines, _inline(picture)])
 
 
@@ -287,7 +291,7 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
     lines = [f"# {summary.recipe}", ""]
     if summary.val_bits_per_byte is not None:
         lines += [
-            "| bits per byte of the held-out text | |",
+            "| model | bits per byte of the held-out text |",
             "|---|---:|",
             f"| this model | **{summary.val_bits_per_byte:.4f}** |",
             *_baseline("zstd -19", summary.zstd_bits_per_byte),
@@ -344,7 +348,7 @@ def _table_of_sets(sets: Sequence[SetSummary]) -> list[str]:
     """Each set as a whole; those of groups are a table of their own in the UI."""
     if not sets:
         return []
-    lines = ["| evaluation set | measure | | texts or pairs |", "|---|---|---:|---:|"]
+    lines = ["| evaluation set | measure | value | texts or pairs |", "|---|---|---:|---:|"]
     lines += [
         f"| {one.name} | {one.measure.replace('_', ' ')} | **{one.value:.4f}** | {one.items:,} |"
         for one in sets
