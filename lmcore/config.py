@@ -10,6 +10,7 @@ layouts and log levels change how a result is reached, not which result it is.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import math
@@ -1383,10 +1384,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = text
     # YAML 1.1 reads 1e-3 as a string; people mean a number.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            value = text
     table[_index(table, keys[-1], override)] = value
 
 

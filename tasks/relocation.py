@@ -134,10 +134,10 @@ def _mend_mlflow(home: Home, before: str) -> int:
         return 0
     try:
         with contextlib.closing(_connect(home.mlflow_database)) as database:
-            with contextlib.closing(sqlite3.connect(home.root / BACKUP)) as backup:
-                database.backup(backup)
-            database.execute("begin immediate")
+            database.execute("begin immediate")  # a backup alone would wait for ever for one in use
             try:
+                with contextlib.closing(sqlite3.connect(home.root / BACKUP)) as backup:
+                    database.backup(backup)
                 many = sum(
                     _mend_column(database, table, column, before, str(home.root))
                     for table, columns in _COLUMNS.items()
