@@ -33,7 +33,7 @@ _SHORT = {
     "hidden_size": "width",
     "vocab_size": "vocab",
 }
-# Three parts of the names that Prefect's pages propose, such as psi312-vega-manifold; the last may be missing.
+# Three parts of the names that Prefect's pages propose, such as psi312-vega-void; the last may be missing.
 PROPOSED = Path(__file__).with_name("proposed_names.txt")
 
 
