@@ -2,13 +2,10 @@
 
 A server on loopback is reached by any page that is open on the machine: under its own name, if that resolves
 to 127.0.0.1 (DNS rebinding), or across origins. Prefect checks neither, and hands out its CSRF token to both.
-
-    python -m flows.loopback PORT
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,21 +67,3 @@ def prefect_app() -> LoopbackOnly:
     from prefect.server.api.server import create_app
 
     return LoopbackOnly(create_app(final=True))
-
-
-def main() -> None:
-    """Serve Prefect on the port of the command line, as ``prefect server start`` does."""
-    import uvicorn
-    from prefect.settings import PREFECT_SERVER_API_KEEPALIVE_TIMEOUT, PREFECT_SERVER_LOGGING_LEVEL
-
-    uvicorn.run(
-        prefect_app(),
-        host=HOST,
-        port=int(sys.argv[1]),
-        timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
-        log_level=PREFECT_SERVER_LOGGING_LEVEL.value().lower(),
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,12 @@ layouts and log levels change how a result is reached, not which result it is.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -1483,10 +1484,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = text
     # YAML 1.1 reads 1e-3 as a string; people mean a number.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            value = text
     table[_index(table, keys[-1], override)] = value
 
 
@@ -1502,14 +1501,46 @@ def _index(table: dict[str, Any] | list[Any], key: str, override: str) -> Any:
     return int(key)
 
 
+# Pydantic's words for a wrong type, in those of a recipe.
+_KINDS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "model_type": "must be a table of settings",
+    "model_attributes_type": "must be a table of settings",
+    "dict_type": "must be a table of settings",
+    "missing": "must be set",
+}
+# What other programs call a setting.
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "batch_size": "global_batch_tokens",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "context_length": "seq_len",
+    "block_size": "seq_len",
+    "n_layer": "num_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_heads",
+    "wd": "weight_decay",
+}
+
+
 def _explain(kind: type[Config], problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(kind, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
-        return f"unknown key {path} ({hint})"
+        return f"unknown key {path} ({_hint(kind, problem['loc'])})"
     message = problem["msg"].removeprefix("Value error, ")
+    message = _KINDS.get(problem["type"]) or re.sub(r"^\w+ should ", "must ", message)
     value = problem.get("input")
     if problem["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
@@ -1518,6 +1549,39 @@ def _explain(kind: type[Config], problem: Any) -> str:
     structured = isinstance(value, (dict, list, tuple, BaseModel))
     shown = "" if structured else f", found {value!r}"
     return f"{path}: {message}{shown}" if path else message
+
+
+def _hint(kind: type[Config], loc: tuple[Any, ...]) -> str:
+    """The right place of a key that is known elsewhere, else one that is called alike here."""
+    key, known = str(loc[-1]), _fields_at(kind, loc[:-1])
+    name = _SYNONYMS.get(key, key)
+    for cutoff in (0.8, 0.5):
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
+            return f"did you mean {near[0]}?"
+        above = [str(part) for part in loc[:-1]]
+        # Those below the same sections first; muon_learning_rate is a learning_rate, too.
+        places = [place for place in _paths(kind, ()) if place[-1] == name or place[-1].endswith(f"_{name}")]
+        places.sort(key=lambda place: (-_shared(place, above), place[-1] != name, len(place)))
+        if places:
+            best = [place for place in places if _shared(place, above) == _shared(places[0], above)][:3]
+            return f"did you mean {' or '.join('.'.join(place) for place in best)}?"
+    return "known here: " + ", ".join(known)
+
+
+def _shared(place: Sequence[str], above: Sequence[str]) -> int:
+    return len(
+        [1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(place, above, strict=False))]
+    )
+
+
+def _paths(kind: type[Config], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every setting below ``kind``; of the entries of a list, those of the first."""
+    for name, field in kind.model_fields.items():
+        if nested := _config_class(field):
+            listed = "tuple" in str(field.annotation)
+            yield from _paths(nested, (*above, name, "0") if listed else (*above, name))
+        else:
+            yield (*above, name)
 
 
 def _fields_at(kind: type[Config], loc: Iterable[Any]) -> list[str]:

@@ -18,7 +18,7 @@ from tasks.evaluate import (
 )
 from tasks.prepare import Prepared, documents_stage
 from tasks.report import Summary, markdown, set_summaries
-from tasks.tracking import ModelVersion
+from tasks.tracking_registry import ModelVersion
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])

@@ -17,7 +17,8 @@ from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
 from tasks.registry import _register
-from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
+from tasks.tracking import Follower, Tracker, sync_all
+from tasks.tracking_registry import Candidate, Registry
 
 
 @pytest.fixture
@@ -196,10 +197,19 @@ def test_a_run_that_is_refused_does_not_keep_a_follower_from_the_others(home, tr
     assert len(warnings) == 1
 
 
+def model_directory(folder):
+    """Files of a model; those who register it read none of them."""
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text(f"{name} of {folder.name}")
+    return folder
+
+
 def candidate(run_dir, digest, bits, data="data-1"):
+    model = model_directory(run_dir.parent / digest)
     return Candidate(
         name="mill",
-        model_path=f"/models/{digest}",
+        model_path=str(model),
         model_digest=digest,
         bits_per_byte=bits,
         data_digest=data,
@@ -225,7 +235,11 @@ def test_the_registry_keeps_one_version_a_model_and_moves_aliases(home, tracker)
     second = registry.register(candidate(run_dir, "m2", 1.4), run_dir)
     registry.challenge(second)
     champion = registry.champion("mill")
-    assert (champion.version, champion.bits_per_byte, champion.model_path) == ("1", 1.5, "/models/m1")
+    assert (champion.version, champion.bits_per_byte, champion.model_path) == (
+        "1",
+        1.5,
+        str(run_dir.parent / "m1"),
+    )
     registry.crown(second)
     assert registry.champion("mill").version == "2"
     assert registry.aliases(first) == []
@@ -293,9 +307,10 @@ def test_a_model_that_moved_is_found_where_it_is(home, tracker):
     registry, run_dir = Registry(tracker), start_run(home)
     first = candidate(run_dir, "m1", 1.5)
     registry.crown(registry.register(first, run_dir))
-    moved = registry.register(first.model_copy(update={"model_path": "/elsewhere/m1"}), run_dir)
-    assert (moved.version, moved.model_path) == ("1", "/elsewhere/m1")
-    assert registry.champion("mill").model_path == "/elsewhere/m1"
+    elsewhere = str(model_directory(home.root / "elsewhere"))
+    moved = registry.register(first.model_copy(update={"model_path": elsewhere}), run_dir)
+    assert (moved.version, moved.model_path) == ("1", elsewhere)
+    assert registry.champion("mill").model_path == elsewhere
 
 
 def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
