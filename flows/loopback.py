@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-HOST = "127.0.0.1"
 NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 

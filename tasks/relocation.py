@@ -134,10 +134,9 @@ def _mend_mlflow(home: Home, before: str) -> int:
         return 0
     try:
         with contextlib.closing(_connect(home.mlflow_database)) as database:
-            database.execute("begin immediate")  # a backup alone would wait for ever for one in use
+            database.execute("begin immediate")  # nobody else writes from here on
             try:
-                with contextlib.closing(sqlite3.connect(home.root / BACKUP)) as backup:
-                    database.backup(backup)
+                _back_up(home)
                 many = sum(
                     _mend_column(database, table, column, before, str(home.root))
                     for table, columns in _COLUMNS.items()
@@ -155,6 +154,15 @@ def _mend_mlflow(home: Home, before: str) -> int:
             remedy="Stop what uses it, then give the same command again; nothing was changed.",
         ) from error
     return many
+
+
+def _back_up(home: Home) -> None:
+    # By a connection of its own: one that holds the lock for writing would wait for itself for ever.
+    with (
+        contextlib.closing(_connect(home.mlflow_database)) as database,
+        contextlib.closing(sqlite3.connect(home.root / BACKUP)) as backup,
+    ):
+        database.backup(backup)
 
 
 def use_server(home: Home) -> None:
