@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect.logging import get_run_logger
 
 from lmcore.config import Json, Recipe, holds_secret
@@ -22,6 +21,7 @@ from lmcore.launch.job import require_cores
 from lmcore.model.hf.config import check_settings
 from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
+from lmcore.settings_yaml import dump_settings
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
 from tasks.tracking import Follower, Tracker, sync_all
@@ -72,9 +72,7 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
     tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
     directory.mkdir(parents=True)
-    write_atomically(
-        directory / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    )
+    write_atomically(directory / "recipe.yaml", dump_settings(recipe.model_dump(mode="json")))
     runs.open_run(
         directory,
         name=f"{kind} {recipe.name}",
