@@ -297,13 +297,18 @@ def inspect(
 
 @app.command(epilog="Example: gristmill sync")
 def sync(uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: as runs use.")] = "") -> None:
-    """Tell MLflow what it missed while it was away."""
+    """Tell MLflow what it missed while it was away, and register what was not registered."""
     with _errors():
         home = _set_up(quiet=True)
+        from tasks.registration import register_pending
         from tasks.tracking import Tracker, sync_all
 
-        done = sync_all(Tracker(uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home))
-        typer.echo(f"{len(done)} run(s) brought up to date")
+        tracker = Tracker(uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
+        try:
+            typer.echo(f"{len(sync_all(tracker))} run(s) brought up to date")
+        finally:  # a model may be registered though one of the other runs is refused
+            for one in register_pending(tracker):
+                typer.echo(f"registered {one.model_name} version {one.model_version}: {one.reason}")
 
 
 @app.command(epilog="Example: gristmill up --prefect-port 4200 --mlflow-port 5000")

@@ -10,6 +10,7 @@ GristmillError
 ├── OutOfMemory         a step does not fit into the memory of its device
 ├── TrainingDiverged    the loss is no longer a number worth training on
 └── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
+    └── ServiceRefused  it answers, and refuses until a person has changed something there
 """
 
 from __future__ import annotations
@@ -101,3 +102,7 @@ class TrainingDiverged(GristmillError):  # noqa: N818 - the field says "diverged
 
 class ServiceError(GristmillError):
     """A server we need (Prefect, MLflow) is away, or its port is taken."""
+
+
+class ServiceRefused(ServiceError):  # noqa: N818 - what happened, as ProcessDied
+    """A server answers, and refuses until a person has changed something there."""

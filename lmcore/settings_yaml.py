@@ -112,7 +112,7 @@ for _name, _build in {
 }.items():
     _Loader.add_constructor(_CORE + _name, _build)
 _Loader.add_constructor(_AMBIGUOUS, _ambiguous)
-_Loader.add_constructor(None, _unknown_tag)
+_Loader.yaml_constructors[None] = _unknown_tag
 _add_resolvers(_Loader)
 
 

@@ -95,10 +95,10 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
             raise
         finally:
             runs.close_run(directory, status)
-    if follower.behind:
-        progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
-    else:
+    if not follower.behind:
         _catch_up(tracker)
+    elif not follower.refused:  # of which the reason was told
+        progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
 
 
 def settings_of(recipe: Recipe, kind: str) -> dict[str, str]:
