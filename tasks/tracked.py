@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,10 +26,12 @@ from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.settings_yaml import dump_settings
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
+from tasks.abandoned import Abandoned, settle
 from tasks.tracking import Follower, Tracker, sync_all
 
 # What a flow that does not do all has settings of.
 PARTS = {"data": ("data", "evaluation.sets"), "train-flow": ("data", "evaluation.sets", "model", "train")}
+SETTLE_SECONDS = 10.0  # that the end of a run waits until earlier ones are told of
 MOST_ENTRIES = 20  # of a list whose settings are parameters of their own
 
 
@@ -86,7 +90,11 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     logger = get_run_logger()
     status: runs.RunStatus = "killed"
     patience = recipe.tracking.patience_seconds
-    with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
+    _hang_up_as_a_stop()
+    with (
+        Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower,
+        _settling(home),
+    ):
         try:
             yield FlowRun(directory, tracker, follower, time.monotonic())
             status = "finished"
@@ -99,6 +107,26 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         _catch_up(tracker)
     elif not follower.refused:  # of which the reason was told
         progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
+
+
+def _hang_up_as_a_stop() -> None:
+    """Let a closed terminal stop this process in order, as SIGTERM does, where nobody else has a say."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def _settling(home: Home) -> Iterator[None]:
+    """Meanwhile tell MLflow and Prefect of earlier runs whose process was killed."""
+    thread = threading.Thread(target=lambda: settle(home, Abandoned(home).find()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(SETTLE_SECONDS)
 
 
 def settings_of(recipe: Recipe, kind: str) -> dict[str, str]:
