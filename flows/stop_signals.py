@@ -12,10 +12,12 @@ from typing import Any
 
 _ONCE = (signal.SIGTERM, signal.SIGHUP)  # a closed terminal sends more than one
 _first = signal.SIGINT
+_terminals = set[int]()  # of the standard descriptors: one that is gone no longer says that it was one
 
 
 def listen() -> None:
     """Handle the signals from now on; one that is ignored, as under nohup, stays so."""
+    _terminals.update(number for number in (0, 1, 2) if os.isatty(number))
     for number in (signal.SIGINT, *_ONCE):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -40,7 +42,6 @@ def _stop(number: int, _frame: Any) -> None:
 def _let_go_of_the_terminal() -> None:
     """Write into nothing where a terminal was: each line would be an error, and nothing would be saved."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        if os.isatty(descriptor):
-            os.dup2(nothing, descriptor)
+    for descriptor in _terminals:
+        os.dup2(nothing, descriptor)
     os.close(nothing)
