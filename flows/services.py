@@ -28,7 +28,6 @@ from lmcore.errors import ConfigError, ServiceError
 from lmcore.home import VARIABLE, Home
 from lmcore.locks import locked
 from lmcore.store import write_atomically
-from tasks.abandoned import Abandoned
 
 HOST = "127.0.0.1"
 HEALTH = {"prefect": "/api/health", "mlflow": "/health"}  # where a server says that it is ready
@@ -177,6 +176,8 @@ def _release(url: str, say: Callable[[str], object]) -> None:
 
 def _tell_of_killed_runs(home: Home, environment: Mapping[str, str], say: Callable[[str], object]) -> None:
     """Have MLflow and Prefect, which are up, told of runs that could not tell it themselves."""
+    from tasks.abandoned import Abandoned  # with prefect, which must not be read before its address is set
+
     if not Abandoned(home).find():
         return
     say("telling MLflow and Prefect of runs that were killed")
