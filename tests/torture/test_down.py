@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import Mill, free_port
 
 PARAMETERS = {
     "name": "stopped",
@@ -89,3 +89,14 @@ def test_down_in_the_middle_of_training(servers):
     parent, children = servers.mlflow_family(stopped)
     assert parent["info"]["status"] in ("KILLED", "FAILED")
     assert children == ["train"]
+
+
+def test_a_command_that_is_killed_beside_the_servers_is_told_to_both(servers):
+    mill = Mill(servers.home.parent)
+    command = mill.start("run", str(mill.recipe), "--set", "train.steps=100000")
+    until(lambda: steps_done(servers.home) > 5 and "RUNNING" in states(servers.home), "a step")
+    command.kill()
+    command.communicate()
+    address = f"{servers.prefect}/api/flow_runs/filter"
+    until(lambda: "CRASHED" in [run["state"]["type"] for run in servers.call(address, {})], "Prefect knows")
+    until(lambda: states(servers.home) == {"KILLED"}, "MLflow knows")
