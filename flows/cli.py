@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,14 +13,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import embedded
+from flows import embedded, stop_signals
 from flows.environment import set_environment
 from flows.recipe_files import RECIPES, descriptions, find_recipe
 from lmcore.config import NEEDS_A_PATH, Recipe, load_recipe
@@ -29,6 +29,11 @@ from lmcore.home import Home
 from lmcore.store import write_atomically
 
 STARTED = time.monotonic()
+# What a machine refuses for reasons that its owner can mend.
+_NOT_OURS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ELOOP),
+)
 
 app = typer.Typer(
     name="gristmill",
@@ -297,13 +302,18 @@ def inspect(
 
 @app.command(epilog="Example: gristmill sync")
 def sync(uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: as runs use.")] = "") -> None:
-    """Tell MLflow what it missed while it was away."""
+    """Tell MLflow what it missed while it was away, and register what was not registered."""
     with _errors():
         home = _set_up(quiet=True)
+        from tasks.registration import register_pending
         from tasks.tracking import Tracker, sync_all
 
-        done = sync_all(Tracker(uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home))
-        typer.echo(f"{len(done)} run(s) brought up to date")
+        tracker = Tracker(uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
+        try:
+            typer.echo(f"{len(sync_all(tracker))} run(s) brought up to date")
+        finally:  # a model may be registered though one of the other runs is refused
+            for one in register_pending(tracker):
+                typer.echo(f"registered {one.model_name} version {one.model_version}: {one.reason}")
 
 
 @app.command(epilog="Example: gristmill up --prefect-port 4200 --mlflow-port 5000")
@@ -390,6 +400,7 @@ def _set_up(*, quiet: bool) -> Home:
     home = Home.here()
     from flows.services import client_environment
 
+    home.require_writable()
     set_environment(home, quiet=quiet)  # first of all: a copied home must not find the original's servers
     for name, value in client_environment(home).items():
         os.environ.setdefault(name, value)
@@ -456,6 +467,10 @@ def _check_writable(path: Path | None) -> None:
             found=nearest(path.resolve().parent),
             remedy="Make the folder first.",
         )
+    if path is not None and not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise ConfigError(f"--json {path} cannot be written", found="no permission to write there")
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--json {path} cannot be written", expected="a file", found="a folder")
 
 
 def _write_json(path: Path | None, value: Any) -> None:
@@ -475,22 +490,33 @@ def _errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from what was finished", err=True)
-        raise typer.Exit(130) from None
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            typer.echo("stopped; the same command goes on from what was finished", err=True)
+        raise typer.Exit(stop_signals.exit_code()) from None
     except (typer.Exit, SystemExit):
         raise
+    except OSError as error:
+        if error.filename is None or error.errno not in _NOT_OURS:
+            _fail_unexpectedly(error)
+        typer.echo(f"error: {error.filename} cannot be used: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
     except Exception as error:
-        handle, trace = tempfile.mkstemp(prefix="gristmill-error-", suffix=".txt", text=True)
-        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-            file.write(traceback.format_exc())
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        typer.echo(f"error: this should not happen: {problem}\nThe details are in {trace}.", err=True)
-        raise typer.Exit(70) from None
+        _fail_unexpectedly(error)
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    """Say where the details are of an error that is a fault of ours."""
+    handle, trace = tempfile.mkstemp(prefix="gristmill-error-", suffix=".txt", text=True)
+    with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+        file.write(traceback.format_exc())
+    problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    typer.echo(f"error: this should not happen: {problem}\nThe details are in {trace}.", err=True)
+    raise typer.Exit(70) from None
 
 
 def main() -> None:
     """Entry point of the command."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop like Ctrl-C, with a word about it
+    stop_signals.listen()
     app()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flows.services import client_environment, running
 from lmcore.config import Recipe, userinfo
 from lmcore.doctor import Check, machine_checks
+from lmcore.errors import GristmillError
 from lmcore.home import Home
 
 if TYPE_CHECKING:
@@ -25,7 +26,17 @@ def survey_sources(recipe: Recipe) -> list[Survey]:
 
 def examine(home: Home) -> list[Check]:
     """Run every check."""
-    return [*(check() for check in machine_checks(home.root)), check_services(home), check_tracking(home)]
+    machine = [check() for check in machine_checks(home.root)]
+    return [*machine, check_home(home), check_services(home), check_tracking(home)]
+
+
+def check_home(home: Home) -> Check:
+    """The folder of all that is made can be written."""
+    try:
+        home.require_writable()
+    except GristmillError as error:
+        return Check("home", "failed", f"{error.problem}: {error.found}", error.remedy)
+    return Check("home", "ok", str(home.root))
 
 
 def check_services(home: Home) -> Check:

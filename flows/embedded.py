@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lmcore.errors import ServiceError
 from lmcore.home import Home
+from lmcore.locks import locked
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -33,10 +34,13 @@ class EmbeddedServer:
         process: Ends at the end of its standard input.
         url: Its address.
         log: What it says.
+        starting: What is held until it answers.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self._process, self._url, self._log = process, url, log
+    def __init__(
+        self, process: subprocess.Popen[bytes], url: str, log: Path, starting: contextlib.ExitStack
+    ) -> None:
+        self._process, self._url, self._log, self._starting = process, url, log, starting
 
     def wait_until_ready(self) -> None:
         """Wait until it answers.
@@ -44,6 +48,10 @@ class EmbeddedServer:
         Raises:
             ServiceError: it does not start.
         """
+        with self._starting:
+            self._wait()
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -80,6 +88,8 @@ def start(home: Home) -> EmbeddedServer | None:
     """
     if os.environ.get("PREFECT_API_URL"):
         return None
+    starting = contextlib.ExitStack()
+    starting.enter_context(one_starts(home))
     log = home.prefect / "server.log"
     own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     # The port is ours from the start, so that nobody else can take it before the server listens.
@@ -97,9 +107,18 @@ def start(home: Home) -> EmbeddedServer | None:
             pass_fds=[listener.fileno()],
         )
     os.environ["PREFECT_API_URL"] = f"{url}/api"
-    server = EmbeddedServer(process, url, log)
+    server = EmbeddedServer(process, url, log, starting)
     atexit.register(server.stop)
     return server
+
+
+def one_starts(home: Home) -> contextlib.AbstractContextManager[None]:
+    """Let no other server of ``home`` start inside: of two that make one database's tables, one fails."""
+
+    def say() -> None:
+        sys.stderr.write("waiting for another Prefect of this home to start\n")
+
+    return locked(home.root / "locks" / "prefect-database.lock", say)
 
 
 def main() -> None:

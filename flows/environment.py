@@ -21,10 +21,10 @@ def set_environment(home: Home, *, quiet: bool) -> None:
         home: Where their databases are.
         quiet: Only errors reach the terminal; everything still reaches the run's log.
     """
+    home.make()  # Prefect's embedded server does not make its folder
     if told := settle(home):
         sys.stderr.write(f"{told}\n")
     os.environ[VARIABLE] = str(home.root)
-    home.prefect.mkdir(parents=True, exist_ok=True)  # its embedded server does not make it
     for name, value in variables(home).items():
         os.environ.setdefault(name, value)
     os.environ.update(no_proxy(os.environ))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmcore.config import Recipe
 from lmcore.errors import ConfigError
+from lmcore.settings_yaml import dump_settings
 
 RECIPES = Path(__file__).parent / "recipes"
 WIDTH = 110
@@ -69,10 +67,4 @@ def _lines(values: dict[str, Any], reasons: Mapping[str, str], above: str) -> It
             for line in _lines(value, reasons, f"{path}."):
                 yield f"  {line}" if line else ""
         else:
-            yield from _dump({name: value}).splitlines()
-
-
-def _dump(values: dict[str, Any]) -> str:
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    # What YAML and Python take for more ends of lines is escaped, as all that is not ASCII then is.
-    return yaml.safe_dump(values, sort_keys=False) if re.search(r"[\x85\u2028\u2029]", text) else text
+            yield from dump_settings({name: value}).splitlines()

@@ -22,9 +22,11 @@ from pathlib import Path
 import psutil
 
 from flows.deployments import POOL, deploy, release_runs
+from flows.embedded import one_starts
 from flows.environment import no_proxy, set_environment, variables
 from lmcore.errors import ConfigError, ServiceError
 from lmcore.home import VARIABLE, Home
+from lmcore.locks import locked
 from lmcore.store import write_atomically
 from tasks.relocation import use_files, use_server
 
@@ -110,35 +112,31 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
     Raises:
         ServiceError: a port is taken by another program, or a service does not start.
     """
-    if prefect_port == mlflow_port:
+    home.require_writable()
+    set_environment(home, quiet=True)  # first of all: a copied home must not find the original's servers
+    found, started = running(home), dict[str, Service]()
+    if prefect_port == mlflow_port and not found.keys() & HEALTH.keys():
         raise ConfigError(
             "Prefect and MLflow cannot share a port",
             found=f"{mlflow_port} for both",
             remedy="Choose another.",
         )
     home.services.mkdir(parents=True, exist_ok=True)
-    set_environment(home, quiet=True)
-    found, started = running(home), dict[str, Service]()
     for name, port in (("prefect", prefect_port), ("mlflow", mlflow_port)):
         if name not in found:
             _require_free(port, name)
+        elif found[name].port != port:
+            say(f"{name} runs already, on port {found[name].port} and not {port}; `gristmill down` stops it")
     try:
-        if "prefect" not in found:
-            if not (home.prefect / "prefect.db").exists():
-                say("the first start of a home makes the databases of Prefect and MLflow: one to two minutes")
-            say(f"starting Prefect on port {prefect_port}")
-            found["prefect"] = started["prefect"] = _start_prefect(home, prefect_port)
-        if "mlflow" not in found:
-            say(f"starting MLflow on port {mlflow_port}")
-            found["mlflow"] = started["mlflow"] = _start_mlflow(home, mlflow_port)
-        for name, path in HEALTH.items():
-            _wait(found[name], path, say)
+        _start_servers(home, prefect_port, mlflow_port, say, found, started)
         environment = {**_environment(home), **client_environment(home)}
         say("deploying four flows, with their forms and the nightly schedule: some 15 s")
         deploy(found["prefect"].url, environment)
         if "worker" not in found:
             _stop_runs(home, say)  # of one that was killed
             release_runs(found["prefect"].url)
+        _tell_of_killed_runs(home, environment, say)
+        if "worker" not in found:
             say("starting a worker")
             found["worker"] = started["worker"] = _start_worker(home, environment)
     except BaseException:
@@ -164,6 +162,8 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             _stop_runs(home, say)
             if "prefect" in services:
                 _release(services["prefect"].url, say)
+            if services.keys() & HEALTH.keys():
+                _tell_of_killed_runs(home, {**_environment(home), **client_environment(home)}, say)
         (home.services / f"{name}.json").unlink(missing_ok=True)
     return stopped
 
@@ -176,7 +176,43 @@ def _release(url: str, say: Callable[[str], object]) -> None:
         say(f"Prefect does not answer ({error}): the next `up` tells it of runs that were stopped")
 
 
+def _tell_of_killed_runs(home: Home, environment: Mapping[str, str], say: Callable[[str], object]) -> None:
+    """Have MLflow and Prefect, which are up, told of runs that could not tell it themselves."""
+    from tasks.abandoned import Abandoned  # with prefect, which must not be read before its address is set
+
+    if not Abandoned(home).find():
+        return
+    say("telling MLflow and Prefect of runs that were killed")
+    command = [sys.executable, "-m", "tasks.abandoned"]
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the next `up` or run does it
+        subprocess.run(command, env=dict(environment), check=False, timeout=START_SECONDS)
+
+
 # --- starting --------------------------------------------------------------------------------------
+
+
+def _start_servers(
+    home: Home,
+    prefect_port: int,
+    mlflow_port: int,
+    say: Callable[[str], object],
+    found: dict[str, Service],
+    started: dict[str, Service],
+) -> None:
+    """Start the servers that are not in ``found``; add them there and to ``started``, and wait for all."""
+    with contextlib.ExitStack() as starting:
+        if "prefect" not in found:
+            if not (home.prefect / "prefect.db").exists():
+                say("a home's first start makes the databases of Prefect and MLflow: one to two minutes")
+            say(f"starting Prefect on port {prefect_port}")
+            starting.enter_context(one_starts(home))
+            found["prefect"] = started["prefect"] = _start_prefect(home, prefect_port)
+        if "mlflow" not in found:
+            say(f"starting MLflow on port {mlflow_port}")
+            starting.enter_context(locked(home.root / "locks" / "mlflow-database.lock"))
+            found["mlflow"] = started["mlflow"] = _start_mlflow(home, mlflow_port)
+        for name, path in HEALTH.items():
+            _wait(found[name], path, say)
 
 
 def _start_prefect(home: Home, port: int) -> Service:
@@ -210,7 +246,7 @@ def _start_mlflow(home: Home, port: int) -> Service:
 
 
 def _start_worker(home: Home, environment: Mapping[str, str]) -> Service:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command = [sys.executable, "-m", "flows.worker", "start", "--pool", POOL, "--type", "process"]
     service = _spawn(home, "worker", 0, command, environment)
     deadline = time.monotonic() + START_SECONDS
     while "started!" not in Path(service.log).read_text(encoding="utf-8", errors="replace"):

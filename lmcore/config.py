@@ -10,9 +10,9 @@ layouts and log levels change how a result is reached, not which result it is.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError, nearest
 from lmcore.layout import find_misfit
+from lmcore.settings_yaml import SettingsError, decode_settings, read_setting, read_settings
 
 MAX_SEED = 2**63 - 1
 # Names become file names, arguments and parts of metrics: none is `..`, hidden or like an option, and each
@@ -33,6 +33,8 @@ MAX_SEED = 2**63 - 1
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 MAX_NAME_CHARS = 100
 _NUMBERS = (int, float, int | None, float | None)
+_YAML_KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "a table", list: "a list"}
+_SWITCHES = ("true", "false", "yes", "no", "on", "off")
 Activation = Literal["swiglu", "relu2", "gelu", "gelu_erf"]
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
 NEEDS_A_PATH = "needs a path"  # what the error of a source without one says
@@ -104,10 +106,11 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_is_no_number(cls, values: Any) -> Any:
-        # YAML reads `yes` and `on` as true, which would pass for 1.
+        # `true` would pass for 1; `yes` is what YAML 1.1 takes for it.
         for name in values.keys() & cls.model_fields.keys() if isinstance(values, dict) else ():
-            if isinstance(values[name], bool) and cls.model_fields[name].annotation in _NUMBERS:
-                raise ValueError(f"{name} must be a number; found {str(values[name]).lower()}")
+            word = str(values[name]).lower()
+            if word in _SWITCHES and cls.model_fields[name].annotation in _NUMBERS:
+                raise ValueError(f"{name} must be a number; found {word}")
         return values
 
     @model_validator(mode="before")
@@ -1408,17 +1411,16 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: the file is missing or not YAML, or a key or value is wrong.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a SafeLoader
+        values = read_settings(decode_settings(path.read_bytes()))
     except OSError as error:
         raise ConfigError(
             f"recipe {path} cannot be read",
             found=nearest(path) if isinstance(error, FileNotFoundError) else error.strerror or str(error),
             remedy="Give the name of a recipe, or the path of a YAML file.",
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-45 is a ValueError to YAML
-        found = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+    except SettingsError as error:
         raise ConfigError(
-            f"recipe {path} is not YAML", found=found, remedy="Mend the line it names."
+            f"recipe {path} is not YAML", found=str(error), remedy="Mend the line it names."
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(
@@ -1439,22 +1441,6 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
             remedy="Name a source; flows/recipes/quickstart.yaml shows one.",
         )
     return recipe
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} comes twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -1479,13 +1465,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         table = entry
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        value = text
-    # YAML 1.1 reads 1e-3 as a string; people mean a number.
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
+        value = read_setting(text)
+    except SettingsError as error:
+        raise ConfigError(
+            f"the value of --set {path} cannot be read",
+            expected="YAML, as in a recipe",
+            found=str(error),
+            remedy=f"""A text in quotes stands for itself: --set '{path}="..."'.""",
+        ) from None
     table[_index(table, keys[-1], override)] = value
 
 
@@ -1548,6 +1535,8 @@ def _explain(kind: type[Config], problem: Any) -> str:
         message += f" (did you mean {near[0]}?)" if near else ""
     structured = isinstance(value, (dict, list, tuple, BaseModel))
     shown = "" if structured else f", found {value!r}"
+    if problem["type"] == "string_type":
+        shown += _how_to_quote(path, value)
     return f"{path}: {message}{shown}" if path else message
 
 
@@ -1582,6 +1571,15 @@ def _paths(kind: type[Config], above: tuple[str, ...]) -> Iterator[tuple[str, ..
             yield from _paths(nested, (*above, name, "0") if listed else (*above, name))
         else:
             yield (*above, name)
+
+
+def _how_to_quote(path: str, value: Any) -> str:
+    """Say what to do where YAML read something else than the text that was meant."""
+    if value is None:
+        return ' (an empty text is "")'
+    quoted = '"..."' if isinstance(value, (dict, list, tuple, BaseModel)) else f'"{json.dumps(value)}"'
+    kind = _YAML_KINDS.get(type(value), "something else")
+    return f" (a text that looks like {kind} needs quotes: {quoted}, or --set '{path}={quoted}')"
 
 
 def _fields_at(kind: type[Config], loc: Iterable[Any]) -> list[str]:

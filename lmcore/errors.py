@@ -11,6 +11,7 @@ GristmillError
 ├── TrainingDiverged    the loss is no longer a number worth training on
 │   └── ReplicasDiffer  replicas of the model hold other bits: memory or a device fails
 └── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
+    └── ServiceRefused  it answers, and refuses until a person has changed something there
 """
 
 from __future__ import annotations
@@ -106,3 +107,7 @@ class ReplicasDiffer(TrainingDiverged):
 
 class ServiceError(GristmillError):
     """A server we need (Prefect, MLflow) is away, or its port is taken."""
+
+
+class ServiceRefused(ServiceError):  # noqa: N818 - what happened, as ProcessDied
+    """A server answers, and refuses until a person has changed something there."""

@@ -72,11 +72,11 @@ def _write_failure(run_dir: Path, text: str, kind: str) -> None:
 
 
 class StopRequest:
-    """Remembers that the process was asked to stop, by SIGTERM or SIGINT."""
+    """Remembers that the process was asked to stop, by SIGTERM, SIGINT or SIGHUP."""
 
     def __init__(self) -> None:
         self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._remember)
 
     def __call__(self) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -35,6 +34,7 @@ from typing import Any, Literal
 from lmcore.config import Identity, Json
 from lmcore.disk import FAULTS, disk_errors, storage_error
 from lmcore.errors import StorageError
+from lmcore.locks import locked
 
 MANIFEST = "manifest.json"
 _NOT_WRITABLE = (errno.EEXIST, errno.ENOTDIR)
@@ -162,7 +162,7 @@ class Store:
         target = self.root / stage.name / stage.key
         with _storage_errors(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target.parent / f".lock-{stage.key}", self._on_wait):
+            with locked(target.parent / f".lock-{stage.key}", self._on_wait):
                 manifest, damage = self._look(target)
                 if manifest is not None:
                     return _artifact(target, manifest, "reused", "", start)
@@ -459,17 +459,6 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

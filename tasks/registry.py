@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from pydantic import BaseModel
 
 from lmcore.config import Recipe
-from lmcore.errors import DataError, GristmillError, ServiceError
-from lmcore.eval import gate
+from lmcore.errors import DataError, ServiceError
 from lmcore.eval.gate import Measured
 from lmcore.store import Artifact
 from tasks import runs
@@ -25,18 +22,10 @@ from tasks.evaluate import (
     protocol_digest,
 )
 from tasks.prepare import Prepared
+from tasks.progress import note
+from tasks.registration import Measure, Pending, Registered, enrol, in_turn
 from tasks.tracked import FlowRun
 from tasks.tracking_registry import Candidate, ModelVersion, Registry
-
-
-class Registered(BaseModel):
-    """What became of a model: its version and aliases, and why."""
-
-    model_name: str
-    model_version: str | None
-    aliases: list[str]
-    promoted: bool
-    reason: str
 
 
 @task(name="register", task_run_name="register the model", cache_policy=NO_CACHE, persist_result=False)
@@ -45,23 +34,31 @@ def register_model(
 ) -> Registered:
     """Register the model as challenger; make it champion when the gate passes.
 
-    A model that was registered before keeps its version. When MLflow is away nothing is registered, and
-    the same command does it later: every stage is then reused.
+    A model that was registered before keeps its version. When MLflow is away nothing is registered;
+    `gristmill sync` does it later, or the same command, which then reuses every stage.
     """
     logger = get_run_logger()
     name = recipe.tracking.model_name or recipe.name
     registry = Registry(run.tracker)
+    candidate, linked = _candidate(recipe, prepared, trained, evaluated), _linked_run(evaluated, run)
     try:
-        registered = _register(
-            registry,
-            recipe,
-            _candidate(recipe, prepared, trained, evaluated),
-            _linked_run(evaluated, run),
-            lambda champion: _measure(recipe, prepared, champion, run, registry),
-        )
+        with in_turn(
+            run.tracker.home, name, lambda: note(logger, f"waiting for another run that registers {name}")
+        ):
+            registered = _register(
+                registry,
+                recipe,
+                candidate,
+                linked,
+                lambda champion: _measure(recipe, prepared, champion, run, registry),
+            )
     except ServiceError as error:
         logger.warning("not registered: %s", error)
-        return Registered(model_name=name, model_version=None, aliases=[], promoted=False, reason=str(error))
+        Pending(candidate=candidate, evaluation_run=str(linked), gate=recipe.evaluation.gate).write(
+            run.directory
+        )
+        reason = f"not registered, which `gristmill sync` does later: {error}"
+        return Registered(model_name=name, model_version=None, aliases=[], promoted=False, reason=reason)
     logger.info("%s version %s: %s", name, registered.model_version, registered.reason)
     return registered
 
@@ -132,38 +129,6 @@ def _require_unseen(recipe: Recipe, champion: ModelVersion) -> None:
 
 
 def _register(
-    registry: Registry,
-    recipe: Recipe,
-    candidate: Candidate,
-    evaluation_run: Path,
-    measure_champion: Callable[[ModelVersion], Measured],
+    registry: Registry, recipe: Recipe, candidate: Candidate, evaluation_run: Path, measure_champion: Measure
 ) -> Registered:
-    version = registry.register(candidate, evaluation_run)
-    if "champion" in version.aliases:
-        reason = f"version {version.version} is the champion already"
-        return _outcome(registry, version, promoted=False, reason=reason)
-    registry.challenge(version)
-    challenger = Measured(bits_per_byte=candidate.bits_per_byte, data_digest=candidate.data_digest)
-    try:
-        champion = registry.champion(candidate.name)
-        rival = measure_champion(champion) if champion else None
-        decision = gate.decide(challenger, rival, recipe.evaluation.gate)
-    except ServiceError:
-        raise
-    except GristmillError as error:  # without the champion's figure there is nothing to win against
-        decision = gate.Decision(passed=False, reason=str(error))
-    registry.note(version, {"gristmill.gate": decision.reason})
-    registry.describe(version, f"**Gate:** {decision.reason}.")
-    if decision.passed:
-        registry.crown(version)
-    return _outcome(registry, version, promoted=decision.passed, reason=decision.reason)
-
-
-def _outcome(registry: Registry, version: ModelVersion, *, promoted: bool, reason: str) -> Registered:
-    return Registered(
-        model_name=version.name,
-        model_version=version.version,
-        aliases=registry.aliases(version),
-        promoted=promoted,
-        reason=reason,
-    )
+    return enrol(registry, recipe.evaluation.gate, candidate, evaluation_run, measure_champion)

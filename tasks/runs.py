@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ class RunRecord(BaseModel):
 
     ``place`` is the MLflow it belongs to (its URI; empty: the home's own) and ``parent`` the run directory of
     the parent run. ``files`` maps a name below the run's artifacts to a local file; ``metrics`` are final
-    values, logged once at step ``metrics_step``.
+    values, logged once at step ``metrics_step``. Process ``pid`` on ``host``
+    made the newest attempt, which began at ``attempted``.
     """
 
     id: str
@@ -53,6 +55,8 @@ class RunRecord(BaseModel):
     ended: float | None = None
     pid: int
     pid_started: float
+    host: str = ""
+    attempted: float = 0.0
     tags: dict[str, str] = {}
     params: dict[str, str] = {}
     metrics: dict[str, float] = {}
@@ -94,6 +98,8 @@ def open_run(run_dir: Path, **fields: Any) -> RunRecord:
         started=previous.started if previous else time.time(),
         pid=this.pid,
         pid_started=this.create_time(),
+        host=socket.gethostname(),
+        attempted=time.time(),
         **fields,
     )
     run_dir.mkdir(parents=True, exist_ok=True)

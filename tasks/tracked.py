@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect.logging import get_run_logger
 
 from lmcore.config import Json, Recipe, holds_secret
@@ -22,14 +23,16 @@ from lmcore.launch.job import require_cores
 from lmcore.model.hf.config import check_settings
 from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
+from lmcore.settings_yaml import dump_settings
 from lmcore.store import Artifact, write_atomically
-from tasks import progress, runs
+from tasks import progress, relocation, runs
+from tasks.abandoned import Abandoned, settle
 from tasks.machine import sampled
-from tasks.relocation import settle
 from tasks.tracking import Follower, Tracker, sync_all
 
 # What a flow that does not do all has settings of.
 PARTS = {"data": ("data", "evaluation.sets"), "train-flow": ("data", "evaluation.sets", "model", "train")}
+SETTLE_SECONDS = 10.0  # that the end of a run waits until earlier ones are told of
 MOST_ENTRIES = 20  # of a list whose settings are parameters of their own
 
 
@@ -71,15 +74,13 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         check_tokenizer(weights, model.vocab_size, recipe.data.tokenizer.path)
         weight_files(weights)
     home = Home.here()
-    settle(home)
+    relocation.settle(home)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
     tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
     directory.mkdir(parents=True)
     name = runs.flow_run_name() or recipe.name
-    write_atomically(
-        directory / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    )
+    write_atomically(directory / "recipe.yaml", dump_settings(recipe.model_dump(mode="json")))
     runs.open_run(
         directory,
         name=name,
@@ -99,7 +100,11 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
     status: runs.RunStatus = "killed"
     patience = recipe.tracking.patience_seconds
     started = runs.RunRecord.read(directory).started
-    with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
+    _hang_up_as_a_stop()
+    with (
+        Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower,
+        _settling(home),
+    ):
         try:
             with sampled(directory, started):
                 yield FlowRun(directory, tracker, follower, time.monotonic(), name)
@@ -109,10 +114,30 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
             raise
         finally:
             runs.close_run(directory, status)
-    if follower.behind:
-        progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
-    else:
+    if not follower.behind:
         _catch_up(tracker)
+    elif not follower.refused:  # of which the reason was told
+        progress.note(logger, "MLflow is still away; `gristmill sync` catches up once it is back.")
+
+
+def _hang_up_as_a_stop() -> None:
+    """Let a closed terminal stop this process in order, as SIGTERM does, where nobody else has a say."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def _settling(home: Home) -> Iterator[None]:
+    """Meanwhile tell MLflow and Prefect of earlier runs whose process was killed."""
+    thread = threading.Thread(target=lambda: settle(home, Abandoned(home).find()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(SETTLE_SECONDS)
 
 
 def settings_of(recipe: Recipe, kind: str) -> dict[str, str]:

@@ -23,8 +23,9 @@ from pydantic import BaseModel
 
 from lmcore.config import check_tracking_uri
 from lmcore.disk import free_bytes
-from lmcore.errors import ConfigError, GristmillError, ServiceError
+from lmcore.errors import ConfigError, GristmillError, ServiceError, ServiceRefused
 from lmcore.home import Home
+from lmcore.locks import locked
 from lmcore.store import sha256_file, sha256_json, write_atomically
 from tasks.machine import FILE as MACHINE_FILE
 from tasks.relocation import use_files
@@ -61,6 +62,7 @@ class Watermark(BaseModel):
     system_bytes: int = 0
     last_step: dict[str, int] = {}
     params: list[str] = []
+    metrics: dict[str, float] = {}
     uploaded: dict[str, str] = {}
     described: str = ""
     ended: str = ""
@@ -79,6 +81,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the summary has it
         try:
             check_tracking_uri(uri)
         except ValueError as error:
@@ -102,12 +105,20 @@ class Tracker:
             logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say it once ourselves
+            logging.getLogger("mlflow.store.model_registry").setLevel(
+                logging.WARNING
+            )  # "Waiting up to 300 s"
             from mlflow import MlflowClient
 
             self.home.root.mkdir(parents=True, exist_ok=True)
-            if self.embedded:
-                use_files(self.home)  # a server may have been here before
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            # Of two processes that make the tables of one new database, one would fail.
+            with locked(self.home.root / "locks" / "mlflow-database.lock"):
+                if self.embedded:
+                    use_files(self.home)  # a server may have been here before
+                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                if self.embedded:  # its tables are made at the first question
+                    client.search_registered_models(max_results=1)
+            self._client = client
         return self._client
 
     def experiment_id(self, name: str) -> str:
@@ -116,8 +127,18 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 location = (self.home.mlflow_artifacts / name).as_uri() if self.embedded else None
-                found = self.client.get_experiment(
-                    self.client.create_experiment(name, artifact_location=location)
+                with locked(self.home.root / "locks" / "mlflow-experiments.lock"):
+                    found = self.client.get_experiment_by_name(name) or self.client.get_experiment(
+                        self.client.create_experiment(name, artifact_location=location)
+                    )
+            if found.lifecycle_stage == "deleted":
+                raise ServiceRefused(
+                    f"the experiment {name!r} is deleted in MLflow at {self.uri}",
+                    expected="one that takes runs",
+                    found=f"experiment {found.experiment_id} in the trash",
+                    remedy=f"`MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore --experiment-id "
+                    f"{found.experiment_id}` brings it back; then `gristmill sync` tells what is missing and "
+                    "registers the model. Or set tracking.experiment to another name.",
                 )
             self._experiments[name] = found.experiment_id
             for key, value in _EXPERIMENT_TAGS.items():
@@ -134,7 +155,10 @@ class Tracker:
         run_id = self.run_id(run_dir)
         if self.embedded or not run_id or not self.uri.startswith("http"):
             return ""
-        experiment = self.experiment_id(RunRecord.read(run_dir).experiment)
+        try:
+            experiment = self.experiment_id(RunRecord.read(run_dir).experiment)
+        except ServiceRefused:
+            return ""
         return f"{self.uri}/#/experiments/{experiment}/runs/{run_id}"
 
     def is_told(self, run_dir: Path) -> bool:
@@ -218,22 +242,29 @@ class Tracker:
         described, tags = self._description(record)
         if described == mark.described:
             return
-        ended = int((record.ended or time.time()) * 1000)
         # MLflow's parameters cannot change: those of the first attempt stay.
         fresh = [key for key in record.params if key not in mark.params]
         params = [Param(key, record.params[key][:MAX_PARAM_CHARS]) for key in fresh]
         for start in range(0, len(params), MAX_PARAMS_A_BATCH):
             self.client.log_batch(mark.run_id, params=params[start : start + MAX_PARAMS_A_BATCH])
+        # A value is sent once, or else at a time that makes it the same row to MLflow's database.
+        changed = {key: value for key, value in record.metrics.items() if mark.metrics.get(key) != value}
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(
+                key, value, now if key in mark.metrics else int(record.started * 1000), record.metrics_step
+            )
+            for key, value in changed.items()
+        ]
         self.client.log_batch(
-            mark.run_id,
-            tags=[RunTag(key, value) for key, value in tags.items()],
-            metrics=[Metric(key, value, ended, record.metrics_step) for key, value in record.metrics.items()],
+            mark.run_id, tags=[RunTag(key, value) for key, value in tags.items()], metrics=metrics
         )
         if record.datasets:
             inputs = [_dataset_input(dataset) for dataset in record.datasets]
             self.client.log_inputs(mark.run_id, inputs)
         mark.described = described
         mark.params += fresh
+        mark.metrics |= changed
         self._save(run_dir, mark)
 
     def _description(self, record: RunRecord) -> tuple[str, dict[str, str]]:
@@ -386,6 +417,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow-follower", daemon=True)
         self.behind = ""
+        self.refused = False
 
     def __enter__(self) -> Follower:
         self._thread.start()
@@ -407,7 +439,8 @@ class Follower:
             if ending and deadline == float("inf"):
                 deadline = time.monotonic() + self._patience
             done = self._sync(deadline)
-            if ending and (done or time.monotonic() >= deadline):
+            # What a person must change first is not worth waiting for.
+            if ending and (done or self.refused or time.monotonic() >= deadline):
                 return
             left = deadline - time.monotonic()
             if ending:
@@ -416,7 +449,7 @@ class Follower:
                 self._stop.wait(SYNC_EVERY_SECONDS)
 
     def _sync(self, deadline: float) -> bool:
-        failures = []
+        failures, refused = [], 0
         for run_dir in tuple(self._run_dirs):
             try:
                 self._tracker.sync(run_dir)
@@ -424,8 +457,10 @@ class Follower:
                     self._run_dirs.remove(run_dir)
             except Exception as error:  # whatever is wrong with tracking, the work goes on
                 failures.append(str(error) or type(error).__name__)
+                refused += isinstance(error, ServiceRefused)
                 if time.monotonic() >= deadline:
                     break
+        self.refused = bool(failures) and refused == len(failures)
         if failures:
             if not self.behind:
                 self._warn(failures[0])

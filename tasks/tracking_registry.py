@@ -116,6 +116,25 @@ class Registry:
             )
         return self._model_version(version, list(version.aliases))
 
+    def all_versions(self, name: str) -> list[ModelVersion]:
+        """As ``versions``.
+
+        Raises:
+            ServiceError: MLflow cannot be reached.
+        """
+        with service_errors(self._tracker.uri):
+            return self.versions(name)
+
+    def tag(self, version: ModelVersion, key: str) -> str | None:
+        """A tag that ``version`` has now; None: it has none."""
+        with service_errors(self._tracker.uri):
+            return self._tracker.client.get_model_version(version.name, version.version).tags.get(key)
+
+    def remove(self, version: ModelVersion) -> None:
+        """Delete ``version``, which another of the same model makes needless."""
+        with service_errors(self._tracker.uri):
+            self._tracker.client.delete_model_version(version.name, version.version)
+
     def challenge(self, version: ModelVersion) -> None:
         """Give ``version`` the alias ``challenger``."""
         with service_errors(self._tracker.uri):

@@ -85,6 +85,9 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             metrics_of=lambda result: speed_metrics(costs_of(result)) | _headline(result),
             tags_of=lambda result: cost_tags(costs_of(result)),
         )
+        if skipped := result.get("skipped_steps"):
+            share = f"{skipped} of {result['step']} steps ({skipped / result['step']:.0%})"
+            note(get_run_logger(), f"{share} were skipped: their gradients overflowed fp16")
         shutil.copytree(run_dir / "model", out / "model")
         shutil.copy2(run_dir / "events.jsonl", out / "events.jsonl")
         last = last_loss(out / "events.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 PROGRESS_EVERY_SECONDS = 3.0
@@ -18,25 +18,48 @@ class Speed:
     In a step's row they are of that step. Of a run they are those of the row of its median step, over all
     attempts: a step that something else interrupted does not count, nor what is between steps, which
     ``costs`` tells of.
-    MFU is that of Chowdhery et al. 2022, appendix B, and only where there is a peak.
+    MFU is that of Chowdhery et al. 2022, appendix B, and only where there is a peak. A step that is faster
+    than the peak shows that the peak is wrong: it has no MFU, or that of the peak that ``on_faster`` returns.
 
     Args:
         tokens_per_step: Over all processes.
         flops_per_token: Of training.
         peak_flops: A second, of all devices that share the work; None: there is no MFU.
+        on_faster: Given the operations a second of a step that did more than the peak, returns a better peak;
+            None: there is none.
     """
 
-    def __init__(self, tokens_per_step: int, flops_per_token: int, peak_flops: float | None) -> None:
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,
+        on_faster: Callable[[float], float | None] = lambda flops: None,
+    ) -> None:
         self._tokens_per_step = tokens_per_step
         self._flops_per_step = flops_per_token * tokens_per_step
-        self._peak_flops = peak_flops
+        self._peak_flops, self._on_faster = peak_flops, on_faster
+        self._raised = False
 
     def values(self, seconds: float) -> dict[str, float]:
         """Values of the row of a step that took ``seconds``."""
         found = {"perf/step_seconds": seconds, "perf/tokens_per_second": self._tokens_per_step / seconds}
-        if self._peak_flops is not None:
-            found["perf/mfu"] = self._flops_per_step / seconds / self._peak_flops
+        flops = self._flops_per_step / seconds
+        peak = self._peak_flops
+        if peak is not None and flops > peak:
+            peak = self._on_faster(flops)
+            if peak is not None:
+                self._peak_flops, self._raised = peak, True
+        if peak is not None:
+            found["perf/mfu"] = flops / peak
         return found
+
+    def by_the_last_peak(self, figures: Mapping[str, float | None]) -> dict[str, float | None]:
+        """Correct the MFU of a run whose peak was found to be higher in its course."""
+        seconds, mfu = figures["step_seconds"], figures["mfu"]
+        if not self._raised or not self._peak_flops or seconds is None or mfu is None:
+            return dict(figures)
+        return {**figures, "mfu": min(mfu, self._flops_per_step / seconds / self._peak_flops)}
 
     @staticmethod
     def of_run(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -104,6 +104,20 @@ class LossScale:
                 remedy="Lower the learning rate, or train in bf16.",
             )
 
+    def require_steps(self, steps: int) -> None:
+        """Check that not each of ``steps`` was skipped.
+
+        Raises:
+            TrainingDiverged: the weights are those that the run began with.
+        """
+        if 0 < steps <= self.skipped_steps:
+            raise TrainingDiverged(
+                "nothing was learned: every gradient overflowed fp16, and no step was taken",
+                expected="steps whose gradient is finite",
+                found=f"{steps} of {steps} steps skipped, the loss scale at {self.scale:g} by then",
+                remedy=f"Set train.initial_loss_scale to {self.scale:g} or less, or train in bf16.",
+            )
+
     def keep(self) -> None:
         """Take note of a finite gradient."""
         if self.dynamic:

@@ -50,6 +50,7 @@ from lmcore.train.spikes import Spikes, count_spikes, name_samples
 from lmcore.train.step import TrainingStep
 from lmcore.train.validation import validate
 
+MAX_PEAKS_MEASURED = 4
 Outcome = Literal["completed", "preempted"]
 
 
@@ -98,7 +99,9 @@ class Trainer:
             self.config, world, self.model.clock, run_dir, self.events, self.progress.say, began, meters
         )
         self.peak = find_peak(self.config.costs, world.device, self.config.precision)
-        self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
+        peak_flops = self.peak.flops * world.size if self.peak else None
+        self.speed = Speed(tokens, flops, peak_flops, self._faster_than_the_peak)
+        self.peaks_measured = 1
         self.spikes = Spikes(self.config.spike_z_score, self.inputs.loader)
         self.step = 0
         self.readings: deque[Reading] = deque()
@@ -180,7 +183,7 @@ class Trainer:
         """Train to the end, or until asked to stop; return the result.
 
         Raises:
-            TrainingDiverged: the loss is not finite.
+            TrainingDiverged: the loss is not finite, or no step was taken in fp16.
             CheckpointError: the newest checkpoint is of another run.
             StorageError: the disk has no room for a checkpoint.
         """
@@ -207,6 +210,7 @@ class Trainer:
                 self._find_micro_batch()
             outcome = self._train(collect_garbage)
         if outcome == "completed":
+            self.loss_scale.require_steps(self.step)
             self._validate()
             with self._averaged():
                 self._save_model()
@@ -357,6 +361,27 @@ class Trainer:
             self.events.write(LOSS_SPIKE, facts.step, tokens=tokens, **spike)
             self.progress.say(self.spikes.explain(facts.step, spike))
 
+    def _faster_than_the_peak(self, flops: float) -> float | None:
+        """Return a better peak of all devices, which did ``flops`` a second in a step; None: none is."""
+        peak, num_devices = self.peak, self.world.size
+        if peak is None:
+            return None
+        anew = self.world.is_main and self.peaks_measured < MAX_PEAKS_MEASURED  # which alone is told
+        with self.model.clock.part("measuring"):
+            better = peak.raised(
+                flops / num_devices, self.world.device, DTYPES[self.config.precision], anew=anew
+            )
+        if better is None and anew and self.peaks_measured == 1:
+            self.progress.say(
+                f"warning: a step did {flops / num_devices / 1e12:,.3g} TFLOP/s a device, more than the "
+                f"{peak.flops / 1e12:,.3g} of {peak.source}: it has no MFU"
+            )
+        self.peaks_measured += anew
+        if better is None:
+            return None
+        self.peak = better
+        return better.flops * num_devices
+
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Compute with the averaged weights inside, if they are averaged."""
         return self.average.in_place() if self.average else contextlib.nullcontext()
@@ -461,9 +486,10 @@ class Trainer:
             "train_loss": self.last_values.get("train/loss"),
             "validation_loss": self.validation.get("train/validation_loss"),
             "validation_bits_per_byte": self.validation.get("train/validation_bits_per_byte"),
-            **self.speed.of_run(rows),
+            **self.speed.by_the_last_peak(self.speed.of_run(rows)),
             "skipped_steps": self.loss_scale.skipped_steps,
             "loss_spikes": count_spikes(rows),
+            "skipped_share": self.loss_scale.skipped_steps / self.step if self.step else 0.0,
             "micro_batch_size": self.config.micro_batch_size,
             "world_size": self.world.size,
             "device": self.world.device.type,

@@ -99,6 +99,13 @@ def test_a_model_by_its_option_is_told_of_too(mill):
     assert "there is no model at nowhere" in refused(mill, "generate", "--model", "nowhere", status=2)
 
 
+@pytest.mark.parametrize(("home", "status"), [("/etc/hostname", 2), ("/proc/mill", 1)])
+def test_a_home_that_cannot_be_is_named(mill, home, status):
+    error = refused(mill, "run", str(mill.recipe), status=status, GRISTMILL_HOME=home)
+    assert f"GRISTMILL_HOME is {home}" in error
+    assert "should not happen" not in error
+
+
 def test_a_port_in_use_is_named(mill):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

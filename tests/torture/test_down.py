@@ -1,9 +1,14 @@
 """`gristmill down` in the middle of a run: it saves, nothing is left, no later run is kept waiting."""
 
+import json
+import os
+import signal
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+from conftest import Mill, free_port
 
 PARAMETERS = {
     "name": "stopped",
@@ -34,6 +39,22 @@ def start(servers, parameters) -> str:
     return servers.call(address, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"]
 
 
+def states(home: Path) -> set[str]:
+    """Of all runs, as MLflow's database has them."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        return {status for (status,) in database.execute("select status from runs")}
+
+
+def test_a_deployed_run_that_is_killed_is_told_to_both(servers):
+    killed = start(servers, {**PARAMETERS, "name": "killed"})
+    (record,) = until(lambda: list(servers.home.glob("runs/pipeline-*/tracking.json")), "a run")
+    until(lambda: steps_done(servers.home) > 5 and "RUNNING" in states(servers.home), "a step")
+    os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+    address = f"{servers.prefect}/api/flow_runs/{killed}"
+    until(lambda: servers.call(address)["state"]["type"] == "CRASHED", "Prefect knows")
+    until(lambda: states(servers.home) == {"KILLED"}, "MLflow knows")
+
+
 def steps_done(home: Path) -> int:
     return sum(path.read_text().count('"kind": "step"') for path in home.glob("runs/train-*/events.jsonl"))
 
@@ -46,12 +67,17 @@ def test_down_in_the_middle_of_training(servers):
         {"active": False},
         "PATCH",
     )
+    here, other = servers.ports[1], str(free_port())
+    told = servers.gristmill("up", "--prefect-port", other, "--mlflow-port", servers.ports[3])
+    assert f"prefect runs already, on port {here} and not {other}" in told
+
     stopped = start(servers, PARAMETERS)
     until(lambda: steps_done(servers.home) > 5, "a step")
     told = servers.gristmill("down")
     assert servers.processes() == []
     assert "stopped worker, mlflow, prefect" in told
     assert list(servers.home.glob("runs/train-*/checkpoints/*/COMMIT")), "it did not save"
+    assert "RUNNING" not in states(servers.home)
 
     servers.gristmill("up", *servers.ports)
     state = servers.call(f"{servers.prefect}/api/flow_runs/{stopped}")["state"]
@@ -63,3 +89,14 @@ def test_down_in_the_middle_of_training(servers):
     parent, children = servers.mlflow_family(stopped)
     assert parent["info"]["status"] in ("KILLED", "FAILED")
     assert children == ["train"]
+
+
+def test_a_command_that_is_killed_beside_the_servers_is_told_to_both(servers):
+    mill = Mill(servers.home.parent)
+    command = mill.start("run", str(mill.recipe), "--set", "train.steps=100000")
+    until(lambda: steps_done(servers.home) > 5 and "RUNNING" in states(servers.home), "a step")
+    command.kill()
+    command.communicate()
+    address = f"{servers.prefect}/api/flow_runs/filter"
+    until(lambda: "CRASHED" in [run["state"]["type"] for run in servers.call(address, {})], "Prefect knows")
+    until(lambda: states(servers.home) == {"KILLED"}, "MLflow knows")

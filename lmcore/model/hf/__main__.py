@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmcore.errors import GristmillError
 from lmcore.model.hf.export import MAX_FILE_BYTES, export
 from lmcore.model.hf.weights import HFWeights
 from lmcore.model.io import TOKENIZER_FILES, SavedModel
 from lmcore.model.manifest import unverified
+from lmcore.settings_yaml import dump_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +68,7 @@ def recipe_sections(directory: Path) -> str:
     else:
         note = "# It has no tokenizer.json: set data.tokenizer.path to its tokenizer.\n"
     head = f"# A {weights.family} of {size:,} parameters and {weights.vocab_size:,} rows of embeddings.\n"
-    return head + note + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    return head + note + dump_settings(sections)
 
 
 def _end_of_text(described: Path) -> dict[str, str]:

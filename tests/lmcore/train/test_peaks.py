@@ -5,8 +5,9 @@ import torch
 
 from lmcore.config import CostsConfig, ModelConfig
 from lmcore.model.transformer import Transformer
+from lmcore.train import peaks
 from lmcore.train.metrics import Speed
-from lmcore.train.peaks import computing_type, find_peak, known_peak, vendor_peak
+from lmcore.train.peaks import Peak, computing_type, find_peak, known_peak, measure_peak, vendor_peak
 
 CPU = torch.device("cpu")
 
@@ -111,3 +112,66 @@ def test_a_cpu_is_measured_unless_the_settings_say_otherwise():
     assert find_peak(CostsConfig(measure_peak="never"), CPU, "fp32") is None
     told = find_peak(CostsConfig(peak_tflops=0.25, measure_peak="always"), CPU, "fp32")
     assert (told.flops, told.source) == (0.25e12, "train.costs.peak_tflops")
+
+
+def test_a_step_that_is_faster_than_a_measured_peak_raises_it():
+    seen = []
+
+    def better(flops):
+        seen.append(flops)
+        return 80e9
+
+    speed = Speed(tokens_per_step=1000, flops_per_token=6_000_000, peak_flops=30e9, on_faster=better)
+    assert speed.values(0.5)["perf/mfu"] == 0.4
+    assert speed.values(0.1)["perf/mfu"] == 60 / 80
+    assert speed.values(0.5)["perf/mfu"] == 12 / 80
+    assert seen == [60e9]
+    figures = {"step_seconds": 0.5, "tokens_per_second": 2000.0, "mfu": 0.4}
+    assert speed.by_the_last_peak(figures) == {**figures, "mfu": 12 / 80}
+
+
+def test_a_step_that_is_faster_than_a_peak_that_stays_has_no_mfu():
+    speed = Speed(tokens_per_step=1000, flops_per_token=6_000_000, peak_flops=30e9)
+    assert "perf/mfu" not in speed.values(0.1)
+    assert speed.values(0.5)["perf/mfu"] == 0.4
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_no_peak_is_below_what_was_seen(anew):
+    low = Peak(1e6, "measured", is_measured=True)
+    best = measure_peak(CPU, torch.float32).flops
+    for seen in (2e6, 1e3 * best):
+        raised = low.raised(seen, CPU, torch.float32, anew=anew)
+        assert raised.flops >= seen
+        assert raised.is_measured
+    assert low.raised(2e6, CPU, torch.float32, anew=True).flops > 100 * 2e6  # by a product, not by the step
+    assert Peak(1e6, "train.costs.peak_tflops").raised(2e6, CPU, torch.float32, anew=anew) is None
+
+
+def test_a_small_product_that_was_interrupted_does_not_end_the_search(monkeypatch):
+    def slow_at_first(left, right):
+        size = left.shape[0]
+        return 0.006 if size == 256 else 2 * size**3 / 1e11
+
+    monkeypatch.setattr(peaks, "_product_seconds", slow_at_first)
+    monkeypatch.setattr(peaks, "_MAX_SECONDS", 1e9)
+    assert measure_peak(CPU, torch.float32).flops == pytest.approx(1e11)
+
+
+def test_mfu_of_a_run_is_never_above_one_though_the_peak_was_measured_too_low(
+    make_run, train_here, monkeypatch
+):
+    monkeypatch.setattr(
+        "lmcore.train.trainer.find_peak", lambda *_: Peak(1e3, "a busy machine", is_measured=True)
+    )
+    run = make_run(steps=6)
+    result = train_here(run)
+    assert 0 < result["mfu"] <= 1
+    assert max(run.values("perf/mfu").values()) <= 1
+    assert result["peak_tflops"] * 1e12 > 1e3
+
+
+def test_a_peak_of_the_settings_that_is_too_low_is_told_and_gives_no_mfu(make_run, train_here, capsys):
+    result = train_here(make_run(steps=3, costs={"peak_tflops": 1e-9}))
+    assert result["mfu"] is None
+    assert capsys.readouterr().out.count("more than the 1e-09 of train.costs.peak_tflops") == 1

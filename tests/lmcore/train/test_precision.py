@@ -127,6 +127,7 @@ def test_fp16_recovers_from_an_overflow(make_run, train_here):
     result = train_here(run)
     skipped = run.values("train/skipped_steps")
     assert 5 < result["skipped_steps"] == skipped[40] < 35
+    assert result["skipped_share"] == skipped[40] / 40
     assert run.values("train/loss_scale")[40] == 2.0 ** (40 - result["skipped_steps"])
     # The steps that were skipped are the first ones, and left the weights alone.
     assert "train/grad_norm" not in run.rows()[0]["values"]
@@ -168,3 +169,13 @@ def test_the_loss_scale_moves():
     with pytest.raises(TrainingDiverged, match="bf16"):
         list(map(scale.skip, range(40)))
     assert LossScale.of("fp32", 1024.0).scale == 1
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+def test_a_run_in_which_every_step_is_skipped_has_learned_nothing(make_run, train_here, steps):
+    run = make_run(precision="fp16", initial_loss_scale=2.0**60, steps=steps, optimizer=OPTIMIZER)
+    with pytest.raises(TrainingDiverged, match=rf"nothing was learned.*{steps} of {steps} steps skipped"):
+        train_here(run)
+    assert not (run.directory / "model").exists()
+    with pytest.raises(TrainingDiverged, match="nothing was learned"):  # and so it does from its checkpoint
+        train_here(run)
