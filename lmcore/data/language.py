@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lmcore.config import LanguageConfig
 from lmcore.data.arrow import places, to_numbers
+from lmcore.data.language_scores import Model, model_of, probabilities
 from lmcore.data.quality import Rule, broken_rule_of
 from lmcore.errors import ConfigError
 
@@ -39,8 +41,15 @@ def identify(texts: Sequence[str], config: LanguageConfig) -> tuple[list[str], l
     """
     identifier = _identifier()
     _check_codes(config, identifier.labels)
-    found = [identifier.classify(text[: config.max_chars]) for text in texts]
-    return [code for code, _ in found], [round(score, _SCORE_DECIMALS) for _, score in found]
+    encoded = [identifier._encode(text[: config.max_chars]) for text in texts]
+    found = probabilities(encoded, _model(), identifier._alias_pairs)
+    best = found.argmax(axis=1)
+    scores = found[np.arange(len(found)), best]
+    codes = [
+        identifier.nb_classes[i] if told else "und"
+        for i, told in zip(best.tolist(), (scores >= _NOTHING_TELLS).tolist(), strict=True)
+    ]
+    return codes, [round(score, _SCORE_DECIMALS) for score in scores.tolist()]
 
 
 def language_fields(config: LanguageConfig) -> list[pa.Field]:
@@ -78,11 +87,14 @@ def broken_language_rules(table: pa.Table, config: LanguageConfig) -> pa.Array:
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    from py3langid.langid import MODEL_FILE  # half a second, with its model
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second, with its model
 
-    from lmcore.data.langid_walk import CompiledIdentifier
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_NOTHING_TELLS)
 
-    return CompiledIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_NOTHING_TELLS)
+
+@cache
+def _model() -> Model:
+    return model_of(_identifier())
 
 
 def _check_codes(config: LanguageConfig, known: list[str]) -> None:

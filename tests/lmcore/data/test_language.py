@@ -2,10 +2,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, LanguageConfig, QualityConfig, SourceConfig
 from lmcore.data.documents import build_documents
-from lmcore.data.language import identify
+from lmcore.data.language import _identifier, identify
 from lmcore.data.prepare import documents_libraries
 from lmcore.data.sources import take_inventory
 from lmcore.data.splits import build_splits
@@ -32,6 +34,22 @@ def test_only_the_start_is_looked_at():
     text = ARTICLE_1["de"] + ARTICLE_1["ko"] * 100
     assert identify([text], LanguageConfig(enabled=True, max_chars=100))[0] == ["de"]
     assert identify([text], ENABLED)[0] == ["ko"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.one_of(st.text(max_size=80), st.sampled_from(list(ARTICLE_1.values()))), max_size=4),
+    st.data(),
+)
+def test_languages_and_scores_are_those_of_py3langid(texts, data):
+    texts = [text + data.draw(st.text(max_size=20)) for text in texts]
+    texts += [texts[0].upper()] if texts else []
+    codes, scores = identify(texts, ENABLED)
+    for text, code, score in zip(texts, codes, scores, strict=True):
+        expected, probability = _identifier().classify(text)
+        assert score == pytest.approx(probability, abs=2e-4)
+        close = sorted(p for _, p in _identifier().rank(text))[-2:]
+        assert code == expected or close[1] - close[0] < 1e-4 or abs(score - 0.02) < 1e-3
 
 
 @pytest.fixture
