@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmcore.config import DataConfig, Identity, identify
+from lmcore.config import DETECT, DataConfig, Identity, identify
 from lmcore.data.arrow import column, string_column, text_array
 from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
@@ -72,7 +72,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
-SHARD_VERSION = 2
+SHARD_VERSION = 3
 SHARD_SETTINGS = (
     "data.limits.max_record_bytes",
     "data.limits.max_expansion",
@@ -110,6 +110,7 @@ class ShardResult:
     num_bytes: int = 0
     broken_files: int = 0
     masked: Counter[str] = field(default_factory=Counter)
+    charsets: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class ShardResult:
             "bytes": self.num_bytes,
             "broken_files": self.broken_files,
             "masked": dict(sorted(self.masked.items())),
+            "charsets": dict(sorted(self.charsets.items())),
             "examples": self.examples,
         }
 
@@ -132,6 +134,7 @@ class ShardResult:
             num_bytes=values["bytes"],
             broken_files=values["broken_files"],
             masked=Counter(values["masked"]),
+            charsets=Counter(values["charsets"]),
             examples=values["examples"],
         )
 
@@ -216,6 +219,8 @@ def _summary(
         "shards": len(shards),
         "broken_files": broken_files,
         "masked": dict(sorted(sum((result.masked for result in results), Counter()).items())),
+        # Documents that were not in UTF-8, by the codec that they were decoded by.
+        "charsets": dict(sorted(sum((result.charsets for result in results), Counter()).items())),
         "quarantine_examples": examples[:5],
     }
 
@@ -247,9 +252,13 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
     sources = (*config.sources, *config.decontamination.sources)
     in_html = any(source.text_format == "html" for source in sources)
     used = {
+        "charset-normalizer": any(source.encoding == DETECT for source in sources),
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
-        "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
+        "resiliparse": archives
+        or in_html
+        or any(source.encoding == DETECT for source in sources)
+        or bool(suffixes & {*PAGE_SUFFIXES}),
         "fastwarc": archives,
     }
     named = (name for name, is_used in used.items() if is_used)
@@ -340,6 +349,8 @@ def _batches(
             continue
         books.documents_in += 1
         books.passed += 1
+        if record.charset:
+            result.charsets[record.charset] += 1
         rows.append((_doc_id(file, record), file.source, file.name, record.index, record.text))
         held += record.num_chars or len(record.text)
         if held >= ROW_GROUP_TEXT:

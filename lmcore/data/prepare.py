@@ -42,7 +42,7 @@ __all__ = [
     "workshop",
 ]
 
-DOCUMENTS_VERSION = 5
+DOCUMENTS_VERSION = 6
 DOCUMENTS_SETTINGS = ("data.sources", "data.limits", "data.shard_bytes", *SHARD_SETTINGS)
 SPLITS_VERSION = 5
 SPLITS_SETTINGS = (

@@ -45,6 +45,28 @@ def chunks(stream: Readable, suffix: str) -> Iterator[bytes]:
     return iter(lambda: stream.read(_CHUNK_BYTES), b"")
 
 
+def peek(pieces: Iterator[bytes], is_enough: Callable[[bytes], bool]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes of a stream, as many as are enough or there are, and all of the stream."""
+    head, taken, broken = b"", [], None
+    try:
+        for piece in pieces:
+            taken.append(piece)
+            head += piece
+            if is_enough(head):
+                break
+    except BrokenStreamError as error:
+        broken = error
+    return head, _again(taken, pieces, broken)
+
+
+def _again(taken: list[bytes], pieces: Iterator[bytes], broken: BrokenStreamError | None) -> Iterator[bytes]:
+    while taken:
+        yield taken.pop(0)  # held no longer than need be
+    if broken:
+        raise broken
+    yield from pieces
+
+
 def _after_zeros(stream: Readable, input_bytes: int) -> bytes:
     while data := stream.read(input_bytes):
         if rest := data.lstrip(b"\0"):
