@@ -212,6 +212,8 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.Array) -> list[Any]:
+    if isinstance(column, pa.ExtensionArray) and pa.types.is_fixed_size_binary(column.storage.type):
+        return column.to_pylist()  # UUIDs
     # As bytes, so that one string that is not UTF-8 does not take the whole batch with it.
     column = _storage(column)
     kind = column.type
