@@ -134,7 +134,7 @@ class Encoder:
     def _encode_whole(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts``, large ones and those with special tokens in pieces that have their tokens."""
         cuts = self._cuts(texts)
-        if not cuts:
+        if not len(cuts):
             return self._encode_any(texts)
         offsets, first = cut_offsets(text_buffers(texts)[1], cuts)
         parts = []
@@ -150,12 +150,12 @@ class Encoder:
             return self._encode_reference(texts.to_pylist())
         return self._encode_fast(texts)
 
-    def _cuts(self, texts: pa.Array) -> list[int]:
-        """Where to cut ``texts``, as offsets into their bytes."""
+    def _cuts(self, texts: pa.Array) -> np.ndarray:
+        """Where to cut ``texts``, as offsets into their bytes in ascending order; int64."""
+        cuts = [np.empty(0, np.int64)]
         if not self._can_cut:
-            return []
+            return cuts[0]
         data, offsets = text_buffers(texts)
-        cuts: set[int] = set()
         # A special token that is cut is text to every engine: the fast one can have it.
         inside = {special: inner_place(special) for special in self._specials if self._fast is not None}
         specials = sorted((special for special, place in inside.items() if place), key=len, reverse=True)
@@ -163,10 +163,11 @@ class Encoder:
             any_of = re.compile(b"|".join(map(re.escape, specials)))
             for i in np.flatnonzero(held).tolist():
                 found = any_of.finditer(data.data, int(offsets[i]), int(offsets[i + 1]))
-                cuts.update(one.start() + inside[one[0]] for one in found)
-        for i in np.flatnonzero(np.diff(offsets) > _LARGE_BYTES).tolist():
-            cuts.update(places(data.data, int(offsets[i]), int(offsets[i + 1])))
-        return sorted(cuts)
+                cuts.append(np.fromiter((one.start() + inside[one[0]] for one in found), np.int64))
+        large = np.flatnonzero(np.diff(offsets) > _LARGE_BYTES)
+        edges = zip(offsets[large].tolist(), offsets[large + 1].tolist(), strict=True)
+        cuts += [np.fromiter(places(data.data, start, end), np.int64) for start, end in edges]
+        return np.unique(np.concatenate(cuts))
 
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""

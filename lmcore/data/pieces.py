@@ -111,17 +111,16 @@ def head_of(data: Any, most: int) -> Any:
     return view[:most]
 
 
-def cut_offsets(offsets: np.ndarray, cuts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def cut_offsets(offsets: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of the pieces of texts, and the number of the first piece of each text.
 
     Args:
         offsets: Of the texts; int64 [num_texts + 1].
-        cuts: Offsets inside texts, in ascending order.
+        cuts: Offsets inside texts, in ascending order; int64.
 
     Returns:
         int64 [num_pieces + 1] and int64 [num_texts].
     """
-    inside = np.asarray(cuts, np.int64)
-    merged = np.sort(np.concatenate([offsets, inside]), kind="stable")
-    first = np.arange(len(offsets) - 1) + np.searchsorted(inside, offsets[:-1])
+    merged = np.sort(np.concatenate([offsets, cuts]), kind="stable")
+    first = np.arange(len(offsets) - 1) + np.searchsorted(cuts, offsets[:-1])
     return merged, first

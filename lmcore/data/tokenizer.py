@@ -129,7 +129,7 @@ def build_tokenizer(
 def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[Any]:
     """Training documents in UTF-8, by content hash up to ``most_bytes``; 0: all, shard after shard.
 
-    The first is cut where it is larger than that alone.
+    The one that would end it is cut instead where less than half would be there otherwise.
     """
     if not most_bytes:
         for documents, decisions in shards:
@@ -143,9 +143,10 @@ def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[Any]:
     size = 0
     for row in order_by_hash(hashes_of(whole["content_hash"])).tolist():
         (raw,) = _raw(texts.slice(row, 1))
-        if size and size + len(raw) > most_bytes:
-            return
-        raw = head_of(raw, most_bytes)
+        if size + len(raw) > most_bytes:
+            if size > most_bytes // 2:
+                return
+            raw = head_of(raw, most_bytes - size)
         size += len(raw)
         yield raw
 

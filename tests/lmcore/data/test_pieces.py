@@ -188,7 +188,7 @@ def test_specials_of_the_usual_forms_can_be_cut_and_others_cannot():
 
 
 def test_offsets_of_pieces_tell_where_texts_begin():
-    offsets, first = cut_offsets(np.array([2, 2, 9, 20, 20]), [4, 12, 15])
+    offsets, first = cut_offsets(np.array([2, 2, 9, 20, 20]), np.array([4, 12, 15]))
     assert offsets.tolist() == [2, 2, 4, 9, 12, 15, 20, 20]
     assert first.tolist() == [0, 1, 3, 6]
 
