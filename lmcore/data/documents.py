@@ -305,7 +305,9 @@ def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> di
     quarantined: list[dict[str, Any]] = []
     schema = _schema(config)
     path = out / "documents.parquet"
-    with pq.ParquetWriter(path, schema, **_STORED) as writer:
+    # Those of texts are copies of two of them, for each of several buffers: seven times a giant document.
+    with_statistics = [name for name in schema.names if name != "text"]
+    with pq.ParquetWriter(path, schema, write_statistics=with_statistics, **_STORED) as writer:
         calls = ((rows, schema, config, ngrams) for rows in _batches(config, shard, result, quarantined))
         for group in in_order(_measurers(), _THREADS, _row_group, calls):
             _write(writer, group, result)

@@ -21,7 +21,7 @@ from typing import Any
 from lmcore.config import DataConfig, LimitsConfig, SourceConfig
 
 STORY = "Once upon a time there was a mill by the river.\n<|endoftext|>\n"
-SMALL = "A small second document of the mill, by the river, where all of it began. " * 20
+SMALL = "A small document of the mill, by the river, where all of it began. " * 20
 STAGES = ("inventory", "documents", "splits", "tokenizer", "tokens")
 SWITCHES: dict[str, Any] = {
     "privacy": dict.fromkeys(("emails", "ips", "phones", "cards", "secrets"), True),
@@ -61,16 +61,18 @@ def run_stage(stage: str, folder: Path, config: DataConfig, results: Any) -> Non
 
 
 def measure(folder: Path, num_bytes: int, switches: bool) -> dict[str, tuple[float, int]]:
-    """Seconds and peak bytes of each stage, for a document of ``num_bytes`` and a small one."""
+    """Seconds and peak bytes of each stage, for a document of ``num_bytes`` and small ones."""
     (folder / "raw").mkdir(parents=True)
     with (folder / "raw" / "a.txt").open("w") as file:
         for _ in range(max(1, num_bytes // len(STORY) // 1000)):
             file.write(STORY * min(1000, max(1, num_bytes // len(STORY))))
-    (folder / "raw" / "b.txt").write_text(SMALL)
+    for number in range(20):
+        (folder / "raw" / f"b{number}.txt").write_text(f"{number} {SMALL}")
     config = DataConfig(
         sources=(SourceConfig(name="s", kind="files", path=str(folder / "raw" / "*.txt")),),
         limits=LimitsConfig(max_record_bytes=max(10_000_000, 2 * num_bytes)),
         workers=1,
+        validation_fraction=1e-6,  # the giant is learned from
         **(SWITCHES if switches else {"quality": {"profile": "none"}}),
     )
     if switches:  # measured by it, not dropped
