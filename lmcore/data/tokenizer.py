@@ -33,6 +33,7 @@ _CONFIG = "tokenizer_config.json"
 _SPARE = 1.25
 # Where nearly all would be read, chance must not leave too little.
 _MOST_SHARE = 0.5
+_WIDER = 4
 
 # As the published tokenizer.json files write them, so that gigatoken knows them. cl100k is the spelling
 # without possessive quantifiers: Oniguruma, which `tokenizers` uses, reads `{1,3}+` as a repeated group.
@@ -137,8 +138,10 @@ def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[Any]:
         return
     # Each character is at least a byte, so that this much of the hashes holds enough.
     share = _SPARE * most_bytes / max(1, sum(_train_chars(*shard) for shard in shards))
-    tables = [split_of_shard(*shard, "train", share if share < _MOST_SHARE else 1.0) for shard in shards]
-    whole = pa.concat_tables(tables).select(["text", "content_hash"])
+    whole = _of_hashes_below(share, shards)
+    while share < _MOST_SHARE and whole["text"].nbytes < most_bytes // 2:
+        share *= _WIDER  # a giant document beyond holds what was counted on
+        whole = _of_hashes_below(share, shards)
     texts = whole["text"]
     size = 0
     for row in order_by_hash(hashes_of(whole["content_hash"])).tolist():
@@ -149,6 +152,11 @@ def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[Any]:
             raw = head_of(raw, most_bytes - size)
         size += len(raw)
         yield raw
+
+
+def _of_hashes_below(share: float, shards: list[tuple[Path, Path]]) -> pa.Table:
+    tables = [split_of_shard(*shard, "train", share if share < _MOST_SHARE else 1.0) for shard in shards]
+    return pa.concat_tables(tables).select(["text", "content_hash"])
 
 
 def _raw(texts: pa.ChunkedArray) -> Iterator[memoryview]:

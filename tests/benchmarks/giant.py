@@ -72,7 +72,7 @@ def measure(folder: Path, num_bytes: int, switches: bool) -> dict[str, tuple[flo
         sources=(SourceConfig(name="s", kind="files", path=str(folder / "raw" / "*.txt")),),
         limits=LimitsConfig(max_record_bytes=max(10_000_000, 2 * num_bytes)),
         workers=1,
-        validation_fraction=1e-6,  # the giant is learned from
+        split_seed=1,  # by which the giant is learned from
         **(SWITCHES if switches else {"quality": {"profile": "none"}}),
     )
     if switches:  # measured by it, not dropped
