@@ -6,6 +6,7 @@ A round is small, so a failing seed is a small case.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -180,6 +181,35 @@ def _reference_line(line: bytes) -> str | None:
         return None
     text = record.get("text") if isinstance(record, dict) else None
     return text if isinstance(text, str) else None
+
+
+@fuzzer
+def charsets(draw: random.Random, folder: Path) -> None:
+    """Files of any character set, marked or as set, plain or compressed, against Python's codecs."""
+    name, mark = draw.choice(CHARSETS)
+    texts = [draw_text(draw, 8).encode(name, "ignore").decode(name) for _ in range(draw.randint(1, 6))]
+    encoding = draw.choice(("auto", name)) if mark else name
+    end = draw.choice(("\n", "\r\n", "\r"))
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + end for text in texts)
+    pack = draw.choice((("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)))
+    path = folder / f"a.jsonl{pack[0]}"
+    path.write_bytes(pack[1]((mark + lines.encode(name)) * 2))
+    assert [text_or_none(entry) for entry in read(path, encoding=encoding)] == texts * 2
+    whole = folder / "a.txt"
+    raw = mark + texts[0].encode(name)
+    whole.write_bytes(raw)
+    expected = _without_marks(raw.decode(name))
+    assert [text_or_none(entry) for entry in read(whole, encoding=encoding)] == [expected]
+
+
+CHARSETS = (
+    ("utf-8", codecs.BOM_UTF8),
+    ("utf-16-le", codecs.BOM_UTF16_LE),
+    ("utf-16-be", codecs.BOM_UTF16_BE),
+    ("utf-32-le", codecs.BOM_UTF32_LE),
+    ("utf-32-be", codecs.BOM_UTF32_BE),
+    *((name, b"") for name in ("cp1252", "shift_jis", "gb18030", "koi8-r", "cp500", "euc-kr", "big5")),
+)
 
 
 @fuzzer
