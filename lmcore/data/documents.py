@@ -210,6 +210,7 @@ def _summary(
     for source in config.sources:
         by_source[source.name] = Books.total(r.books for r in results if r.source == source.name)
         by_source[source.name].check_intake(f"source {source.name}")
+        _check_source(config, source.name, by_source[source.name], results)
     return {
         "inventory": inventory.summary(),
         "documents": books.passed,
@@ -494,6 +495,20 @@ def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> 
             remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable: with 1 "
             "all goes through, and `gristmill inspect RECIPE --quarantined --set ...` shows what was lost.",
         )
+
+
+def _check_source(config: DataConfig, name: str, books: Books, results: list[ShardResult]) -> None:
+    """Raise if nothing of a source can be read: a few files are a source too."""
+    if books.passed or not books.quarantined or config.limits.max_quarantined == 1:
+        return
+    examples = [example for result in results if result.source == name for example in result.examples]
+    raise DataError(
+        f"no record of source {name!r} can be read",
+        expected="at least one",
+        found=f"{books.quarantined} quarantined, for example " + "; ".join(examples[:3]),
+        remedy="Mend what is named, or leave the source out; with data.limits.max_quarantined 1 all goes "
+        "through, and `gristmill inspect RECIPE --quarantined --set ...` shows what was lost.",
+    )
 
 
 def _check_broken_files(config: DataConfig, broken: int, files: int, examples: list[str]) -> None:

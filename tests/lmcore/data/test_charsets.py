@@ -20,6 +20,7 @@ from lmcore.data import sources
 from lmcore.data.documents import build_documents
 from lmcore.data.records import Quarantined, read_records, text_of
 from lmcore.data.sources import SourceFile, find_files
+from lmcore.errors import DataError
 from lmcore.progress import silent
 
 MARKS = {
@@ -290,3 +291,19 @@ def test_the_summary_says_what_was_decoded_as_what(tmp_path):
     summary = build_documents(config, find_files(config.sources), out, silent)
     assert summary["charsets"] == Counter({"utf-16-le": 2, "utf-32-be": 1})
     assert (summary["documents"], summary["books"]["quarantined"]) == (4, 0)
+
+
+def test_a_source_of_which_nothing_can_be_read_fails_however_few_its_files_are(tmp_path):
+    (tmp_path / "a.txt").write_bytes(PROSE["windows-1252"].encode("cp1252"))
+    (tmp_path / "b.md.txt").write_text("good")
+    bad = SourceConfig(name="legacy", kind="files", path=str(tmp_path / "a.txt"))
+    good = SourceConfig(name="good", kind="files", path=str(tmp_path / "b.md.txt"))
+    config = DataConfig(sources=(good, bad))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"(?s)no record of source 'legacy' can be read.*set encoding"):
+        build_documents(config, find_files(config.sources), tmp_path / "out", silent)
+    read_well = bad.model_copy(update={"encoding": "cp1252"})
+    config = DataConfig(sources=(good, read_well))
+    (tmp_path / "again").mkdir()
+    summary = build_documents(config, find_files(config.sources), tmp_path / "again", silent)
+    assert (summary["documents"], summary["charsets"]) == (2, {"cp1252": 1})
