@@ -25,12 +25,7 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
     Raises:
         BadRecordError: there is none; the message says how far the name leads.
     """
-    if name in record:  # nearly always
-        return record[name]
-    try:
-        return _value(record, name, "")
-    except BadRecordError as error:
-        raise error from None
+    return record[name] if name in record else _value(record, name, "")
 
 
 def _value(value: Any, path: str, above: str) -> Any:
@@ -94,6 +89,8 @@ def id_in(value: Any, name: str) -> str:
     Raises:
         BadRecordError: it names none.
     """
+    if type(value) is int:  # the most
+        return _digits(value)
     found = _id(value)
     if not found:
         hint = ""

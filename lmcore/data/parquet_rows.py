@@ -187,14 +187,24 @@ def _rows(
         try:
             if len(raw) > limits.max_record_bytes:
                 raise BadRecordError(too_large(limits))
-            text, charset = decode(raw, encoding) if isinstance(value, bytes) else (value, UTF_8)
-            text = text_in(text, source.text_field)
-            charset = "" if charset == UTF_8 else charset
-            yield Record(
-                index, id_in(name, source.id_field) if source.id_field else "", text, charset=charset
-            )
+            text, charset = _text(value, encoding)
+            name = id_in(name, source.id_field) if source.id_field else ""
+            yield Record(index, name, text_in(text, source.text_field), 0, charset)
         except (BadRecordError, CharsetError) as error:
             yield quarantine(index, None, str(error), raw)
+
+
+def _text(value: Any, encoding: str) -> tuple[Any, str]:
+    """``value`` as text, if it is bytes, and the codec; empty: UTF-8."""
+    if not isinstance(value, bytes):
+        return value, ""
+    if encoding == UTF_8:
+        try:
+            return value.decode(), ""
+        except UnicodeDecodeError:
+            pass  # what is wrong with it is told below
+    text, charset = decode(value, encoding)
+    return text, "" if charset == UTF_8 else charset
 
 
 def _storage(column: pa.Array) -> pa.Array:

@@ -44,7 +44,7 @@ from lmcore.data.record import (
     too_large,
 )
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
-from lmcore.data.streams import BrokenStreamError, chunks, peek
+from lmcore.data.streams import BrokenStreamError, chunks, lone_returns, peek
 
 __all__ = ["RAW_BYTES_KEPT", "Quarantined", "Record", "read_records", "text_of"]
 
@@ -305,7 +305,7 @@ def _plain_lines(pieces: Iterator[bytes], field: str, max_bytes: int) -> Iterato
             for start, *line in _lines(itertools.chain(taken, pieces), max_bytes):
                 yield offset + start, *line
             return
-        if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
+        if lone_returns(block):
             yield from ((offset + start, *line) for start, *line in _lines(iter([block]), max_bytes))
             offset += len(block)
             continue
@@ -432,6 +432,8 @@ def _parse(raw: bytes, source: SourceConfig) -> tuple[str, str]:
 
 
 def _value_of_id(record: dict[str, Any], name: str) -> Any:
+    if name in record:  # nearly always
+        return record[name]
     try:
         return field_of(record, name)
     except BadRecordError:

@@ -30,6 +30,7 @@ from lmcore.data import hub, patterns
 from lmcore.data.charsets import HEAD_BYTES, may_be_cut
 from lmcore.data.patterns import Found
 from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
+from lmcore.data.streams import lone_returns
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
@@ -461,9 +462,7 @@ def _is_local(url: str) -> bool:
 
 def _lone_returns(last: bytes, chunk: bytes) -> int:
     """Returns in ``chunk`` without a line feed, less one if ``last``, the byte before, was one with it."""
-    if b"\r" not in chunk and last != b"\r":
-        return 0
-    return chunk.count(b"\r") - chunk.count(b"\r\n") - (last == b"\r" and chunk.startswith(b"\n"))
+    return lone_returns(chunk) - (last == b"\r" and chunk.startswith(b"\n"))
 
 
 def _cut_at_lines(chunks: Iterable[bytes], encoding: str) -> list[_Part]:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import zstandard
 
 _CHUNK_BYTES = 1 << 20
@@ -18,6 +19,7 @@ _GZIP_INPUT_BYTES = 1 << 16
 # input makes at most 32 MiB.
 _ZSTD_INPUT_BYTES = 1 << 10
 _GZIP_FORMAT = 31
+_LINE_FEED, _RETURN = b"\n\r"
 
 
 class Readable(Protocol):
@@ -65,6 +67,16 @@ def _again(taken: list[bytes], pieces: Iterator[bytes], broken: BrokenStreamErro
     if broken:
         raise broken
     yield from pieces
+
+
+def lone_returns(chunk: bytes) -> int:
+    """Carriage returns in ``chunk`` that no line feed follows in it."""
+    if b"\r" not in chunk:
+        return 0
+    data = np.frombuffer(chunk, np.uint8)
+    places = np.flatnonzero(data == _RETURN)
+    followed = places[:-1] if places[-1] == len(data) - 1 else places
+    return len(places) - int(np.count_nonzero(data[followed + 1] == _LINE_FEED))
 
 
 def _after_zeros(stream: Readable, input_bytes: int) -> bytes:
