@@ -249,9 +249,9 @@ def test_detection_reads_right_or_refuses_and_names_candidates(tmp_path, name):
 def test_detection_of_utf8_is_utf8_and_of_too_little_is_a_refusal(tmp_path):
     assert texts(read(tmp_path, "a.jsonl", lines().encode(), encoding="detect")) == TEXTS
     assert texts(read(tmp_path, "a.txt", TEXTS[1].encode(), encoding="detect")) == TEXTS[1:2]
-    (bad,) = read(tmp_path, "a.txt", b"caf\xe9", encoding="detect")
+    (bad,) = read(tmp_path, "a.txt", b"\xe9t\xe9", encoding="detect")
     assert "too few to tell" in bad.reason
-    (lines_bad,) = read(tmp_path, "a.jsonl", b'{"text": "caf\xe9"}', encoding="detect")
+    (lines_bad,) = read(tmp_path, "a.jsonl", b'{"text": "\xe9t\xe9"}', encoding="detect")
     assert "too few to tell" in lines_bad.reason
 
 
