@@ -307,7 +307,7 @@ def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> di
     schema = _schema(config)
     path = out / "documents.parquet"
     # Those of texts are copies of two of them, for each of several buffers: seven times a giant document.
-    stored = _STORED | {"write_statistics": [name for name in schema.names if name != "text"]}
+    stored: dict[str, Any] = _STORED | {"write_statistics": [name for name in schema.names if name != "text"]}
     with pq.ParquetWriter(path, schema, **stored) as writer:
         calls = ((rows, schema, config, ngrams) for rows in _batches(config, shard, result, quarantined))
         for group in in_order(_measurers(), _THREADS, _row_group, calls):
