@@ -318,6 +318,7 @@ def up(
         found = services.up(Home.here(), prefect_port, mlflow_port, typer.echo)
         typer.echo(f"Prefect  {found['prefect'].url}")
         typer.echo(f"MLflow   {found['mlflow'].url}")
+        typer.echo(f"ready after {time.monotonic() - STARTED:.0f} s; `gristmill down` stops all of it")
 
 
 @app.command(epilog="Example: gristmill down")
@@ -379,7 +380,7 @@ def _run_flow(
             services.wait_until_ready(home)
         console = Console()
         with display.Display(console) as shown, listen(shown):
-            summary = catalog.run(kind, settings)
+            summary = catalog.run(kind, settings, overrides or ())
         summary = summary.model_copy(update={"wall_seconds": round(time.monotonic() - STARTED, 2)})
         display.show_summary(console, summary)
         _write_json(json_file, summary.model_dump())
@@ -389,9 +390,9 @@ def _set_up(*, quiet: bool) -> Home:
     home = Home.here()
     from flows.services import client_environment
 
+    set_environment(home, quiet=quiet)  # first of all: a copied home must not find the original's servers
     for name, value in client_environment(home).items():
         os.environ.setdefault(name, value)
-    set_environment(home, quiet=quiet)
     return home
 
 

@@ -96,6 +96,9 @@ def show_summary(console: Console, summary: Summary) -> None:
             f"byte bigrams {_number(summary.bigram_bits_per_byte)})",
             highlight=False,
         )
+    if summary.loss_spikes:
+        told = f"the loss spiked in {summary.loss_spikes:,} step(s): the log of the training names them"
+        console.print(told, highlight=False, markup=False)
     for figure in _figures(summary):
         console.print(figure, highlight=False, markup=False)
     if summary.gate and not summary.model_version:

@@ -109,7 +109,7 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     server = uvicorn.Server(
         uvicorn.Config(
-            "prefect.server.api.server:create_app",
+            "flows.loopback:prefect_app",
             factory=True,
             log_level="error",
             lifespan="on",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from lmcore.home import VARIABLE, Home
+from tasks.relocation import settle
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -13,10 +15,14 @@ LOOPBACK = ("127.0.0.1", "localhost")
 def set_environment(home: Home, *, quiet: bool) -> None:
     """Point Prefect and MLflow at ``home``, with safe defaults, and Arrow at its memory; what is set stays.
 
+    A home that was moved or copied is mended first.
+
     Args:
         home: Where their databases are.
         quiet: Only errors reach the terminal; everything still reaches the run's log.
     """
+    if told := settle(home):
+        sys.stderr.write(f"{told}\n")
     os.environ[VARIABLE] = str(home.root)
     home.prefect.mkdir(parents=True, exist_ok=True)  # its embedded server does not make it
     for name, value in variables(home).items():
@@ -43,6 +49,7 @@ def variables(home: Home) -> dict[str, str]:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
         # What Arrow's Parquet takes from another allocator is given back, and then cleared anew, which took a
         # tenth of the time to make tokens (``lmcore.data.arrow.keep_memory``). Workers inherit it.

@@ -40,7 +40,9 @@ def explain_recipe(recipe: Recipe) -> list[Explanation]:
     inventory = take_inventory(recipe.preparation)
     for stage, artifact, reason in _walk(recipe, inventory):
         status = "reused" if artifact else "built"
-        rows.append(Explanation(stage=stage.name, key=stage.key, status=status, reason=reason))
+        notes = artifact.summary.get("notes", []) if artifact else []
+        row = Explanation(stage=stage.name, key=stage.key, status=status, reason=reason)
+        rows.append(row.model_copy(update={"warning": "\n".join(notes)}))
         found[stage.name] = artifact
     missing = STAGES[len(rows) :]
     waits = f"depends on {rows[-1].stage}, which would be built"

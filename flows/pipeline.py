@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
 
 from flows.data import prepare_flow
-from lmcore.config import DataConfig, EvaluationConfig, ModelConfig, TrackingConfig, TrainConfig, make_recipe
+from flows.parameters import NOTHING, MainSettings, RecipeName, read_recipe, run_name
 from tasks.evaluate import evaluate_model, take_sets
 from tasks.registry import register_model
 from tasks.report import Summary, report, report_data
@@ -13,33 +15,50 @@ from tasks.tracked import tracked
 from tasks.train import train_model
 
 
-@flow(name="pipeline", flow_run_name="{name}", persist_result=False)
+@flow(name="pipeline", flow_run_name=run_name, persist_result=False)
 def pipeline_flow(
-    name: str = "quickstart",
-    data: DataConfig = DataConfig(),  # noqa: B008 - frozen; draws the form
-    model: ModelConfig = ModelConfig(),  # noqa: B008
-    train: TrainConfig = TrainConfig(),  # noqa: B008
-    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
-    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    recipe: RecipeName = "quickstart",
+    name: str = "",
+    settings: MainSettings = MainSettings(),  # noqa: B008 - frozen; draws the form
+    changes: str = "",
+    recipe_file: str = "",
+    data: dict[str, Any] = NOTHING,
+    model: dict[str, Any] = NOTHING,
+    train: dict[str, Any] = NOTHING,
+    evaluation: dict[str, Any] = NOTHING,
+    tracking: dict[str, Any] = NOTHING,
 ) -> Summary:
     """Prepare data, train, evaluate, and register the model; promote it if it beats the champion.
 
     Args:
-        name: Name of the recipe, and of the registered model unless tracking says otherwise.
-        data: From raw files to tokens.
-        model: The Transformer.
-        train: Training.
-        evaluation: How the model is measured.
-        tracking: Where runs and models are recorded.
+        recipe: The recipe whose values hold where nothing else is said.
+        name: Name of the run and of the registered model, such as my-model; empty: the recipe's.
+        settings: The settings that are changed most. An empty one keeps the recipe's value.
+        changes: Any other setting, one a line, such as `train.optimizer.name=adamw`.
+        recipe_file: YAML file of a recipe of your own, in place of the one above.
+        data: Settings of the data section, as JSON.
+        model: Settings of the model section, as JSON.
+        train: Settings of the train section, as JSON.
+        evaluation: Settings of the evaluation section, as JSON.
+        tracking: Settings of the tracking section, as JSON.
     """
-    recipe = make_recipe(
-        name=name, data=data, model=model, train=train, evaluation=evaluation, tracking=tracking
+    wanted = read_recipe(
+        name=name,
+        recipe=recipe,
+        recipe_file=recipe_file,
+        settings=settings,
+        changes=changes,
+        data=data,
+        model=model,
+        train=train,
+        evaluation=evaluation,
+        tracking=tracking,
     )
-    with tracked(recipe, "pipeline") as run:
-        sets = take_sets(recipe.evaluation)
-        prepared = prepare_flow(recipe.preparation)
-        report_data(recipe, run, prepared)
-        trained = train_model(recipe, prepared, run)
-        evaluated = evaluate_model(recipe, prepared, trained, run, sets)
-        registered = register_model(recipe, prepared, trained, evaluated, run)
-        return report(recipe, run, prepared, trained, evaluated, registered)
+    with tracked(wanted, "pipeline") as run:
+        sets = take_sets(wanted.evaluation)
+        prepared = prepare_flow(wanted.preparation)
+        report_data(wanted, run, prepared)
+        trained = train_model(wanted, prepared, run)
+        evaluated = evaluate_model(wanted, prepared, trained, run, sets)
+        registered = register_model(wanted, prepared, trained, evaluated, run)
+        return report(wanted, run, prepared, trained, evaluated, registered)

@@ -26,10 +26,12 @@ from flows.environment import no_proxy, set_environment, variables
 from lmcore.errors import ConfigError, ServiceError
 from lmcore.home import VARIABLE, Home
 from lmcore.store import write_atomically
+from tasks.relocation import use_files, use_server
 
 HOST = "127.0.0.1"
 HEALTH = {"prefect": "/api/health", "mlflow": "/health"}  # where a server says that it is ready
 START_SECONDS = 120.0
+TELL_EVERY_SECONDS = 10.0
 STOP_SECONDS = 75.0  # a training run that is asked to stop saves first: longer than the default grace
 SPARE_SECONDS = 15.0  # beyond the grace of a run that has a longer one
 
@@ -61,13 +63,21 @@ class Service:
 
 
 def running(home: Home) -> dict[str, Service]:
-    """Services of ``home`` that are alive, by name."""
+    """Services of ``home`` that are alive, by name; not those that the home it is a copy of started."""
     services = {}
     for path in sorted(home.services.glob("*.json")):
         service = Service(**json.loads(path.read_text(encoding="utf-8")))
-        if service.process:
+        if service.process and _home_of(service.process) in ("", str(home.root)):
             services[service.name] = service
     return services
+
+
+def _home_of(process: psutil.Process) -> str:
+    """The home that a process was started for; empty if that cannot be told."""
+    try:
+        return process.environ().get(VARIABLE, "")
+    except psutil.Error:
+        return ""
 
 
 def client_environment(home: Home) -> dict[str, str]:
@@ -114,15 +124,17 @@ def up(home: Home, prefect_port: int, mlflow_port: int, say: Callable[[str], obj
             _require_free(port, name)
     try:
         if "prefect" not in found:
+            if not (home.prefect / "prefect.db").exists():
+                say("the first start of a home makes the databases of Prefect and MLflow: one to two minutes")
             say(f"starting Prefect on port {prefect_port}")
             found["prefect"] = started["prefect"] = _start_prefect(home, prefect_port)
         if "mlflow" not in found:
             say(f"starting MLflow on port {mlflow_port}")
             found["mlflow"] = started["mlflow"] = _start_mlflow(home, mlflow_port)
         for name, path in HEALTH.items():
-            _wait(found[name], path)
+            _wait(found[name], path, say)
         environment = {**_environment(home), **client_environment(home)}
-        say("deploying the flows")
+        say("deploying four flows, with their forms and the nightly schedule: some 15 s")
         deploy(found["prefect"].url, environment)
         if "worker" not in found:
             _stop_runs(home, say)  # of one that was killed
@@ -146,6 +158,8 @@ def down(home: Home, say: Callable[[str], object]) -> list[str]:
             say(f"stopping {name}")
             _stop(services[name])
             stopped.append(name)
+            if name == "mlflow":
+                use_files(home)
         if name == "worker":
             _stop_runs(home, say)
             if "prefect" in services:
@@ -174,20 +188,23 @@ def _start_prefect(home: Home, port: int) -> Service:
         # Without this the pages in the browser would call port 4200 whatever port is served.
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
         # Any page in the same browser could start runs otherwise.
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_server", HOST, str(port)]
     return _spawn(home, "prefect", port, command, environment)
 
 
 def _start_mlflow(home: Home, port: int) -> Service:
     home.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
+    use_server(home)
     environment = {**_environment(home), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home.mlflow_database}"),
         *("--artifacts-destination", home.mlflow_artifacts.as_uri(), "--serve-artifacts"),
+        *("--allowed-hosts", ",".join(f"{name},{name}:*" for name in (HOST, "localhost"))),
+        *("--cors-allowed-origins", f"http://{HOST}:{port},http://localhost:{port}"),
     ]
     return _spawn(home, "mlflow", port, command, environment)
 
@@ -241,8 +258,9 @@ def _require_free(port: int, name: str) -> None:
             ) from None
 
 
-def _wait(service: Service, path: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait(service: Service, path: str, say: Callable[[str], object] = lambda text: None) -> None:
+    begun = time.monotonic()
+    deadline, say_at = begun + START_SECONDS, begun + TELL_EVERY_SECONDS
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
@@ -252,6 +270,9 @@ def _wait(service: Service, path: str) -> None:
         except (urllib.error.URLError, OSError):
             pass
         _require_alive(service, deadline)
+        if time.monotonic() >= say_at:
+            say(f"{service.name} still starts, {time.monotonic() - begun:.0f} s so far")
+            say_at += TELL_EVERY_SECONDS
         time.sleep(0.2)
 
 

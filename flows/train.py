@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
 
 from flows.data import prepare_flow
-from lmcore.config import (
-    DataConfig,
-    EvaluationSetConfig,
-    ModelConfig,
-    TrackingConfig,
-    TrainConfig,
-    make_recipe,
-)
+from flows.parameters import NO_SETS, NOTHING, MainSettings, RecipeName, read_recipe, run_name
 from tasks.report import Summary, report, report_data
 from tasks.tracked import tracked
 from tasks.train import train_model
 
 
-@flow(name="train", flow_run_name="{name}", persist_result=False)
+@flow(name="train", flow_run_name=run_name, persist_result=False)
 def train_flow(
-    name: str = "quickstart",
-    data: DataConfig = DataConfig(),  # noqa: B008 - frozen; draws the form
-    evaluation_sets: tuple[EvaluationSetConfig, ...] = (),
-    model: ModelConfig = ModelConfig(),  # noqa: B008
-    train: TrainConfig = TrainConfig(),  # noqa: B008
-    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    recipe: RecipeName = "quickstart",
+    name: str = "",
+    settings: MainSettings = MainSettings(),  # noqa: B008 - frozen; draws the form
+    changes: str = "",
+    recipe_file: str = "",
+    data: dict[str, Any] = NOTHING,
+    model: dict[str, Any] = NOTHING,
+    train: dict[str, Any] = NOTHING,
+    evaluation_sets: list[dict[str, Any]] = NO_SETS,
+    tracking: dict[str, Any] = NOTHING,
 ) -> Summary:
     """Prepare data (reused when nothing changed) and train a model.
 
     Args:
-        name: Name of the recipe, and of the registered model unless tracking says otherwise.
-        data: From raw files to tokens.
-        evaluation_sets: Texts that documents must not hold, as the pipeline's evaluation names them.
-        model: The Transformer.
-        train: Training.
-        tracking: Where runs are recorded.
+        recipe: The recipe whose values hold where nothing else is said.
+        name: Name of the run and of the registered model, such as my-model; empty: the recipe's.
+        settings: The settings that are changed most. An empty one keeps the recipe's value.
+        changes: Any other setting, one a line, such as `train.optimizer.name=adamw`.
+        recipe_file: YAML file of a recipe of your own, in place of the one above.
+        data: Settings of the data section, as JSON.
+        model: Settings of the model section, as JSON.
+        train: Settings of the train section, as JSON.
+        evaluation_sets: Texts that documents must not hold, as the pipeline's evaluation names them, as JSON.
+        tracking: Settings of the tracking section, as JSON.
     """
-    recipe = make_recipe(
+    wanted = read_recipe(
         name=name,
+        recipe=recipe,
+        recipe_file=recipe_file,
+        settings=settings,
+        changes=changes,
         data=data,
         model=model,
         train=train,
-        evaluation={"sets": evaluation_sets},
+        evaluation_sets=evaluation_sets,
         tracking=tracking,
     )
-    with tracked(recipe, "train-flow") as run:
-        prepared = prepare_flow(recipe.preparation)
-        report_data(recipe, run, prepared)
-        trained = train_model(recipe, prepared, run)
-        return report(recipe, run, prepared, trained)
+    with tracked(wanted, "train-flow") as run:
+        prepared = prepare_flow(wanted.preparation)
+        report_data(wanted, run, prepared)
+        trained = train_model(wanted, prepared, run)
+        return report(wanted, run, prepared, trained)

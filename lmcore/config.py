@@ -11,11 +11,12 @@ layouts and log levels change how a result is reached, not which result it is.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from encodings.aliases import aliases
 from pathlib import Path
@@ -29,6 +30,10 @@ from lmcore.errors import ConfigError, nearest
 from lmcore.layout import find_misfit
 
 MAX_SEED = 2**63 - 1
+# Names become file names, arguments and parts of metrics: none is `..`, hidden or like an option, and each
+# fits into the 255 bytes of a file name with what is put around it.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+MAX_NAME_CHARS = 100
 _NUMBERS = (int, float, int | None, float | None)
 Activation = Literal["swiglu", "relu2", "gelu", "gelu_erf"]
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
@@ -108,6 +113,15 @@ class Config(BaseModel):
                 raise ValueError(f"{name} must be a number; found {str(values[name]).lower()}")
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_nul(cls, values: Any) -> Any:
+        # No path, argument or variable of the system can hold one.
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if any("\0" in text for text in (name, value) if isinstance(text, str)):
+                raise ValueError(f"{name!r} holds a NUL character, which no recipe may; leave it out")
+        return values
+
 
 def _codec(name: str) -> str:
     """Python's own name of a character set, so that each has one; ``ValueError`` with the nearest if none."""
@@ -132,14 +146,17 @@ _NO_CHARACTER_SETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-un
 class SourceConfig(Config):
     """Where raw text comes from."""
 
-    name: str = setting(..., "Name of this source, kept with every document", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = setting(
+        ..., "Name of this source, kept with every document", pattern=NAME, max_length=MAX_NAME_CHARS
+    )
     kind: Literal["python_stdlib", "files", "huggingface"] = setting(
         "python_stdlib",
         "The running interpreter's own standard library, files at `path`, or the Hugging Face data set there",
     )
     path: str = setting(
         "",
-        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc (.gz); "
+        "Glob of files, local or an fsspec URL: .txt, .py, .html, .jsonl (.gz, .zst), .parquet, .warc and "
+        ".wet (.gz, .zst), .arc (.gz); "
         "of a data set its folder, or else owner/name on the hub",
         identity=False,
     )
@@ -246,7 +263,20 @@ class GopherRules(Config):
         0.8, "Drop fewer words that hold a letter", unit="share", ge=0, le=1
     )
     min_stop_words: int = setting(
-        2, "Drop fewer of: the, be, to, of, and, that, have, with", unit="words", ge=0, le=8
+        2,
+        "Drop fewer of: the, be, to, of, and, that, have, with; 0 for languages other than English",
+        unit="words",
+        ge=0,
+        le=8,
+    )
+
+
+class UnspacedRules(Config):
+    """Limits for documents in scripts without spaces (Chinese, Thai, ...), in place of gopher's own."""
+
+    min_mean_word_chars: float = setting(1.0, "Drop shorter words on average", unit="characters", ge=0)
+    min_alphabetic_word_share: float = setting(
+        0.6, "Drop fewer words that hold a letter", unit="share", ge=0, le=1
     )
 
 
@@ -312,11 +342,15 @@ class QualityConfig(Config):
 
     profile: Literal["code", "prose", "gopher", "c4", "fineweb", "web", "none"] = setting(
         "code",
-        "Which rules decide; prose: gopher's but for repetition; web: gopher's, then c4's, then fineweb's",
+        "Which rules decide; prose: gopher's but for repetition; web: gopher's, then c4's, then fineweb's; "
+        "all but code and none were made for English",
     )
     code: CodeRules = setting(CodeRules(), "Source code")
     repetition: RepetitionRules = setting(RepetitionRules(), "Repetition (gopher, web)")
     gopher: GopherRules = setting(GopherRules(), "Quality of prose (prose, gopher, web)")
+    unspaced: UnspacedRules = setting(
+        UnspacedRules(), "Quality of prose in scripts without spaces (prose, gopher, web)"
+    )
     c4_lines: C4LineRules = setting(C4LineRules(), "Lines that are taken out (c4, web)")
     c4: C4Rules = setting(C4Rules(), "Documents of the web (c4, web)")
     fineweb: FineWebRules = setting(FineWebRules(), "Lists and menus (fineweb, web)")
@@ -407,6 +441,11 @@ class NearDedupConfig(Config):
     num_bands: int = setting(14, "Bands; more find less alike ones", unit="bands", ge=1, le=64)
     band_rows: int = setting(8, "Values that must agree in a band; more ask for more likeness", ge=1, le=64)
     seed: int = setting(1, "Seed of the hash functions", ge=0, le=MAX_SEED)
+    numbers: Literal["keep", "fold"] = setting(
+        "keep",
+        "keep: other numbers are other words; fold: any number is the same word, so that texts of one "
+        "template are alike",
+    )
 
 
 class RepeatedLinesConfig(Config):
@@ -485,7 +524,11 @@ class DataConfig(Config):
     privacy: PrivacyConfig = setting(PrivacyConfig(), "What is masked")
     language: LanguageConfig = setting(LanguageConfig(), "Which languages are kept")
     limits: LimitsConfig = setting(LimitsConfig(), "What one input may cost before it is set aside")
-    exact_dedup: bool = setting(True, "Keep one of several documents with the same normalised text")
+    exact_dedup: bool = setting(
+        True,
+        "Keep one of several documents with the same text; blanks at the ends of lines and blank lines do "
+        "not count",
+    )
     near_dedup: NearDedupConfig = setting(NearDedupConfig(), "Documents that are alike")
     repeated_lines: RepeatedLinesConfig = setting(RepeatedLinesConfig(), "Lines that many documents share")
     decontamination: DecontaminationConfig = setting(
@@ -884,6 +927,13 @@ class LaunchConfig(Config):
     max_restarts: int = setting(
         0, "Restarts from the last checkpoint after a worker dies", unit="restarts", ge=0, identity=False
     )
+    verify_seconds: float = setting(
+        60.0,
+        "Most time at the start to hash the token files and compare them with their manifest; 0: not at all",
+        unit="seconds",
+        ge=0,
+        identity=False,
+    )
 
 
 class CostsConfig(Config):
@@ -1062,6 +1112,19 @@ class TrainConfig(Config):
         ge=0,
         identity=False,
     )
+    spike_z_score: float = setting(
+        8.0,
+        "Robust z-score, among the last 128 steps, from which a loss is told as a spike; 0: none is",
+        ge=0,
+        identity=False,
+    )
+    check_replicas_every: int = setting(
+        100,
+        "Steps between comparisons of the replicas of dp_replicate, bit by bit; 0: before checkpoints alone",
+        unit="steps",
+        ge=0,
+        identity=False,
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer")
     schedule: ScheduleConfig = setting(ScheduleConfig(), "Learning rate over steps")
     parallel: ParallelConfig = setting(
@@ -1160,7 +1223,12 @@ class GateConfig(Config):
 class EvaluationSetConfig(Config):
     """What a model is measured on beside the validation split: texts, or minimal pairs."""
 
-    name: str = setting(..., "Name of this set, of its figures too", pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = setting(
+        ...,
+        "Name of this set, of its figures too",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$",
+        max_length=MAX_NAME_CHARS - len(".good"),
+    )
     kind: Literal["text", "minimal_pairs"] = setting(
         "text",
         "Texts are scored in bits per byte; pairs of a good and a bad sentence by the share whose good one "
@@ -1255,12 +1323,14 @@ class TrackingConfig(Config):
         "gristmill",
         "MLflow experiment, one for each project",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$",
+        max_length=MAX_NAME_CHARS,
         identity=False,
     )
     model_name: str = setting(
         "",
         "Name of the registered model; empty: the recipe's name",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]*)?$",
+        max_length=MAX_NAME_CHARS,
         identity=False,
     )
     patience_seconds: float = setting(
@@ -1280,7 +1350,13 @@ class TrackingConfig(Config):
 class Recipe(Config):
     """A named, complete parameter set of the pipeline."""
 
-    name: str = setting("quickstart", "Name of the recipe", pattern=r"^[a-z0-9][a-z0-9._-]*$", identity=False)
+    name: str = setting(
+        "quickstart",
+        "Name of the recipe",
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        max_length=MAX_NAME_CHARS,
+        identity=False,
+    )
     data: DataConfig = setting(DataConfig(), "From raw files to tokens")
     model: ModelConfig = setting(ModelConfig(), "The Transformer")
     train: TrainConfig = setting(TrainConfig(), "Training")
@@ -1443,10 +1519,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = text
     # YAML 1.1 reads 1e-3 as a string; people mean a number.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            value = text
     table[_index(table, keys[-1], override)] = value
 
 
@@ -1462,14 +1536,46 @@ def _index(table: dict[str, Any] | list[Any], key: str, override: str) -> Any:
     return int(key)
 
 
+# Pydantic's words for a wrong type, in those of a recipe.
+_KINDS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "model_type": "must be a table of settings",
+    "model_attributes_type": "must be a table of settings",
+    "dict_type": "must be a table of settings",
+    "missing": "must be set",
+}
+# What other programs call a setting.
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "batch_size": "global_batch_tokens",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "context_length": "seq_len",
+    "block_size": "seq_len",
+    "n_layer": "num_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_heads",
+    "wd": "weight_decay",
+}
+
+
 def _explain(kind: type[Config], problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(kind, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
-        return f"unknown key {path} ({hint})"
+        return f"unknown key {path} ({_hint(kind, problem['loc'])})"
     message = problem["msg"].removeprefix("Value error, ")
+    message = _KINDS.get(problem["type"]) or re.sub(r"^\w+ should ", "must ", message)
     value = problem.get("input")
     if problem["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
@@ -1478,6 +1584,39 @@ def _explain(kind: type[Config], problem: Any) -> str:
     structured = isinstance(value, (dict, list, tuple, BaseModel))
     shown = "" if structured else f", found {value!r}"
     return f"{path}: {message}{shown}" if path else message
+
+
+def _hint(kind: type[Config], loc: tuple[Any, ...]) -> str:
+    """The right place of a key that is known elsewhere, else one that is called alike here."""
+    key, known = str(loc[-1]), _fields_at(kind, loc[:-1])
+    name = _SYNONYMS.get(key, key)
+    for cutoff in (0.8, 0.5):
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
+            return f"did you mean {near[0]}?"
+        above = [str(part) for part in loc[:-1]]
+        # Those below the same sections first; muon_learning_rate is a learning_rate, too.
+        places = [place for place in _paths(kind, ()) if place[-1] == name or place[-1].endswith(f"_{name}")]
+        places.sort(key=lambda place: (-_shared(place, above), place[-1] != name, len(place)))
+        if places:
+            best = [place for place in places if _shared(place, above) == _shared(places[0], above)][:3]
+            return f"did you mean {' or '.join('.'.join(place) for place in best)}?"
+    return "known here: " + ", ".join(known)
+
+
+def _shared(place: Sequence[str], above: Sequence[str]) -> int:
+    return len(
+        [1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(place, above, strict=False))]
+    )
+
+
+def _paths(kind: type[Config], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every setting below ``kind``; of the entries of a list, those of the first."""
+    for name, field in kind.model_fields.items():
+        if nested := _config_class(field):
+            listed = "tuple" in str(field.annotation)
+            yield from _paths(nested, (*above, name, "0") if listed else (*above, name))
+        else:
+            yield (*above, name)
 
 
 def _fields_at(kind: type[Config], loc: Iterable[Any]) -> list[str]:

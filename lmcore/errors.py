@@ -9,6 +9,7 @@ GristmillError
 │   └── ProcessDied     they died; another try may help
 ├── OutOfMemory         a step does not fit into the memory of its device
 ├── TrainingDiverged    the loss is no longer a number worth training on
+│   └── ReplicasDiffer  replicas of the model hold other bits: memory or a device fails
 └── ServiceError        a server we need (Prefect, MLflow) is away, or its port is taken
 """
 
@@ -97,6 +98,10 @@ class OutOfMemory(GristmillError):  # noqa: N818 - what happened, as TrainingDiv
 
 class TrainingDiverged(GristmillError):  # noqa: N818 - the field says "diverged"
     """The loss is no longer a number worth training on."""
+
+
+class ReplicasDiffer(TrainingDiverged):
+    """Replicas of the model no longer hold the same bits."""
 
 
 class ServiceError(GristmillError):

@@ -51,6 +51,11 @@ class Home:
         return self.root / "mlflow"
 
     @property
+    def models(self) -> Path:
+        """Registered models that were downloaded because their own files are gone, by digest."""
+        return self.root / "models"
+
+    @property
     def services(self) -> Path:
         """What ``gristmill up`` knows of the servers it started, and their logs."""
         return self.root / "services"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmcore.errors import GristmillError
-from lmcore.run_directory import RESULT_FILE, write_result
+from lmcore.disk import FAULTS, storage_error
+from lmcore.errors import GristmillError, StorageError
+from lmcore.heartbeat import heartbeat
+from lmcore.run_directory import GOES_ON, RESULT_FILE, AnotherAttempt, sole_writer, write_result
 
 
 def run_process(module: str, work: Callable[[Path], object]) -> int:
@@ -24,13 +27,23 @@ def run_process(module: str, work: Callable[[Path], object]) -> int:
         return 2
     run_dir = Path(sys.argv[1])
     try:
-        work(run_dir)
+        # Without a directory there is nothing to own, and the work says what is missing.
+        alive = heartbeat(run_dir) if run_dir.is_dir() else contextlib.nullcontext()
+        with sole_writer(run_dir), alive:
+            work(run_dir)
+    except AnotherAttempt as error:  # it owns the result
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except GristmillError as error:
         _write_failure(run_dir, str(error), type(error).__name__)
         sys.stderr.write(f"error: {error}\n")
         return 1
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in FAULTS:
+            failure = storage_error(run_dir, f"{module} was done", error, GOES_ON)
+            _write_failure(run_dir, str(failure), type(failure).__name__)
+            return 1
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         # A peer that failed first has the better story: keep it.
         if not (run_dir / RESULT_FILE).exists():
@@ -54,7 +67,7 @@ def leave(code: int) -> NoReturn:
 def _write_failure(run_dir: Path, text: str, kind: str) -> None:
     try:
         write_result(run_dir, {"status": "failed", "error": text, "kind": kind})
-    except OSError as error:  # a full disk: whoever started us sees by the exit code that we failed
+    except (OSError, StorageError) as error:  # whoever started us sees by the exit code that we failed
         sys.stderr.write(f"{run_dir / RESULT_FILE} could not be written: {error}\n")
 
 

@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmcore.config import Identity, Json
+from lmcore.disk import FAULTS, disk_errors, storage_error
 from lmcore.errors import StorageError
 
 MANIFEST = "manifest.json"
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+_NOT_WRITABLE = (errno.EEXIST, errno.ENOTDIR)
 UNICODE = "unicode"
 MOST_SHOWN = 60  # characters of a value in a reason
 MOST_CHANGES = 3  # within one setting
@@ -341,15 +342,26 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_file(path: Path) -> dict[str, Any]:
+    """Size (bytes) and SHA-256 of a file, as manifests have them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Replace ``path`` by ``text`` (UTF-8) so that a reader sees the old file or the new one, whole."""
+    """Replace ``path`` by ``text`` (UTF-8) so that a reader sees the old file or the new one, whole.
+
+    Raises:
+        StorageError: the disk is full, read-only or broken.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write_synced(temporary, text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    with disk_errors(path, f"{path.name} was written"):
+        try:
+            _write_synced(temporary, text)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
 
 
 @functools.cache
@@ -466,16 +478,15 @@ def _storage_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # A build reads other folders too: what goes wrong there is not the store's to explain.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        ours = error.filename is not None and Path(str(error.filename)).is_relative_to(_existing(root))
-        if not full and not (ours and error.errno in _NOT_WRITABLE):
+        named = error.filename is not None
+        ours = named and Path(str(error.filename)).is_relative_to(_existing(root))
+        # Writing and syncing name no file: those are the store's, as nothing else is written.
+        if not (error.errno in FAULTS and (ours or not named)) and not (
+            ours and error.errno in _NOT_WRITABLE
+        ):
             raise
-        free = shutil.disk_usage(_existing(root)).free
-        raise StorageError(
-            f"cannot write below {_existing(root)}",
-            expected="room and permission to write",
-            found=f"{error.strerror or error} ({free / 1e9:.1f} GB free)",
-            remedy="Free room there, or set GRISTMILL_HOME to another disk; what was finished is kept.",
+        raise storage_error(
+            root, f"an artifact was built: cannot write below {_existing(root)}", error
         ) from error
 
 

@@ -51,14 +51,17 @@ def cost_table(costs: Mapping[str, Any]) -> list[str]:
     """The costs as lines of a page."""
     if not costs:
         return []
-    lines = ["## What it cost", "", "| | |", "|---|---|"]
+    lines = ["## What it cost", "", "| what | how much |", "|---|---|"]
     lines += _speed(costs)
     if "shares" in costs:
         largest = sorted(costs["shares"].items(), key=lambda share: -share[1])
-        parts = ", ".join(
-            f"{name.replace('_', ' ')} {share:.1%}" for name, share in largest if share >= 0.0005
-        )
-        lines.append(f"| time | {_least(costs)}{costs['seconds']:,.0f} s: {parts} |")
+        lines.append(f"| time | {_least(costs)}{costs['seconds']:,.0f} s |")
+        # A row each: Prefect's page cuts off one that is long.
+        lines += [
+            f"| time in {name.replace('_', ' ')} | {share:.1%} |"
+            for name, share in largest
+            if share >= 0.0005
+        ]
         lines.append(f"| peak memory | {costs['peak_memory_bytes'] / 1e9:,.2f} GB a process |")
         lines += [f"| energy | {_energy(costs)} |", *_co2_and_money(costs), *_waste(costs)]
     return [*lines, ""]

@@ -19,6 +19,16 @@ from tasks.pictures import number
 LANGUAGES_SHOWN = 15
 SOURCES_OPEN = 3
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+# Of figures, by the end of their names; the first that fits.
+_UNITS = {
+    "share": "share (0 to 1)",
+    "per_word": "per word",
+    "chars": "characters",
+    "chars_per_line": "characters",
+    "words": "words",
+    "lines": "lines",
+    "sentences": "sentences",
+}
 _STYLE = Path(__file__).with_name("data_page.css")
 # Control characters are shown by their pictures; HTML has no place for them.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
@@ -43,7 +53,12 @@ def page(findings: Findings) -> str:
         "Duplicates": _clusters(findings),
         "What each rule dropped": _samples(findings),
         "Tokens": _tokens(findings),
-        "Masked": _masked(findings.masked),
+        "Masked": _counted(findings.masked, "Became placeholders of their kind.", "masked"),
+        "Without a page": _counted(
+            findings.without_page,
+            "Records of web archives that hold no page, and are no documents.",
+            "records",
+        ),
         "Set aside": _set_aside(findings),
     }
     present = {title: body for title, body in sections.items() if body}
@@ -59,7 +74,7 @@ def page(findings: Findings) -> str:
         f"<style>{_STYLE.read_text(encoding='utf-8')}</style></head><body>"
         f"<header><h1>Data report</h1>{_tiles(findings)}<nav>{contents}</nav></header>{body}"
         "<footer>Excerpts are the documents with the smallest content hashes: the same ones however the "
-        "corpus is cut into shards. Heights of histograms are powers of ten.</footer></body></html>\n"
+        "corpus is cut into shards.</footer></body></html>\n"
     )
 
 
@@ -120,9 +135,19 @@ def _figures(findings: Findings) -> str:
 def _card(figure: Figure) -> str:
     limits = [(rule.limit, rule.below) for rule in figure.rules]
     name = figure.name.replace("_", " ")
-    picture = pictures.histogram(figure.edges, figure.counts, limits, f"histogram of {name}")
+    picture = pictures.histogram(
+        figure.edges, figure.counts, limits, f"histogram of {name}", unit_of(figure.name)
+    )
     rules = "".join(f"<li>{_rule(rule)}</li>" for rule in figure.rules) or "<li>no rule looks at it</li>"
     return f'<div class="card"><h3>{escape(name)}</h3>{picture}<ul>{rules}</ul></div>'
+
+
+def unit_of(figure: str) -> str:
+    """The unit of a stored figure, told by its name."""
+    for end, unit in _UNITS.items():
+        if figure.endswith(end):
+            return unit
+    return figure.replace("_", " ")
 
 
 def _rule(rule: RuleFound) -> str:
@@ -133,7 +158,9 @@ def _rule(rule: RuleFound) -> str:
 
 def _lengths(findings: Findings) -> str:
     lengths = findings.lengths
-    picture = pictures.outlines(lengths.edges, lengths.counts, "documents by their characters")
+    picture = pictures.outlines(
+        lengths.edges, lengths.counts, "documents by their characters", "characters of a document"
+    )
     kinds = [kind for kind, counts in lengths.counts.items() if any(counts)]
     return f'<p>Characters of a document.</p><div class="card wide">{_legend(*kinds)}{picture}</div>'
 
@@ -229,11 +256,11 @@ def _tokens(findings: Findings) -> str:
     return about + _table(headings, rows)
 
 
-def _masked(masked: Mapping[str, int]) -> str:
-    if not masked:
+def _counted(counts: Mapping[str, int], about: str, heading: str) -> str:
+    if not counts:
         return ""
-    rows = [(escape(kind), f"{many:,}") for kind, many in sorted(masked.items(), key=lambda item: -item[1])]
-    return "<p>Became placeholders of their kind.</p>" + _table(("kind", "masked#"), rows)
+    rows = [(escape(kind), f"{many:,}") for kind, many in sorted(counts.items(), key=lambda item: -item[1])]
+    return f"<p>{about}</p>" + _table(("kind", f"{heading}#"), rows)
 
 
 def _set_aside(findings: Findings) -> str:

@@ -16,7 +16,7 @@ from lmcore.store import Artifact, Stage
 from tasks.data_page import page
 from tasks.stages import STAGE_OPTIONS, ensure
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2  # 1: wide pictures were cut off inside MLflow's page, and axes had no units
 # The page shows thresholds, and another threshold need not decide otherwise about any document.
 REPORT_SETTINGS = ("data.quality", "data.language", "data.decontamination.max_ngrams")
 PAGE = "data-report.html"

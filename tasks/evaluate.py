@@ -29,8 +29,8 @@ from tasks.prepare import Prepared, tokens_stage
 from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
 from tasks.tracked import FlowRun
-from tasks.tracking import ModelVersion
-from tasks.train import run_job
+from tasks.tracking_registry import ModelVersion
+from tasks.train import HEADLINE, run_job
 
 EVALUATE_VERSION = 1
 HELD_OUT = "validation_digest"  # of the protocol: which documents
@@ -133,6 +133,13 @@ def evaluate_champion(recipe: Recipe, prepared: Prepared, champion: ModelVersion
             found=f"no {' and no '.join(missing)}",
             remedy="Bring them back, or remove the alias `champion` in MLflow.",
         )
+    if champion.model_digest and sha256_json(hash_files(model)) != champion.model_digest:
+        raise StorageError(
+            f"the champion, version {champion.version} of {champion.name}, is not what was registered",
+            expected=f"files of digest {champion.model_digest[:12]} at {model}",
+            found="others",
+            remedy="Bring them back, or remove the alias `champion` in MLflow.",
+        )
     # The gate asks nothing of the sets.
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": ()})})
     changed = changes_of_protocol(champion.protocol, protocol(recipe, prepared))
@@ -228,7 +235,7 @@ def _evaluate(
             set_files=sets,
         ).write(run_dir)
         _record_run(run_dir, recipe, subject, stage, _datasets(recipe, tokens, sets), run)
-        result = run_job("lmcore.eval", run_dir, recipe, run, progress, metrics_of=evaluation_metrics)
+        result = run_job("lmcore.eval", run_dir, recipe, run, progress, metrics_of=_metrics_of)
         for name in _sample_files(recipe):
             shutil.copy2(run_dir / name, out / name)
         return {**result, "samples": json.loads((out / "samples.json").read_text(encoding="utf-8"))}
@@ -238,13 +245,7 @@ def _evaluate(
 
 def _datasets(recipe: Recipe, tokens: Artifact, sets: tuple[SourceFile, ...]) -> list[runs.Dataset]:
     """What the model is measured on."""
-    validation = runs.Dataset(
-        name=f"{recipe.name}-validation",
-        digest=tokens.digest[:32],
-        source=str(tokens.path / "validation"),
-        context="evaluation",
-        profile={"num_tokens": tokens.summary["validation_tokens"]},
-    )
+    validation = runs.datasets_of(recipe.name, tokens, {"validation": "evaluation"})
     of_sets = []
     for one in recipe.evaluation.sets:
         files = files_of(one, sets)
@@ -257,7 +258,7 @@ def _datasets(recipe: Recipe, tokens: Artifact, sets: tuple[SourceFile, ...]) ->
                 profile={"num_bytes": sum(file.num_bytes for file in files)},
             )
         )
-    return [validation, *of_sets]
+    return [*validation, *of_sets]
 
 
 def _record_run(
@@ -271,7 +272,7 @@ def _record_run(
     evaluation = recipe.evaluation
     runs.open_run(
         run_dir,
-        name=f"evaluate {subject.name}",
+        name=f"evaluate {subject.name if subject.name != recipe.name else run.name}",
         kind="evaluate",
         experiment=recipe.tracking.experiment,
         place=run.tracker.place,
@@ -281,6 +282,8 @@ def _record_run(
             "gristmill.stage.evaluate": stage.key,
             "gristmill.model_path": str(subject.path),
             "gristmill.run_dir": str(run_dir),
+            "mlflow.note.content": f"Evaluation of {subject.name} on held-out text, window by window of "
+            f"{subject.seq_len:,} tokens.",
         },
         params={
             "stride_tokens": str(evaluation.stride_tokens),
@@ -300,6 +303,10 @@ def _record_run(
 def _sample_files(recipe: Recipe) -> tuple[str, ...]:
     """What people look at beside the figures."""
     return ("samples.json", *(["set-samples.json"] if recipe.evaluation.sets else []))
+
+
+def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    return evaluation_metrics(summary) | {HEADLINE: float(summary["bits_per_byte"])}
 
 
 def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from lmcore.data.splits import SPLITS
 
-_WIDTH, _HEIGHT, _WIDE = 340, 170, 1040
-_LEFT, _TOP, _BOTTOM = 30, 18, 20
+# Wide ones fit a page inside another one, such as MLflow's, and stay readable.
+_WIDTH, _HEIGHT, _WIDE = 340, 190, 700
+_LEFT, _TOP, _BOTTOM = 34, 30, 32
 _TICKS = 5
 _ROW = 26
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -32,6 +33,7 @@ def histogram(
     counts: Sequence[int],
     limits: Sequence[tuple[float, bool]] = (),
     label: str = "",
+    unit: str = "",
 ) -> str:
     """Bars of documents on a scale of powers of ten; those that a limit drops are another colour.
 
@@ -40,8 +42,9 @@ def histogram(
         counts: Documents in each.
         limits: Thresholds, and whether what is below them is dropped, or what is above.
         label: Said to those who cannot see it.
+        unit: Of the edges; stands below them.
     """
-    plot = _Plot(edges, max(counts, default=0))
+    plot = _Plot(edges, max(counts, default=0), unit=unit)
     bars = []
     for place, many in enumerate(counts):
         if many:
@@ -56,10 +59,12 @@ def histogram(
     return plot.svg([*bars, *lines], label)
 
 
-def outlines(edges: Sequence[float], counts: Mapping[str, Sequence[int]], label: str = "") -> str:
+def outlines(
+    edges: Sequence[float], counts: Mapping[str, Sequence[int]], label: str = "", unit: str = ""
+) -> str:
     """One outline for each kind of documents, on one scale; the kinds are classes of the page's style."""
     most = max((max(many, default=0) for many in counts.values()), default=0)
-    plot = _Plot(edges, most, width=_WIDE, height=_HEIGHT + 60)
+    plot = _Plot(edges, most, width=_WIDE, height=_HEIGHT + 60, unit=unit)
     shapes = []
     for kind, heights in counts.items():
         if any(heights):
@@ -87,7 +92,7 @@ def losses(steps: Sequence[Sequence[Any]]) -> list[tuple[str, int, int]]:
 
 def funnel(steps: Sequence[tuple[str, int, int]], label: str = "") -> str:
     """A row for each step: its name, a bar of what is left and of what it lost, and both numbers."""
-    width, left, right = _WIDE, 330, 150
+    width, left, right = _WIDE, 250, 130
     most = max((remaining + lost for _, remaining, lost in steps), default=0) or 1
     rows = []
     for place, (name, remaining, lost) in enumerate(steps):
@@ -109,9 +114,14 @@ class _Plot:
     """Axes: bars of equal width, heights by powers of ten."""
 
     def __init__(
-        self, edges: Sequence[float], most: int, width: float = _WIDTH, height: float = _HEIGHT
+        self,
+        edges: Sequence[float],
+        most: int,
+        width: float = _WIDTH,
+        height: float = _HEIGHT,
+        unit: str = "",
     ) -> None:
-        self._edges = edges
+        self._edges, self._unit = edges, unit
         self._width, self._height = width, height
         self._top = max(math.log10(1 + most), 1.0)
 
@@ -152,9 +162,20 @@ class _Plot:
             f'x="{self.x(place):.1f}" y="{base + 14:.1f}">{number(self._edges[place])}</text>'
             for place in places
         ]
+        titles = [
+            '<text class="axis-title" x="0" y="10">documents (log scale)</text>',
+            (
+                f'<text class="axis-title end" x="{self._width - 8:.0f}" y="{base + 27:.1f}">'
+                f"{escape(self._unit)}</text>"
+            ),
+        ]
         kind = "plot wide" if self._width > _WIDTH else "plot"
         return _svg(
-            self._width, self._height, [*lines, *shapes, self._line("axis", base), *ticks], label, kind
+            self._width,
+            self._height,
+            [*lines, *shapes, self._line("axis", base), *ticks, *titles],
+            label,
+            kind,
         )
 
     def _line(self, kind: str, y: float) -> str:

@@ -108,12 +108,15 @@ def clean_documents(config: DataConfig, inventory: prepare.Inventory) -> Artifac
 @task(name="splits", task_run_name="drop duplicates and split", **STAGE_OPTIONS)
 def split_documents(config: DataConfig, documents: Artifact) -> Artifact:
     """Keep one of several equal documents, hold some out for validation, balance the books."""
-    return ensure(
+    splits = ensure(
         splits_stage(config, documents),
         lambda out, progress: prepare.build_splits(
             config, documents.path, out, progress, _workshop(config, documents.summary["bytes"]).workers
         ),
     )
+    for text in splits.summary.get("notes", ()):  # said again where the stage is reused
+        note(get_run_logger(), f"warning: {text}")
+    return splits
 
 
 @task(name="tokenizer", task_run_name="train the tokenizer", **STAGE_OPTIONS)

@@ -26,7 +26,7 @@ from tasks.evaluate import (
 )
 from tasks.prepare import Prepared
 from tasks.tracked import FlowRun
-from tasks.tracking import Candidate, ModelVersion, Registry
+from tasks.tracking_registry import Candidate, ModelVersion, Registry
 
 
 class Registered(BaseModel):
@@ -50,13 +50,14 @@ def register_model(
     """
     logger = get_run_logger()
     name = recipe.tracking.model_name or recipe.name
+    registry = Registry(run.tracker)
     try:
         registered = _register(
-            Registry(run.tracker),
+            registry,
             recipe,
             _candidate(recipe, prepared, trained, evaluated),
             _linked_run(evaluated, run),
-            lambda champion: _measure(recipe, prepared, champion, run),
+            lambda champion: _measure(recipe, prepared, champion, run, registry),
         )
     except ServiceError as error:
         logger.warning("not registered: %s", error)
@@ -79,7 +80,26 @@ def _candidate(recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated:
         validation_fraction=recipe.data.validation_fraction,
         metrics=evaluation_metrics(evaluated.summary),
         tags={"gristmill.stage.train": trained.key, "gristmill.stage.evaluate": evaluated.key},
+        prompt=recipe.evaluation.prompts[0] if recipe.evaluation.prompts else "The ",
+        description=_description(recipe, prepared, trained, evaluated),
     )
+
+
+def _description(recipe: Recipe, prepared: Prepared, trained: Artifact, evaluated: Artifact) -> str:
+    """The version as Markdown: how good it is, and what it came from."""
+    measured, model = evaluated.summary, recipe.model
+    rows = [("bits per byte of the held-out text", measured.get("bits_per_byte"))]
+    rows += [("zstd -19 on the same text", measured.get("zstd_bits_per_byte"))]
+    rows += [("byte bigrams on the same text", measured.get("bigram_bits_per_byte"))]
+    lines = ["| measure | value |", "|---|---:|"]
+    lines += [f"| {name} | {value:.4f} |" for name, value in rows if value is not None]
+    came_from = (
+        f"Recipe `{recipe.name}`: {model.num_layers} layers of width {model.hidden_size}, "
+        f"{recipe.train.steps:,} steps of {recipe.train.global_batch_tokens:,} tokens, "
+        f"{trained.summary['train_tokens']:,} tokens in all, "
+        f"from {prepared.splits.summary['documents']:,} documents."
+    )
+    return "\n".join([*lines, "", came_from])
 
 
 def _linked_run(evaluated: Artifact, run: FlowRun) -> Path:
@@ -88,11 +108,13 @@ def _linked_run(evaluated: Artifact, run: FlowRun) -> Path:
     return directory if (directory / runs.RECORD).exists() else run.directory
 
 
-def _measure(recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun) -> Measured:
+def _measure(
+    recipe: Recipe, prepared: Prepared, champion: ModelVersion, run: FlowRun, registry: Registry
+) -> Measured:
     if champion.data_digest == protocol_digest(recipe, prepared):
         return Measured(bits_per_byte=champion.bits_per_byte, data_digest=champion.data_digest)
     _require_unseen(recipe, champion)
-    return evaluate_champion(recipe, prepared, champion, run)
+    return evaluate_champion(recipe, prepared, registry.at_hand(champion), run)
 
 
 def _require_unseen(recipe: Recipe, champion: ModelVersion) -> None:
@@ -131,6 +153,7 @@ def _register(
     except GristmillError as error:  # without the champion's figure there is nothing to win against
         decision = gate.Decision(passed=False, reason=str(error))
     registry.note(version, {"gristmill.gate": decision.reason})
+    registry.describe(version, f"**Gate:** {decision.reason}.")
     if decision.passed:
         registry.crown(version)
     return _outcome(registry, version, promoted=decision.passed, reason=decision.reason)

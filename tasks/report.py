@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from lmcore.config import Recipe
 from lmcore.store import Artifact, write_atomically
+from tasks import runs
 from tasks.costs import cost_metrics, cost_table, cost_tags, costs_of
 from tasks.data_report import PAGE
 from tasks.evaluate import MEASURES
@@ -22,6 +23,7 @@ from tasks.figures import draw_costs, draw_energy, draw_funnel, draw_loss
 from tasks.prepare import Prepared
 from tasks.registry import Registered
 from tasks.tracked import FlowRun
+from tasks.train import HEADLINE
 
 
 class StageSummary(BaseModel):
@@ -63,6 +65,7 @@ class Summary(BaseModel):
     bigram_bits_per_byte: float | None = None
     sets: list[SetSummary] = []
     tokens_per_second: float | None = None
+    loss_spikes: int | None = None
     costs: dict[str, Any] = {}
     mlflow_run_id: str | None = None
     mlflow_url: str | None = None
@@ -92,7 +95,7 @@ def report_data(recipe: Recipe, run: FlowRun, prepared: Prepared) -> Summary:
     funnel = prepared.splits.summary["funnel"]
     picture = run.directory / "documents.png"
     draw_funnel(funnel, picture)
-    _record_data(run, prepared, picture)
+    _record_data(recipe, run, prepared, picture)
     summary = _summarize_data(recipe, run, prepared)
     _publish_stages("data-stages", summary.stages)
     create_table_artifact(
@@ -100,11 +103,12 @@ def report_data(recipe: Recipe, run: FlowRun, prepared: Prepared) -> Summary:
         key="documents",
         description="Documents in = kept + dropped by each rule + duplicates + quarantined",
     )
-    create_markdown_artifact(data_markdown(summary, picture), key="data-report", description=recipe.name)
+    page = data_markdown(summary, picture, prepared.splits.summary.get("notes", ()))
+    create_markdown_artifact(page, key="data-report", description=recipe.name)
     return summary
 
 
-def _record_data(run: FlowRun, prepared: Prepared, picture: Path) -> None:
+def _record_data(recipe: Recipe, run: FlowRun, prepared: Prepared, picture: Path) -> None:
     tokens = prepared.tokens.summary
     metrics = {
         "data/documents_in": prepared.splits.summary["books"]["documents_in"],
@@ -116,20 +120,28 @@ def _record_data(run: FlowRun, prepared: Prepared, picture: Path) -> None:
     run.record(
         metrics={name: float(value) for name, value in metrics.items()},
         tags=_stage_tags(stage_summaries(prepared.artifacts)),
+        datasets=runs.datasets_of(
+            recipe.name, prepared.tokens, {"train": "training", "validation": "validation"}
+        ),
         files={path.name: str(path) for path in files},
     )
 
 
-def data_markdown(summary: Summary, picture: Path) -> str:
-    """The books, where the report is, and the funnel."""
+def data_markdown(summary: Summary, picture: Path, notes: Sequence[str] = ()) -> str:
+    """The books, what is to be noted of languages, where the report is, and the funnel."""
     books = summary.books or {}
     told = f"{books['documents_in']:,} documents in, {books['kept']:,} kept."
     lines = [f"# {summary.recipe}: data", "", told, ""]
+    lines += [line for text in notes for line in (f"**Warning:** {text}", "")]
     if summary.data_report:
         page = Path(summary.data_report)
-        # A browser follows no link from a server's page to a file; MLflow serves a copy.
-        address = f"{summary.mlflow_url}/artifacts/{PAGE}" if summary.mlflow_url else page.as_uri()
-        lines += [f"[The whole report]({address}), on disk at `{page}`", ""]
+        if (
+            summary.mlflow_url
+        ):  # a browser follows no link from a server's page to a file; MLflow serves a copy
+            lines += [f"[The whole report]({summary.mlflow_url}/artifacts/{PAGE}), on disk at `{page}`", ""]
+        else:
+            lines += [f"The whole report is on disk: open `{page}` in a browser.", ""]
+            lines += ["Runs that start while `gristmill up` serves have a link to it here.", ""]
     return "\n".join([*lines, _inline(picture)])
 
 
@@ -223,6 +235,7 @@ def _summarize(
         bigram_bits_per_byte=measured.get("bigram_bits_per_byte"),
         sets=set_summaries(measured.get("sets", {})),
         tokens_per_second=trained.summary.get("tokens_per_second"),
+        loss_spikes=trained.summary.get("loss_spikes"),
         costs=costs_of(trained.summary),
         mlflow_run_id=run.mlflow_id(),
         mlflow_url=run.tracker.link(run.directory) or None,
@@ -239,6 +252,7 @@ def _summarize(
 def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None:
     write_atomically(run.directory / "summary.json", summary.model_dump_json(indent=1))
     metrics = {
+        HEADLINE: summary.val_bits_per_byte,
         "eval/bits_per_byte": summary.val_bits_per_byte,
         "eval/zstd_bits_per_byte": summary.zstd_bits_per_byte,
         "eval/bigram_bits_per_byte": summary.bigram_bits_per_byte,
@@ -249,10 +263,23 @@ def _record(run: FlowRun, summary: Summary, figures: Mapping[str, Path]) -> None
     metrics |= {f"eval/{one.name}/{one.measure}": one.value for one in summary.sets if not one.group}
     run.record(
         metrics={name: float(value) for name, value in metrics.items() if value is not None},
-        tags=_stage_tags(summary.stages) | cost_tags(summary.costs),
+        tags=_stage_tags(summary.stages) | cost_tags(summary.costs) | {"mlflow.note.content": _note(summary)},
         files={name: str(path) for name, path in figures.items()}
         | {"summary.json": str(run.directory / "summary.json")},
     )
+
+
+def _note(summary: Summary) -> str:
+    """What became of a run, in a paragraph of Markdown."""
+    lines = [f"Recipe `{summary.recipe}`: {summary.train_tokens or 0:,} tokens trained on."]
+    if summary.val_bits_per_byte is not None:
+        lines.append(f"**{summary.val_bits_per_byte:.4f} bits per byte** of held-out text.")
+    if summary.model_version:
+        aliases = f" ({', '.join(summary.aliases)})" if summary.aliases else ""
+        lines.append(f"Registered as **{summary.model_name}** version {summary.model_version}{aliases}.")
+    if summary.gate:
+        lines.append(f"Gate: {summary.gate}.")
+    return " ".join(lines)
 
 
 def _stage_tags(stages: Iterable[StageSummary]) -> dict[str, str]:
@@ -268,7 +295,7 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
     lines = [f"# {summary.recipe}", ""]
     if summary.val_bits_per_byte is not None:
         lines += [
-            "| bits per byte of the held-out text | |",
+            "| model | bits per byte of the held-out text |",
             "|---|---:|",
             f"| this model | **{summary.val_bits_per_byte:.4f}** |",
             *_baseline("zstd -19", summary.zstd_bits_per_byte),
@@ -276,6 +303,11 @@ def markdown(summary: Summary, figures: Mapping[str, Path]) -> str:
             "",
         ]
     lines += _table_of_sets(summary.sets)
+    if summary.loss_spikes:
+        lines += [
+            f"The loss spiked in **{summary.loss_spikes:,}** steps: see `log.txt` and `events.jsonl`.",
+            "",
+        ]
     if summary.model_version:
         aliases = ", ".join(summary.aliases) or "no alias"
         lines += [f"Registered as **{summary.model_name}** version {summary.model_version} ({aliases})."]
@@ -325,7 +357,7 @@ def _table_of_sets(sets: Sequence[SetSummary]) -> list[str]:
     """Each set as a whole; those of groups are a table of their own in the UI."""
     if not sets:
         return []
-    lines = ["| evaluation set | measure | | texts or pairs |", "|---|---|---:|---:|"]
+    lines = ["| evaluation set | measure | value | texts or pairs |", "|---|---|---:|---:|"]
     lines += [
         f"| {one.name} | {one.measure.replace('_', ' ')} | **{one.value:.4f}** | {one.items:,} |"
         for one in sets

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +15,7 @@ import psutil
 from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict
 
-from lmcore.store import git_commit, write_atomically
+from lmcore.store import Artifact, git_commit, write_atomically
 
 RECORD = "tracking.json"
 
@@ -154,9 +156,38 @@ def new_rows(
     return fresh, marks
 
 
+def flow_run_name() -> str:
+    """Prefect's name of the flow run that this is part of; empty outside of one."""
+    context = FlowRunContext.get()
+    return context.flow_run.name if context and context.flow_run else ""
+
+
+def datasets_of(recipe_name: str, tokens: Artifact, contexts: Mapping[str, str]) -> list[Dataset]:
+    """The splits of ``tokens`` as data that a run read, each for what ``contexts`` says."""
+    return [
+        Dataset(
+            name=f"{recipe_name}-{split}",
+            digest=tokens.digest[:32],
+            source=str(tokens.path / split),
+            context=context,
+            profile={"num_tokens": tokens.summary[f"{split}_tokens"]},
+        )
+        for split, context in contexts.items()
+    ]
+
+
 def standard_tags() -> dict[str, str]:
-    """Tags of every run: the commit, and the Prefect flow run it belongs to."""
-    tags = {"gristmill.git_commit": git_commit()}
+    """Tags of every run: who started it, from what, the commit, and the Prefect flow run it belongs to."""
+    commit = git_commit()
+    tags = {
+        "gristmill.git_commit": commit,
+        # By MLflow's own names its pages show them as Created by and Source.
+        "mlflow.source.name": "gristmill",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+    }
+    with contextlib.suppress(OSError, KeyError):  # a container may run as a number without a name
+        tags["mlflow.user"] = getpass.getuser()
     if (flow_run := FlowRunContext.get()) and flow_run.flow_run:
         tags["prefect.flow_run_id"] = str(flow_run.flow_run.id)
         tags["prefect.flow_run_name"] = flow_run.flow_run.name

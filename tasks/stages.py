@@ -10,7 +10,8 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from lmcore.errors import GristmillError, ProcessDied
+from lmcore.disk import BROKEN
+from lmcore.errors import GristmillError, ProcessDied, StorageError
 from lmcore.home import Home
 from lmcore.progress import Progress
 from lmcore.store import Artifact, Stage, Store
@@ -59,7 +60,10 @@ def is_transient(task: Any, run: Any, state: Any) -> bool:
     except ProcessDied:
         return True
     except GristmillError as error:
-        return isinstance(error.__cause__, (ConnectionError, TimeoutError))
+        cause = error.__cause__
+        # A disk that failed once may not fail again; a full one stays full.
+        broken = isinstance(error, StorageError) and isinstance(cause, OSError) and cause.errno in BROKEN
+        return broken or isinstance(cause, (ConnectionError, TimeoutError))
     except OSError as error:
         return error.errno not in _LASTING
     except Exception:

@@ -24,6 +24,8 @@ from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.tokenizer import check_tokenizer
 from lmcore.store import Artifact, write_atomically
 from tasks import progress, runs
+from tasks.machine import sampled
+from tasks.relocation import settle
 from tasks.tracking import Follower, Tracker, sync_all
 
 # What a flow that does not do all has settings of.
@@ -33,12 +35,13 @@ MOST_ENTRIES = 20  # of a list whose settings are parameters of their own
 
 @dataclass(frozen=True)
 class FlowRun:
-    """The run directory of a flow run, the MLflow that it is recorded in, and who keeps that in step."""
+    """The run directory and name of a flow run, the MLflow that records it, and who keeps that in step."""
 
     directory: Path
     tracker: Tracker
     follower: Follower
     started: float
+    name: str = ""
 
     def record(self, **changes: Any) -> None:
         """Change the flow's MLflow run: tags, params, metrics, files."""
@@ -68,29 +71,38 @@ def tracked(recipe: Recipe, kind: str) -> Iterator[FlowRun]:
         check_tokenizer(weights, model.vocab_size, recipe.data.tokenizer.path)
         weight_files(weights)
     home = Home.here()
+    settle(home)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = home.runs / f"{kind}-{stamp}-{uuid.uuid4().hex[:6]}"
     tracker = Tracker(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", ""), home)
     directory.mkdir(parents=True)
+    name = runs.flow_run_name() or recipe.name
     write_atomically(
         directory / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     )
     runs.open_run(
         directory,
-        name=f"{kind} {recipe.name}",
+        name=name,
         kind=kind,
         experiment=recipe.tracking.experiment,
         place=tracker.place,
-        tags={**runs.standard_tags(), "gristmill.recipe": recipe.name, "gristmill.run_dir": str(directory)},
+        tags={
+            **runs.standard_tags(),
+            "gristmill.recipe": recipe.name,
+            "gristmill.run_dir": str(directory),
+            "mlflow.note.content": f"Recipe `{recipe.name}`; it has not come to its end.",
+        },
         params={"recipe": recipe.name, **settings_of(recipe, kind)},
         files={"recipe.yaml": str(directory / "recipe.yaml")},
     )
     logger = get_run_logger()
     status: runs.RunStatus = "killed"
     patience = recipe.tracking.patience_seconds
+    started = runs.RunRecord.read(directory).started
     with Follower(tracker, [directory], lambda text: progress.note(logger, text), patience) as follower:
         try:
-            yield FlowRun(directory, tracker, follower, time.monotonic())
+            with sampled(directory, started):
+                yield FlowRun(directory, tracker, follower, time.monotonic(), name)
             status = "finished"
         except Exception:
             status = "failed"

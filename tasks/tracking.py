@@ -15,16 +15,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from lmcore.config import check_tracking_uri
-from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
+from lmcore.disk import free_bytes
+from lmcore.errors import ConfigError, GristmillError, ServiceError
 from lmcore.home import Home
 from lmcore.store import sha256_file, sha256_json, write_atomically
+from tasks.machine import FILE as MACHINE_FILE
+from tasks.relocation import use_files
 from tasks.runs import RECORD, Dataset, RunRecord, new_rows, read_events
 
 MAX_METRICS_A_BATCH = 1_000
@@ -38,6 +41,16 @@ GROWING = ("log.txt",)
 # What MLflow answers when a run is not there, or is deleted; and for other faults of what was sent.
 _MAY_BE_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+# Without a kind MLflow takes a project without traces for one of agents, and opens its pages for those.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "Language models from raw text, by gristmill. A run of the pipeline holds one of training and one of "
+        "evaluation; `bits_per_byte` of held-out text is what models are compared by (less is better)."
+    ),
+    "mlflow.experiment.primaryMetric.name": "bits_per_byte",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+}
 
 
 class Watermark(BaseModel):
@@ -45,6 +58,7 @@ class Watermark(BaseModel):
 
     run_id: str = ""
     offset_bytes: int = 0
+    system_bytes: int = 0
     last_step: dict[str, int] = {}
     params: list[str] = []
     uploaded: dict[str, str] = {}
@@ -83,12 +97,16 @@ class Tracker:
         if self._client is None:
             import logging
 
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            # We say it once ourselves, in a line: not with a traceback for each try on a full disk.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+            logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say it once ourselves
             from mlflow import MlflowClient
 
             self.home.root.mkdir(parents=True, exist_ok=True)
+            if self.embedded:
+                use_files(self.home)  # a server may have been here before
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
@@ -98,9 +116,13 @@ class Tracker:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 location = (self.home.mlflow_artifacts / name).as_uri() if self.embedded else None
-                self._experiments[name] = self.client.create_experiment(name, artifact_location=location)
-            else:
-                self._experiments[name] = found.experiment_id
+                found = self.client.get_experiment(
+                    self.client.create_experiment(name, artifact_location=location)
+                )
+            self._experiments[name] = found.experiment_id
+            for key, value in _EXPERIMENT_TAGS.items():
+                if key not in found.tags:  # what a person wrote stays
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
         return self._experiments[name]
 
     def run_id(self, run_dir: Path) -> str:
@@ -138,7 +160,7 @@ class Tracker:
         parent = _parent_of(record)
         if parent and not self.run_id(parent):
             self.sync(parent)
-        with _exclusive(run_dir), _service_errors(self.uri):
+        with _exclusive(run_dir), service_errors(self.uri):
             mark = self._watermark(run_dir)
             if sure and self._is_gone(mark.run_id):
                 mark = self._start_afresh(record)
@@ -224,21 +246,24 @@ class Tracker:
     def _send_events(self, run_dir: Path, mark: Watermark) -> None:
         from mlflow.entities import Metric
 
-        while True:
-            rows, offset = read_events(run_dir / "events.jsonl", mark.offset_bytes)
-            if offset == mark.offset_bytes:
-                return
-            fresh, last_step = new_rows(rows, mark.last_step)
-            # The event's own time stamps make a repeated batch the same rows to MLflow's database.
-            metrics = [
-                Metric(key, float(value), int(row["time"] * 1000), row["step"])
-                for row in fresh
-                for key, value in row["values"].items()
-            ]
-            for start in range(0, len(metrics), MAX_METRICS_A_BATCH):
-                self.client.log_batch(mark.run_id, metrics=metrics[start : start + MAX_METRICS_A_BATCH])
-            mark.offset_bytes, mark.last_step = offset, last_step
-            self._save(run_dir, mark)
+        for name, place in (("events.jsonl", "offset_bytes"), (MACHINE_FILE, "system_bytes")):
+            while True:
+                known = getattr(mark, place)
+                rows, offset = read_events(run_dir / name, known)
+                if offset == known:
+                    break
+                fresh, last_step = new_rows(rows, mark.last_step)
+                # The event's own time stamps make a repeated batch the same rows to MLflow's database.
+                metrics = [
+                    Metric(key, float(value), int(row["time"] * 1000), row["step"])
+                    for row in fresh
+                    for key, value in row["values"].items()
+                ]
+                for start in range(0, len(metrics), MAX_METRICS_A_BATCH):
+                    self.client.log_batch(mark.run_id, metrics=metrics[start : start + MAX_METRICS_A_BATCH])
+                setattr(mark, place, offset)
+                mark.last_step = last_step
+                self._save(run_dir, mark)
 
     def _upload(self, run_dir: Path, record: RunRecord, mark: Watermark) -> None:
         for name, file in record.files.items():
@@ -310,18 +335,27 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _telling_line(error: BaseException) -> str:
+    """The line of an error that says what went wrong: SQLAlchemy puts remarks before it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Error)" in line), lines[0])[:200]
+
+
 @contextlib.contextmanager
-def _service_errors(uri: str) -> Iterator[None]:
+def service_errors(uri: str) -> Iterator[None]:
+    """Turn what goes wrong with the MLflow at ``uri`` into a ServiceError."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, OSError, ImportError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0][:200]
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        free = free_bytes(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
+        room = "" if free is None else f" ({free / 1e6:,.1f} MB free)"
         raise ServiceError(
             f"MLflow at {uri} did not take what was sent",
-            found=first_line,
+            found=_telling_line(error) + room,
             remedy="Nothing is lost: it is sent again later; `gristmill sync` does it now.",
         ) from error
 
@@ -428,201 +462,3 @@ def sync_all(tracker: Tracker) -> list[Path]:
     if failures:
         raise failures[0]
     return done
-
-
-# --- the registry ----------------------------------------------------------------------------------
-
-
-class ModelVersion(BaseModel):
-    """A registered version: where its files are, and how it was measured (``protocol``; earlier: unknown)."""
-
-    name: str
-    version: str
-    aliases: list[str]
-    model_path: str
-    model_digest: str
-    bits_per_byte: float
-    data_digest: str
-    protocol: dict[str, str | int] = {}
-    seq_len: int
-    document_mask: bool
-    split_seed: int
-    validation_fraction: float
-
-
-class Candidate(BaseModel):
-    """A model that was evaluated and can be registered. Its files stay where they are."""
-
-    name: str
-    model_path: str
-    model_digest: str
-    bits_per_byte: float
-    data_digest: str
-    protocol: dict[str, str | int] = {}
-    seq_len: int
-    document_mask: bool
-    split_seed: int
-    validation_fraction: float
-    metrics: dict[str, float]
-    tags: dict[str, str]
-
-
-class Registry:
-    """Registered models on the MLflow of ``tracker``."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-
-    def register(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
-        """Return the version of this very model, registered now unless it was before.
-
-        ``evaluation_run`` is the run directory that the version is linked to.
-
-        Raises:
-            ServiceError: MLflow cannot be reached.
-        """
-        with _service_errors(self._tracker.uri):
-            known = [v for v in self.versions(candidate.name) if v.model_digest == candidate.model_digest]
-            if known:
-                return self._at(known[0], candidate.model_path)
-            return self._create(candidate, evaluation_run)
-
-    def champion(self, name: str) -> ModelVersion | None:
-        """The version with the alias ``champion``, if there is one.
-
-        Raises:
-            DataError: it was not registered by gristmill, so there is no figure to compare with.
-            ServiceError: MLflow cannot be reached.
-        """
-        client = self._tracker.client
-        with _service_errors(self._tracker.uri):
-            registered = client.search_registered_models(f"name = '{name}'", max_results=1)
-            number = registered[0].aliases.get("champion") if registered else None
-            if number is None:
-                return None
-            version = client.get_model_version(name, number)
-        if "gristmill.model_digest" not in version.tags:
-            raise DataError(
-                f"the champion, version {number} of {name}, cannot be compared with",
-                expected="a version that gristmill registered, with its figures as tags",
-                found="none of these tags",
-                remedy="Move the alias `champion` to one that it registered, or remove it, in MLflow.",
-            )
-        return _model_version(version, list(version.aliases))
-
-    def challenge(self, version: ModelVersion) -> None:
-        """Give ``version`` the alias ``challenger``."""
-        with _service_errors(self._tracker.uri):
-            self._tracker.client.set_registered_model_alias(version.name, "challenger", version.version)
-
-    def crown(self, version: ModelVersion) -> None:
-        """Move the alias ``champion`` to ``version``, which is no longer a challenger."""
-        client = self._tracker.client
-        with _service_errors(self._tracker.uri):
-            client.set_registered_model_alias(version.name, "champion", version.version)
-            if "challenger" in self.aliases(version):
-                client.delete_registered_model_alias(version.name, "challenger")
-
-    def note(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
-        """Set tags of a version."""
-        with _service_errors(self._tracker.uri):
-            for key, value in tags.items():
-                self._tracker.client.set_model_version_tag(version.name, version.version, key, value)
-
-    def aliases(self, version: ModelVersion) -> list[str]:
-        """Aliases that ``version`` has now."""
-        with _service_errors(self._tracker.uri):
-            return list(self._tracker.client.get_model_version(version.name, version.version).aliases)
-
-    def versions(self, name: str) -> list[ModelVersion]:
-        """All versions of ``name`` that this project registered, newest first."""
-        client = self._tracker.client
-        found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-        aliases = dict(client.get_registered_model(name).aliases) if found else {}
-        return [
-            _model_version(v, sorted(a for a, number in aliases.items() if str(number) == str(v.version)))
-            for v in found
-            if "gristmill.model_digest" in v.tags
-        ]
-
-    def _at(self, version: ModelVersion, path: str) -> ModelVersion:
-        if path != version.model_path:  # the same files, which moved or were made again elsewhere
-            self.note(version, {"gristmill.model_path": path})
-        return version.model_copy(update={"model_path": path})
-
-    def _create(self, candidate: Candidate, evaluation_run: Path) -> ModelVersion:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        client = self._tracker.client
-        mlflow.set_tracking_uri(self._tracker.uri)  # "models:/" addresses are looked up there
-        run_id = self._tracker.sync(evaluation_run, sure=True)
-        experiment = self._tracker.experiment_id(RunRecord.read(evaluation_run).experiment)
-        facts = {
-            "gristmill.model_path": candidate.model_path,
-            "gristmill.model_digest": candidate.model_digest,
-            "gristmill.bits_per_byte": repr(candidate.bits_per_byte),
-            "gristmill.data_digest": candidate.data_digest,
-            "gristmill.protocol": json.dumps(candidate.protocol),
-            "gristmill.seq_len": str(candidate.seq_len),
-            "gristmill.document_mask": str(candidate.document_mask).lower(),
-            "gristmill.split_seed": str(candidate.split_seed),
-            "gristmill.validation_fraction": repr(candidate.validation_fraction),
-            **candidate.tags,
-        }
-        model_id = self._logged_model(experiment, run_id, candidate, facts)
-        with contextlib.suppress(MlflowException):  # it exists; anything else shows in the next call
-            client.create_registered_model(candidate.name)
-        created = client.create_model_version(
-            candidate.name, f"models:/{model_id}", run_id, tags=facts, model_id=model_id
-        )
-        return next(v for v in self.versions(candidate.name) if v.version == str(created.version))
-
-    def _logged_model(
-        self, experiment: str, run_id: str, candidate: Candidate, facts: Mapping[str, str]
-    ) -> str:
-        """Id of MLflow's logged model of these very files: an earlier try may have left one."""
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
-
-        client = self._tracker.client
-        same = f"name = '{candidate.name}' AND tags.`gristmill.model_digest` = '{candidate.model_digest}'"
-        found = client.search_logged_models([experiment], filter_string=same, max_results=1)
-        model_id = (
-            found[0].model_id
-            if found
-            else client.create_logged_model(
-                experiment, name=candidate.name, source_run_id=run_id, tags=facts, model_type="causal-lm"
-            ).model_id
-        )
-        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        outputs = client.get_run(run_id).outputs
-        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
-            client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
-        metrics = []
-        for key, value in candidate.metrics.items():
-            # What the run has is the same row again at the same time, and not a second one.
-            had = [
-                m.timestamp for m in client.get_metric_history(run_id, key) if (m.step, m.value) == (0, value)
-            ]
-            at = had[0] if had else int(time.time() * 1000)
-            metrics.append(Metric(key, value, at, 0, model_id=model_id))
-        client.log_batch(run_id, metrics=metrics)
-        return model_id
-
-
-def _model_version(version: Any, aliases: list[str]) -> ModelVersion:
-    tags = version.tags
-    return ModelVersion(
-        name=version.name,
-        version=str(version.version),
-        aliases=aliases,
-        model_path=tags["gristmill.model_path"],
-        model_digest=tags["gristmill.model_digest"],
-        bits_per_byte=float(tags["gristmill.bits_per_byte"]),
-        data_digest=tags["gristmill.data_digest"],
-        protocol=json.loads(tags.get("gristmill.protocol", "{}")),
-        seq_len=int(tags["gristmill.seq_len"]),
-        document_mask=tags["gristmill.document_mask"] == "true",
-        split_seed=int(tags["gristmill.split_seed"]),
-        validation_fraction=float(tags["gristmill.validation_fraction"]),
-    )

@@ -24,6 +24,7 @@ from lmcore.train.job import TrainJob
 from tasks import runs
 from tasks.costs import cost_tags, costs_of, speed_metrics
 from tasks.events import EventTail
+from tasks.machine import sampled
 from tasks.prepare import Prepared
 from tasks.progress import note
 from tasks.stages import STAGE_OPTIONS, ensure
@@ -33,6 +34,7 @@ from tasks.tracked import FlowRun, settings_of
 TRAIN_VERSION = 3
 LOG_LINE_EVERY_SECONDS = 2.0
 MAX_URGENT_LINES = 200
+HEADLINE = "bits_per_byte"
 TRACES = "profile"  # as lmcore.train.profile names it, which wants torch
 
 
@@ -80,7 +82,7 @@ def train_model(recipe: Recipe, prepared: Prepared, run: FlowRun) -> Artifact:
             run,
             progress,
             total_steps=recipe.train.steps,
-            metrics_of=lambda result: speed_metrics(costs_of(result)),
+            metrics_of=lambda result: speed_metrics(costs_of(result)) | _headline(result),
             tags_of=lambda result: cost_tags(costs_of(result)),
         )
         shutil.copytree(run_dir / "model", out / "model")
@@ -113,7 +115,8 @@ def run_job(
     run.follower.add(run_dir)
     try:
         say = partial(note, get_run_logger())
-        with EventTail(run_dir / "events.jsonl", progress, total_steps, say):
+        started = runs.RunRecord.read(run_dir).started
+        with EventTail(run_dir / "events.jsonl", progress, total_steps, say), sampled(run_dir, started):
             result = local.run(
                 module,
                 run_dir,
@@ -141,6 +144,12 @@ def run_job(
             remedy="The same command goes on from the last checkpoint.",
         )
     return result
+
+
+def _headline(result: Mapping[str, Any]) -> dict[str, float]:
+    """What runs are compared by, under a name that stands first in MLflow's lists."""
+    found = result.get("validation_bits_per_byte")
+    return {} if found is None else {HEADLINE: float(found)}
 
 
 def last_loss(events: Path) -> float | None:
@@ -180,26 +189,24 @@ def _record_run(run_dir: Path, recipe: Recipe, stage: Stage, tokens: Artifact, r
         "recipe": recipe.name,
         "model.num_kv_heads": str(recipe.model.kv_heads),
         "model.intermediate_size": str(recipe.model.mlp_size),
-        "train.grad_accum_steps": str(recipe.train.grad_accum_steps),
     }
     runs.open_run(
         run_dir,
-        name=f"train {recipe.name}",
+        name=f"train {run.name}",
         kind="train",
         experiment=recipe.tracking.experiment,
         place=run.tracker.place,
         parent=str(run.directory),
-        tags={**runs.standard_tags(), "gristmill.stage.train": stage.key, "gristmill.run_dir": str(run_dir)},
+        tags={
+            **runs.standard_tags(),
+            "gristmill.stage.train": stage.key,
+            "gristmill.run_dir": str(run_dir),
+            # No choice, but what others come to: runs are not compared by it.
+            "gristmill.grad_accum_steps": str(recipe.train.grad_accum_steps),
+            "mlflow.note.content": f"Training of `{recipe.name}`: {recipe.train.steps:,} steps of "
+            f"{recipe.train.global_batch_tokens:,} tokens with {recipe.train.optimizer.name}.",
+        },
         params=params,
-        datasets=[
-            runs.Dataset(
-                name=f"{recipe.name}-{split}",
-                digest=tokens.digest[:32],
-                source=str(tokens.path / split),
-                context=context,
-                profile={"num_tokens": tokens.summary[f"{split}_tokens"]},
-            )
-            for split, context in (("train", "training"), ("validation", "validation"))
-        ],
+        datasets=runs.datasets_of(recipe.name, tokens, {"train": "training", "validation": "validation"}),
         files={"config.json": str(run_dir / "config.json"), "log.txt": str(run_dir / "log.txt")},
     )

@@ -25,6 +25,7 @@ class Books:
         train: Documents kept for training.
         validation: Documents kept and held out.
         test: Documents kept and held out to the end.
+        without_page: Records of web archives that hold no page, by what they hold; none is a document.
     """
 
     documents_in: int = 0
@@ -37,6 +38,7 @@ class Books:
     train: int = 0
     validation: int = 0
     test: int = 0
+    without_page: Counter[str] = field(default_factory=Counter)
 
     @property
     def kept(self) -> int:
@@ -104,13 +106,15 @@ class Books:
             "train": self.train,
             "validation": self.validation,
             "test": self.test,
+            **({"without_page": dict(sorted(self.without_page.items()))} if self.without_page else {}),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Books:
         """Rebuild from ``to_json``."""
-        counts = {name: value for name, value in values.items() if name not in ("dropped", "kept")}
-        return cls(dropped=Counter(values["dropped"]), **counts)
+        named = ("dropped", "without_page")
+        counts = {name: value for name, value in values.items() if name not in (*named, "kept")}
+        return cls(**{name: Counter(values.get(name, {})) for name in named}, **counts)
 
     @classmethod
     def total(cls, parts: Iterable[Books]) -> Books:
@@ -127,4 +131,5 @@ class Books:
             whole.train += part.train
             whole.validation += part.validation
             whole.test += part.test
+            whole.without_page += part.without_page
         return whole

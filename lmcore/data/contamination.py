@@ -1,7 +1,8 @@
 """Text of evaluation sets in documents: word n-grams that both hold (Brown et al. 2020, appendix C).
 
 Words are those of near duplicates (``lmcore.data.minhash``): runs of letters and digits in lower case, any
-number being 0. An item with fewer words than an n-gram has none, and is counted as not looked for.
+number being 0, and in scripts without spaces those that are found there. An item with fewer words than an
+n-gram has none, and is counted as not looked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from lmcore.config import DataConfig
 from lmcore.data.arrow import text_array
-from lmcore.data.privacy import masker_of
+from lmcore.data.privacy import mask_texts, masks
 from lmcore.data.records import Record, read_records, text_of
 from lmcore.data.sources import SourceFile
 from lmcore.data.text import clean
@@ -58,18 +59,19 @@ def read_evaluation_sets(config: DataConfig, files: Iterable[SourceFile]) -> Eva
     return Evaluated(np.unique(np.concatenate(parts)), items, too_short)
 
 
-def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
+def count_shared(texts: pa.Array, table: Path, size: int, breaks: np.ndarray | None = None) -> np.ndarray:
     """N-grams of each of ``texts`` (``pa.large_string``) that are in ``table``; float64 [n].
 
     Args:
         texts: Documents.
         table: File of hashes (``Evaluated.hashes``), written by numpy.
         size: Words of an n-gram.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
     """
     from lmcore.data.minhash import ngram_hashes
 
     wanted = np.load(table)
-    hashes, counts = ngram_hashes(texts, size)
+    hashes, counts = ngram_hashes(texts, size, breaks)
     places = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
     found = (wanted[places] == hashes) if len(wanted) else np.zeros(len(hashes), bool)
     totals = np.r_[0, np.cumsum(found)]
@@ -79,7 +81,7 @@ def count_shared(texts: pa.Array, table: Path, size: int) -> np.ndarray:
 
 def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
     sources = {source.name: source for source in config.decontamination.sources}
-    masker = masker_of(config.privacy)
+    masking = masks(config.privacy)
     for file in files:
         for record in read_records(file, sources[file.source], config.limits):
             if not isinstance(record, Record):
@@ -91,7 +93,7 @@ def _texts(config: DataConfig, files: Iterable[SourceFile]) -> Iterable[str]:
                 )
             # As documents are: what was masked there must look the same here.
             text = clean(text_of(record), config.text)
-            yield masker(text, Counter()) if masker else text
+            yield mask_texts(text_array([text]), config.privacy, Counter())[0].as_py() if masking else text
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -32,16 +32,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmcore.config import DETECT, DataConfig, Identity, identify
-from lmcore.data.arrow import column, string_column, text_array
+from lmcore.data.arrow import column, string_column
 from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
 from lmcore.data.dedup import HASH_BYTES, content_hashes
 from lmcore.data.language import language_columns, language_fields
-from lmcore.data.pool import Threads, Unit, Workshop, in_order, local_workers
+from lmcore.data.page_texts import page_pool
+from lmcore.data.pool import Processes, Threads, Unit, Workshop, in_order, local_workers
 from lmcore.data.presidio import presidio_libraries
-from lmcore.data.privacy import masker_of
-from lmcore.data.quality import stored_signals
+from lmcore.data.privacy import mask_texts, masks
+from lmcore.data.quality import measures_text, stored_signals
 from lmcore.data.records import Quarantined, Record, read_records
+from lmcore.data.scripts import script_columns, script_fields
 from lmcore.data.shards import Shard, cut
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, Inventory, SourceFile
 from lmcore.errors import DataError
@@ -60,7 +62,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         pa.field("text", pa.large_string(), nullable=False),
         pa.field("content_hash", pa.binary(HASH_BYTES), nullable=False),
     ]
-)  # and a column for each signal and each band of a signature, and two for the language
+)  # and a column for each signal and each band of a signature, one for the script, two for the language
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -91,10 +93,12 @@ EVALUATION_NGRAMS = "evaluation_ngrams.npy"
 # Dictionaries of what hardly ever repeats took a third of the time to write.
 _STORED: dict[str, Any] = {
     "compression": "zstd",
-    "use_dictionary": ["source", "path", "language"],
+    "use_dictionary": ["source", "path", "script", "language"],
     "write_page_checksum": True,
 }
 _THREADS = 2
+# A process that takes the texts of pages starts in a fifth of a second.
+_PAGES_ALONE_UP_TO_BYTES = 8_000_000
 _RAW_OF_SHARD = 64_000_000  # bytes of records that cannot be read that are kept of a shard
 _RAW_AT_LEAST = 4_096  # of each, however many there are
 
@@ -170,7 +174,7 @@ def build_documents(
     results: list[ShardResult] = []
     digests: list[str] = []
     made = 0
-    with _workshop(workshop, config, inventory, out) as shop:
+    with _workshop(workshop, config, inventory, out, len(shards)) as shop:
         artifacts = shop.make(_unit(config, shard, inventory, out) for shard in shards)
         for number, (shard, artifact) in enumerate(zip(shards, artifacts, strict=True)):
             result = ShardResult.from_json(artifact.summary)
@@ -228,17 +232,34 @@ def _summary(
 
 @contextlib.contextmanager
 def _workshop(
-    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path
+    workshop: Workshop | None, config: DataConfig, inventory: Inventory, out: Path, num_shards: int
 ) -> Iterator[Workshop]:
     workers = workshop.workers if workshop else local_workers(config, inventory.text_bytes)
     # Another process cannot see fsspec's in-memory files.
     if any(file.url.startswith("memory:") for file in inventory.files):
         workers = Threads(workers.count)
-    if workshop:
-        yield Workshop(workshop.root, workers)
-        return
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
-        yield Workshop(Path(folder), workers)
+    pages = _bytes_of_pages(config, inventory)
+    if isinstance(workers, Processes) and config.executor == "auto" and 2 * pages > inventory.text_bytes:
+        # Most of the work is that of the pool below, however few shards there are. What is Python's and goes
+        # on here keeps processes busy as well, if there are shards enough.
+        is_much = bool(config.privacy.presidio.entities) or config.language.enabled
+        if not (is_much and num_shards >= 2 * workers.count):
+            workers = Threads(workers.count + 1)
+    in_threads = isinstance(workers, Threads) and workers.count > 1 and pages > _PAGES_ALONE_UP_TO_BYTES
+    with page_pool(config.workers or os.cpu_count() or 1) if in_threads else contextlib.nullcontext():
+        if workshop:
+            yield Workshop(workshop.root, workers)
+            return
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shards-") as folder:
+            yield Workshop(Path(folder), workers)
+
+
+def _bytes_of_pages(config: DataConfig, inventory: Inventory) -> int:
+    """About how much of the inventory's text is web pages, in bytes."""
+    in_html = {source.name for source in config.sources if source.text_format == "html"}
+    web = (*ARCHIVE_SUFFIXES, *PAGE_SUFFIXES)
+    files = (file for file in inventory.files if file.suffix in web or file.source in in_html)
+    return sum(file.text_bytes for file in files)
 
 
 def documents_libraries(config: DataConfig, inventory: Inventory) -> tuple[str, ...]:
@@ -252,15 +273,13 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
     archives = bool(suffixes & {*ARCHIVE_SUFFIXES})
     sources = (*config.sources, *config.decontamination.sources)
     in_html = any(source.text_format == "html" for source in sources)
+    detects = any(source.encoding == DETECT for source in sources)
     used = {
-        "charset-normalizer": any(source.encoding == DETECT for source in sources),
+        "icu4py": counts_words(config),
+        "charset-normalizer": detects,
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
-        "resiliparse": archives
-        or in_html
-        or any(source.encoding == DETECT for source in sources)
-        or bool(suffixes & {*PAGE_SUFFIXES}),
-        "fastwarc": archives,
+        "resiliparse": archives or in_html or detects or bool(suffixes & {*PAGE_SUFFIXES}),
     }
     named = (name for name, is_used in used.items() if is_used)
     return ("pyarrow", UNICODE, *named, *presidio_libraries(config.privacy.presidio))
@@ -329,7 +348,8 @@ def _measurers() -> ThreadPoolExecutor:
 def _schema(config: DataConfig) -> pa.Schema:
     signals = [pa.field(name, pa.float64(), nullable=False) for name in stored_signals(config)]
     bands = [pa.field(name, pa.uint64(), nullable=False) for name in band_names(config)]
-    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *language_fields(config.language)])
+    others = (*script_fields(config.quality), *language_fields(config.language))
+    return pa.schema([*DOCUMENTS_SCHEMA, *signals, *bands, *others])
 
 
 def _batches(
@@ -339,7 +359,7 @@ def _batches(
     books = result.books
     rows: list[_Row] = []
     held = raw_bytes = 0
-    for file, record in _records(config, shard):
+    for file, record in _records(config, shard, books.without_page):
         if isinstance(record, Quarantined):
             books.documents_in += record.num_records
             books.quarantined += record.num_records
@@ -363,10 +383,13 @@ def _batches(
         yield rows
 
 
-def _records(config: DataConfig, shard: Shard) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
+def _records(
+    config: DataConfig, shard: Shard, without_page: Counter[str]
+) -> Iterator[tuple[SourceFile, Record | Quarantined]]:
     for file in shard.files:
+        options: dict[str, Any] = {"as_bytes": True, "without_page": without_page}
         try:
-            for record in read_records(file, shard.source, config.limits, as_bytes=True):
+            for record in read_records(file, shard.source, config.limits, **options):
                 yield file, record
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise DataError(
@@ -400,10 +423,9 @@ def _row_group(rows: Sequence[_Row], schema: pa.Schema, config: DataConfig, ngra
     """Clean and measure ``rows``."""
     doc_ids, sources, paths, records, raw = zip(*rows, strict=True)
     masked: Counter[str] = Counter()
-    masker = masker_of(config.privacy)
     texts = clean_texts(raw, config.text)
-    if masker:
-        texts = text_array([masker(text, masked) for text in texts.to_pylist()])
+    if masks(config.privacy):
+        texts = mask_texts(texts, config.privacy, masked)
     measured, bands = _measure(texts, config)
     columns = [
         string_column(doc_ids),
@@ -413,8 +435,9 @@ def _row_group(rows: Sequence[_Row], schema: pa.Schema, config: DataConfig, ngra
         measured.texts,
         content_hashes(measured.texts),
         *map(column, measured.signals.values()),
-        *_contamination(measured.texts, config, ngrams),
+        *_contamination(measured, config, ngrams),
         *map(column, bands),
+        *script_columns(texts, config.quality),  # before lines were taken out: of some texts nothing is left
         *language_columns(measured.texts, config.language),
     ]
     return _Group(pa.Table.from_arrays(columns, schema=schema), measured.num_bytes, masked)
@@ -435,15 +458,23 @@ def _measure(texts: pa.Array, config: DataConfig) -> tuple[Measured, list[np.nda
     measured = measure(texts, config.quality)
     if not config.near_dedup.enabled:
         return measured, []
-    return measured, list(np.ascontiguousarray(band_hashes(measured.texts, config.near_dedup).T))
+    bands = band_hashes(measured.texts, config.near_dedup, measured.breaks)
+    return measured, list(np.ascontiguousarray(bands.T))
 
 
-def _contamination(texts: pa.Array, config: DataConfig, ngrams: Path) -> list[pa.Array]:
+def _contamination(measured: Measured, config: DataConfig, ngrams: Path) -> list[pa.Array]:
     if not config.decontamination.sources:
         return []
     from lmcore.data.contamination import count_shared
 
-    return [column(count_shared(texts, ngrams, config.decontamination.ngram_words))]
+    size = config.decontamination.ngram_words
+    return [column(count_shared(measured.texts, ngrams, size, measured.breaks))]
+
+
+def counts_words(config: DataConfig) -> bool:
+    """Whether words are looked at, which ICU finds in scripts without spaces."""
+    by_rules = measures_text(config.quality)
+    return by_rules or config.near_dedup.enabled or bool(config.decontamination.sources)
 
 
 def band_names(config: DataConfig) -> list[str]:
@@ -458,9 +489,11 @@ def _compile(config: DataConfig) -> None:
     """
     text = clean_texts(["a"], config.text)
     _measure(text, config)
+    content_hashes(text)
+    script_columns(text, config.quality)
     language_columns(text, config.language)
-    if masker := masker_of(config.privacy):
-        masker("a", Counter())
+    if masks(config.privacy):
+        mask_texts(text, config.privacy, Counter())
 
 
 def _quarantine_row(file: SourceFile, record: Quarantined) -> dict[str, Any]:
@@ -523,8 +556,8 @@ def _check_broken_files(config: DataConfig, broken: int, files: int, examples: l
         )
 
 
-def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
-    """The error that no document is left, and why."""
+def nothing_left(books: Books, examples: Sequence[str] = (), notes: Sequence[str] = ()) -> DataError:
+    """The error that no document is left, and why; ``notes`` are about languages that the rules drop."""
     lost = [f"{count} dropped by {rule}" for rule, count in books.dropped.most_common()]
     if books.quarantined:
         shown = f", for example {examples[0]}" if examples else ""
@@ -534,7 +567,7 @@ def nothing_left(books: Books, examples: Sequence[str] = ()) -> DataError:
         expected="at least one that passes data.quality",
         found=f"{books.documents_in} read" + "".join(f", {text}" for text in lost),
         remedy="Loosen the rules named, or choose another data.quality.profile; with `none` all stay, and "
-        "`gristmill inspect` shows them."
+        "`gristmill inspect` shows them." + "".join(f" Note: {note}" for note in notes)
         if books.dropped
         else "Mend what is named, or raise the limit that is."
         if books.quarantined

@@ -117,6 +117,7 @@ class Findings:
         tokens: By source and split.
         split_bytes: UTF-8 bytes of the text of each split.
         masked: How often what was masked, by kind.
+        without_page: Records of web archives that hold no page, by what they hold.
         set_aside: Some of what could not be read.
     """
 
@@ -131,6 +132,7 @@ class Findings:
     tokens: list[SourceTokens]
     split_bytes: dict[str, int]
     masked: dict[str, int]
+    without_page: dict[str, int]
     set_aside: list[SetAside]
 
     def to_json(self) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def gather(
         ],
         split_bytes={split: tokens.summary.get(f"{split}_bytes", 0) for split in SPLITS},
         masked=dict(documents.summary["masked"]),
+        without_page=dict(documents.summary["books"].get("without_page", {})),
         set_aside=asked.set_aside(documents.path / "quarantine"),
     )
 

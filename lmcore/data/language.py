@@ -78,9 +78,11 @@ def broken_language_rules(table: pa.Table, config: LanguageConfig) -> pa.Array:
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second, with its model
+    from py3langid.langid import MODEL_FILE  # half a second, with its model
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_NOTHING_TELLS)
+    from lmcore.data.langid_walk import CompiledIdentifier
+
+    return CompiledIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_NOTHING_TELLS)
 
 
 def _check_codes(config: LanguageConfig, known: list[str]) -> None:

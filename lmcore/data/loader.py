@@ -333,11 +333,10 @@ class TrainLoader:
             number = self._first_number + step * self.global_batch_size + first + start
             yield replace(batch, sequences=torch.arange(number, number + batch.tokens.shape[0]))
 
-    def documents_of_step(self, step: int) -> list[str]:
-        """Names of the documents that made step ``step``, over all ranks."""
-        return [
-            self.windows.stream.doc_id(int(i)) for i in self.windows.documents(self.samples_of_step(step))
-        ]
+    def documents_of_step(self, step: int, at_most: int | None = None) -> list[str]:
+        """Names of the documents that made step ``step``, over all ranks; the first ``at_most`` of them."""
+        found = self.windows.documents(self.samples_of_step(step))[:at_most]
+        return [self.windows.stream.doc_id(int(i)) for i in found]
 
 
 def validation_batches(

@@ -1,8 +1,9 @@
 """Near duplicates: MinHash of word shingles, compared by bands (Broder 1997; Leskovec et al. 2020, ch. 3).
 
-A word is a run of letters and digits in lower case, any number being 0, so that what a reader takes for the
-same text has the same shingles. Two documents of Jaccard similarity J share a band of r values with chance
-J^r, and at least one of b bands with 1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 bands of 8, which are FineWeb's.
+A word is a run of letters and digits in lower case; in scripts without spaces, what ``lmcore.data.segments``
+finds. With ``numbers: fold`` any number is 0, so that texts of one template have the same shingles. Two
+documents of Jaccard similarity J share a band of r values with chance J^r, and at least one of b bands with
+1 - (1 - J^r)^b: 0.92 at J = 0.8 for 14 bands of 8, which are FineWeb's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lmcore.data.compiled import compiled, inlined, kept_table, uint32
 from lmcore.data.lanes import LANES, MINIMA, NUMBERS, eight_at, in_ranges, lower_minima, trailing_zeros
 from lmcore.data.lexicon import FNV_PRIME, FNV_START
 from lmcore.data.room import Rooms
+from lmcore.data.segments import spaced, unspaced_letters
 from lmcore.data.words import mix, note_ones
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -73,22 +75,25 @@ def _new_words(size: int) -> Words:
         np.empty(most, np.uint64),
         np.empty(_SHINGLES + NUMBERS, np.uint64),
         np.zeros(3 << _KNOWN_BITS, np.uint64),
-        character_flags(),
+        _word_flags(),
         _lower_case(),
     )
 
 
-_rooms = Rooms(_new_words)
+# By whether any number is 0: the words that are known have other hashes then.
+_rooms = (Rooms(_new_words), Rooms(_new_words))
 
 
-def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
+def band_hashes(texts: pa.Array, config: NearDedupConfig, breaks: np.ndarray | None = None) -> np.ndarray:
     """Hash of each band of each document's signature; uint64 [n, num_bands], 0 where a text has no word.
 
     Args:
         texts: ``pa.large_string`` without nulls.
-        config: Words of a shingle, bands, rows and seed.
+        config: Words of a shingle, bands, rows, seed and what numbers are.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
     """
-    data, offsets = text_buffers(texts)
+    data, offsets = text_buffers(spaced(texts, breaks))
+    fold = int(config.numbers == "fold")
     draw = np.random.default_rng(config.seed)
     size = config.num_bands * config.band_rows
     # What is behind them fills up the last that are worked on together.
@@ -97,28 +102,34 @@ def band_hashes(texts: pa.Array, config: NearDedupConfig) -> np.ndarray:
     longest = int(np.diff(offsets).max(initial=0))
     bands = np.zeros((len(texts), config.num_bands), np.uint64)
     least = np.empty(len(factors), np.uint64)
-    with _rooms.take(longest) as words:
-        _fill(data, offsets, config.shingle_words, config.band_rows, factors, shifts, words, least, bands)
+    with _rooms[fold].take(longest) as words:
+        _fill(
+            data, offsets, config.shingle_words, config.band_rows, fold, factors, shifts, words, least, bands
+        )
     return bands
 
 
-def ngram_hashes(texts: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
+def ngram_hashes(
+    texts: pa.Array, size: int, breaks: np.ndarray | None = None, *, fold: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the runs of ``size`` words of ``texts``, one text after another.
 
     Args:
         texts: ``pa.large_string`` without nulls.
         size: Words of a run.
+        breaks: ``segments.word_breaks`` of ``texts``, if known.
+        fold: Whether any number is 0.
 
     Returns:
         Hashes, uint64 [sum of counts], and how many each text has, int64 [n].
     """
-    data, offsets = text_buffers(texts)
+    data, offsets = text_buffers(spaced(texts, breaks))
     longest = int(np.diff(offsets).max(initial=0))
     # A word and the space behind it are two bytes at least.
     hashes = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(texts) + 1, np.uint64)
     counts = np.zeros(len(texts), np.int64)
-    with _rooms.take(longest) as words:
-        _fill_ngrams(data, offsets, size, words, hashes, counts)
+    with _rooms[fold].take(longest) as words:
+        _fill_ngrams(data, offsets, size, int(fold), words, hashes, counts)
     total = int(counts.sum())
     return hashes[:total], counts
 
@@ -130,6 +141,14 @@ def unite(links: np.ndarray, first: np.ndarray) -> None:
 
 
 @kept_table
+def _word_flags() -> np.ndarray:
+    """``character_flags``, in which vowel signs of scripts without spaces are of a word too."""
+    flags = character_flags().copy()
+    flags[unspaced_letters() != 0] |= np.uint32(ALPHANUMERIC)
+    return flags
+
+
+@kept_table
 def _lower_case() -> np.ndarray:
     """Lower case of each code point, where it is a single one; uint32."""
     lower = [character.lower() for character in map(chr, range(0x1E944))]
@@ -137,9 +156,9 @@ def _lower_case() -> np.ndarray:
 
 
 @compiled
-def _fill(data, offsets, shingle_words, rows, factors, shifts, words, least, bands):
+def _fill(data, offsets, shingle_words, rows, fold, factors, shifts, words, least, bands):
     for d in range(len(offsets) - 1):
-        count = _hash_words(data, offsets[d], offsets[d + 1], words)
+        count = _hash_words(data, offsets[d], offsets[d + 1], fold, words)
         if not count:
             continue
         for k in range(len(least)):
@@ -177,10 +196,10 @@ def _hash_shingles(hashes, first, some, size, shingles):
 
 
 @compiled
-def _fill_ngrams(data, offsets, size, words, hashes, counts):
+def _fill_ngrams(data, offsets, size, fold, words, hashes, counts):
     total = 0
     for d in range(len(offsets) - 1):
-        count = _hash_words(data, offsets[d], offsets[d + 1], words)
+        count = _hash_words(data, offsets[d], offsets[d + 1], fold, words)
         for i in range(count - size + 1):
             h = FNV_START
             for j in range(i, i + size):
@@ -192,15 +211,15 @@ def _fill_ngrams(data, offsets, size, words, hashes, counts):
 
 
 @compiled
-def _hash_words(data, start, end, words):
-    """Hashes of the words of the UTF-8 bytes [start, end); how many."""
+def _hash_words(data, start, end, fold, words):
+    """Hashes of the words of the UTF-8 bytes [start, end), with ``fold`` any number being 0; how many."""
     count = _find_words(data, start, end, words)
     for w in range(count):
         first, behind = np.int64(words.starts[w]), np.int64(words.ends[w])
         is_odd = (words.odd[behind >> 6] >> np.uint64(behind & 63)) & _ONE != np.uint64(0)
         size = behind - first
         if size > 16:
-            words.hashes[w] = _hash_of(words, first, behind)
+            words.hashes[w] = _hash_of(words, first, behind, fold)
             continue
         # Most are short and come again and again; letters of ASCII in either case.
         lower = np.uint64(0) if is_odd else _LOWER_BITS
@@ -212,7 +231,7 @@ def _hash_words(data, start, end, words):
         place = 3 * np.int64(((key ^ (more * _KNOWN_FACTOR)) * _GOLDEN) >> np.uint64(64 - _KNOWN_BITS))
         if words.known[place] != key or words.known[place + 1] != more:
             words.known[place], words.known[place + 1] = key, more
-            words.known[place + 2] = _hash_of(words, first, behind)
+            words.known[place + 2] = _hash_of(words, first, behind, fold)
         words.hashes[w] = words.known[place + 2]
     return count
 
@@ -263,15 +282,15 @@ def _find_words(data, start, end, words):
 
 
 @inlined
-def _hash_of(words, start, end):
-    """Hash of one word: in lower case, each number in it 0 (FNV-1a, mixed)."""
+def _hash_of(words, start, end, fold):
+    """Hash of one word: in lower case, with ``fold`` each number in it 0 (FNV-1a, mixed)."""
     h, number, i = FNV_START, False, start
     while i < end:
         c, size = uint32(words.raw[i]), 1
         if c >= 0x80:
             c, size = code_point(words.raw, i)
         i += size
-        digit = words.table[c] & uint32(DIGIT) != 0
+        digit = (fold != 0) and (words.table[c] & uint32(DIGIT) != 0)
         if digit and number:
             continue
         number = digit

@@ -44,7 +44,7 @@ __all__ = [
 
 DOCUMENTS_VERSION = 6
 DOCUMENTS_SETTINGS = ("data.sources", "data.limits", "data.shard_bytes", *SHARD_SETTINGS)
-SPLITS_VERSION = 5
+SPLITS_VERSION = 6
 SPLITS_SETTINGS = (
     "data.quality",
     "data.language.enabled",

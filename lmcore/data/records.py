@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from lmcore.config import AUTO, DETECT, LimitsConfig, SourceConfig
-from lmcore.data import html, warc
+from lmcore.data import warc
 from lmcore.data.charsets import (
     UTF_8,
     UTF_8_MARK,
@@ -32,6 +33,7 @@ from lmcore.data.charsets import (
     to_utf8,
 )
 from lmcore.data.fields import field_of, id_in, text_in
+from lmcore.data.page_texts import Unread, with_texts
 from lmcore.data.parquet_rows import read_parquet
 from lmcore.data.record import (
     RAW_BYTES_KEPT,
@@ -45,6 +47,7 @@ from lmcore.data.record import (
 )
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
 from lmcore.data.streams import BrokenStreamError, chunks, lone_returns, peek
+from lmcore.data.web_pages import BrokenPageError, page_of
 
 __all__ = ["RAW_BYTES_KEPT", "Quarantined", "Record", "read_records", "text_of"]
 
@@ -56,7 +59,12 @@ _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 def read_records(
-    file: SourceFile, source: SourceConfig, limits: LimitsConfig, *, as_bytes: bool = False
+    file: SourceFile,
+    source: SourceConfig,
+    limits: LimitsConfig,
+    *,
+    as_bytes: bool = False,
+    without_page: Counter[str] | None = None,
 ) -> Iterator[Record | Quarantined]:
     """Read the records of ``file`` in order.
 
@@ -65,15 +73,18 @@ def read_records(
         source: How its records are read.
         limits: On their size.
         as_bytes: Whether texts may be given in UTF-8, where they were found so: in a quarter of the time.
+        without_page: Gets the records of a web archive that hold no page, by what they hold; they are
+            neither read nor quarantined.
 
     Raises:
         DataError: the file changed since the inventory, or a Parquet file lacks a named column.
     """
+    others = Counter() if without_page is None else without_page
+    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
+        return _with_texts(_read_archive(file, limits, others))
     are_pages = source.text_format == "html" or file.suffix in PAGE_SUFFIXES
     records = _read(file, source, limits, as_bytes and not are_pages)
-    if file.suffix in ARCHIVE_SUFFIXES:  # each page says for itself whether it is HTML
-        return records
-    return map(_text_of_page, records) if are_pages else records
+    return _with_texts(map(_unread, records)) if are_pages else records
 
 
 def _read(
@@ -81,25 +92,31 @@ def _read(
 ) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
         yield from read_parquet(file, source, limits)
-    elif file.suffix in ARCHIVE_SUFFIXES:
-        yield from _read_archive(file, limits)
     elif file.suffix in PAGE_SUFFIXES:
         pages = source.encoding == AUTO  # they say for themselves
-        yield _read_whole(file, source, limits, html.decode if pages else None, as_bytes)
+        yield _read_whole(file, source, limits, bytes if pages else None, as_bytes)
     elif file.suffix in WHOLE_FILE_SUFFIXES:
         yield _read_whole(file, source, limits, None, as_bytes)
     else:
         yield from _read_lines(file, source, limits, as_bytes)
 
 
-def _text_of_page(record: Record | Quarantined) -> Record | Quarantined:
+def _with_texts(records: Iterator[Unread | Quarantined]) -> Iterator[Record | Quarantined]:
+    for record, text in with_texts(records):
+        if isinstance(record, Quarantined):
+            yield record
+        elif isinstance(text, str):
+            yield Record(record.index, record.id, text)
+        else:
+            raw = record.raw if isinstance(record.raw, bytes) else record.raw.encode("utf-8", "replace")
+            yield quarantine(record.index, record.offset, str(text), raw, record.num_bytes)
+
+
+def _unread(record: Record | Quarantined) -> Unread | Quarantined:
+    """A record as a page whose text is yet to be taken; its bytes are not decoded."""
     if isinstance(record, Quarantined):
         return record
-    try:
-        return replace(record, text=html.main_text(text_of(record)))
-    except html.TooDeepError as error:
-        raw = text_of(record).encode("utf-8", "replace")
-        return quarantine(record.index, None, str(error), raw)
+    return Unread(record.index, record.id, (record.text, "", True), record.text)
 
 
 def text_of(record: Record) -> str:
@@ -111,7 +128,7 @@ def _read_whole(
     file: SourceFile,
     source: SourceConfig,
     limits: LimitsConfig,
-    decode_page: Callable[[bytes], str] | None,
+    decode_page: Callable[[bytes], str | bytes] | None,
     as_bytes: bool,
 ) -> Record | Quarantined:
     most = limits.max_record_bytes
@@ -139,19 +156,22 @@ def _read_whole(
 # --- web archives ----------------------------------------------------------------------------------
 
 
-def _read_archive(file: SourceFile, limits: LimitsConfig) -> Iterator[Record | Quarantined]:
+def _read_archive(
+    file: SourceFile, limits: LimitsConfig, without_page: Counter[str]
+) -> Iterator[Unread | Quarantined]:
     index, most = 0, int(limits.max_expansion * file.num_bytes)
-    gzip = file.suffix.endswith(".gz")
     with file.open() as stored:
         stream = _Digesting(stored)
         try:
             for found in warc.records(
-                stream, gzip=gzip, max_bytes=limits.max_record_bytes, max_total_bytes=most
+                stream, suffix=file.suffix, max_bytes=limits.max_record_bytes, max_total_bytes=most
             ):
                 record = (
                     _lost(index, found) if isinstance(found, warc.Lost) else _page(index, found, file, limits)
                 )
-                if record:
+                if isinstance(record, str):
+                    without_page[record] += 1
+                else:
                     yield record
                     index += 1
         except warc.ExpandsError:
@@ -167,19 +187,19 @@ def _lost(index: int, lost: warc.Lost) -> Quarantined:
 
 def _page(
     index: int, found: warc.Framed, file: SourceFile, limits: LimitsConfig
-) -> Record | Quarantined | None:
+) -> Unread | Quarantined | str:
     try:
-        page = warc.page_of(found, limits.max_record_bytes)
-        if page is None:
-            return None
+        page = page_of(found, limits.max_record_bytes)
+        if isinstance(page, str):
+            return page
         if max(found.num_bytes, len(page.content)) > limits.max_record_bytes:
             raise BadRecordError(too_large(limits))
-        text = html.decode(page.content, page.charset)
-        text = html.main_text(text) if page.is_html else text
-    except (BadRecordError, warc.BrokenPageError, html.TooDeepError) as error:
+    except (BadRecordError, BrokenPageError) as error:
         return quarantine(index, found.offset, str(error), found.block, found.num_bytes)
     # An address alone is no name: archives hold what it gave at several times.
-    return Record(index, f"{file.name}#{index} {page.url}", text)
+    name = f"{file.name}#{index} {page.url}"
+    raw = found.block[:RAW_BYTES_KEPT]
+    return Unread(index, name, (page.content, page.charset, page.is_html), raw, found.offset, found.num_bytes)
 
 
 # --- lines of JSON ---------------------------------------------------------------------------------

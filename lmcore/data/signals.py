@@ -24,6 +24,7 @@ from lmcore.data.characters import (
     OTHER_LINE_ENDS,
     OTHERS,
     PUNCTUATION,
+    QUOTE,
     SENTENCE_END,
     SPACE,
     character_flags,
@@ -34,6 +35,7 @@ from lmcore.data.lanes import LANES, begins, copy64, in_ranges, ones
 from lmcore.data.lexicon import STOP_WORDS, english
 from lmcore.data.quality import CODE_SIGNALS, TEXT_SIGNALS, takes_lines_out
 from lmcore.data.room import Rooms, sparse_zeros
+from lmcore.data.segments import word_breaks
 from lmcore.data.words import (
     ALPHABETIC_WORDS,
     CHARS,
@@ -44,6 +46,7 @@ from lmcore.data.words import (
     digest_of,
     flags_at,
     hash_bytes,
+    mark_breaks,
     mix,
     new_page,
     next_one,
@@ -387,15 +390,15 @@ def _look_at_line(page, notable, i, start, end, n):
 
 @inlined
 def _runs_in(page, start, end):
-    """Runs between spaces of the line [start, end)."""
+    """Runs between spaces of the line [start, end); in scripts without spaces, words."""
     if start == end:
         return 0
     runs, before = 0, np.uint64(1)
     for b in range(start >> 6, ((end - 1) >> 6) + 1):
-        spaces = page.spaces[b]
+        spaces, cuts = page.spaces[b], page.cuts[b] & page.letters[b]
         first, last = max(start - (b << 6), 0), min(end - (b << 6), 64)
         inside = (_ALL >> np.uint64(64 - (last - first))) << np.uint64(first)
-        begins_run = ~spaces & ((spaces << np.uint64(1)) | (before << np.uint64(first))) & inside
+        begins_run = ~spaces & ((spaces << np.uint64(1)) | (before << np.uint64(first)) | cuts) & inside
         runs += np.int64(ones(begins_run))
         before = spaces >> np.uint64(63)
     return runs
@@ -403,12 +406,13 @@ def _runs_in(page, start, end):
 
 @inlined
 def _longest_in(page, start, end):
-    """Characters of the longest run between spaces of the line [start, end)."""
+    """Characters of the longest run between spaces, or cuts, of the line [start, end)."""
     longest, gap = 0, start - 1
     for i in range(start, end):
-        if flags_at(page, i) & uint32(SPACE):
+        cut = (page.cuts[i >> 6] >> np.uint64(i & 63)) & np.uint64(1) != np.uint64(0)
+        if cut or flags_at(page, i) & uint32(SPACE):
             longest = max(longest, i - gap - 1)
-            gap = i
+            gap = i - 1 if cut else i
     return max(longest, end - gap - 1)
 
 
@@ -509,6 +513,9 @@ def _ends_in_ellipsis(page, start, end):
 @inlined
 def _has_end_mark(page, start, end):
     c = page.kind[end - 1]
+    if c >= 0x80:
+        quoted = flags_at(page, end - 1) & uint32(QUOTE) and end - start >= 2
+        return flags_at(page, end - 2 if quoted else end - 1) & uint32(SENTENCE_END) != 0
     ends = c == ord(".") or c == ord("?") or c == ord("!") or c == ord('"') or c == ord("'")
     return ends and not _ends_in_dots(page, start, end)
 
@@ -618,10 +625,15 @@ def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at):
 
 
 @compiled
-def _measure_texts(data, offsets, lexicon, rules, page, grams, counts, lines, rows, cleaned, ends):
-    at = 0
+def _measure_texts(data, offsets, breaks, lexicon, rules, page, grams, counts, lines, rows, cleaned, ends):
+    at = first = 0
     for d in range(len(offsets) - 1):
         n = spread(data, offsets[d], offsets[d + 1], page)
+        last = first
+        while last < len(breaks) and breaks[last] <= offsets[d + 1]:
+            last += 1
+        mark_breaks(page, n, breaks, first, last, offsets[d])
+        first = last
         count = split_words(page, n, lexicon)
         _measure_words(page, count, rows[d])
         _measure_grams(page, count, max(n, 1), grams, counts, rows[d])
@@ -669,10 +681,12 @@ class Measured:
     Attributes:
         texts: What is left of each; ``pa.large_string`` [n].
         signals: By name; float64 [n].
+        breaks: ``word_breaks`` of the texts, where they are known.
     """
 
     texts: pa.Array
     signals: dict[str, np.ndarray]
+    breaks: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -720,12 +734,14 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
         counts = room[2]
         if counts.clock[0] >> np.uint64(63):  # long before it is at its end
             counts.slots[:], counts.clock[:] = 0, _TICK
-        _measure_texts(data, offsets, english(), of_lines, *room, rows, cleaned, ends)
+        breaks = word_breaks(data, offsets)
+        _measure_texts(data, offsets, breaks, english(), of_lines, *room, rows, cleaned, ends)
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
         texts = pa.LargeStringArray.from_buffers(len(texts), buffers[1], buffers[2])
-    return Measured(texts, {"chars": _chars(texts), **signals})
+    unchanged = rules is None or not len(breaks)
+    return Measured(texts, {"chars": _chars(texts), **signals}, breaks if unchanged else None)
 
 
 def measure_code(texts: pa.Array) -> Measured:

@@ -37,7 +37,16 @@ from lmcore.store import sha256_json
 T = TypeVar("T")
 PAGE_SUFFIXES = (".html", ".htm")
 WHOLE_FILE_SUFFIXES = (".txt", ".py", *PAGE_SUFFIXES)  # one record each
-ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".warc.wet.gz")
+ARCHIVE_SUFFIXES = tuple(
+    f".{kind}{packed}"
+    for kind, packings in (
+        ("warc", ("", ".gz", ".zst")),
+        ("warc.wet", ("", ".gz", ".zst")),
+        ("wet", ("", ".gz", ".zst")),
+        ("arc", ("", ".gz")),
+    )
+    for packed in packings
+)
 LINES_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in ("", ".gz", ".zst"))
 SUFFIXES = (*WHOLE_FILE_SUFFIXES, *ARCHIVE_SUFFIXES, *LINES_SUFFIXES, ".parquet")
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__"}
@@ -286,7 +295,9 @@ def _glob(source: SourceConfig) -> Listing:
             f"source {source.name!r} matches files of a kind that is not supported",
             expected=", ".join(SUFFIXES),
             found=f"{len(wrong)} of {len(matched.files)}, first {', '.join(wrong[:3])}",
-            remedy=f"Narrow its path {source.path!r} to one of these suffixes.",
+            remedy=f"Narrow its path {source.path!r} to one of these suffixes."
+            + " A .wat holds no text of pages: take the .warc or the .wet of the same crawl."
+            * any(path.endswith((".wat", ".wat.gz")) for path in wrong),
         )
     return Listing([file._replace(name=_readable(file.name)) for file in matched.files], matched.passed_over)
 

@@ -36,7 +36,8 @@ from lmcore.data.documents import band_names, nothing_left
 from lmcore.data.duplicates import Grouping, Pairs, find_alike, find_copies
 from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES, broken_language_rules
 from lmcore.data.pool import Threads, Workers
-from lmcore.data.quality import CONTAMINATED, broken_rules, decision_rules
+from lmcore.data.profile_notes import Counts, count_languages, language_column, language_notes
+from lmcore.data.quality import CONTAMINATED, broken_rules, decision_rules, script_column
 from lmcore.data.repeated_lines import (
     NOTHING_LEFT,
     TAKEN_OUT,
@@ -101,7 +102,8 @@ def build_splits(
         workers: Who works; None: a thread for each core.
 
     Returns:
-        The books in all and by source, the funnel, and the digest of each split's content.
+        The books in all and by source, the funnel, the digest of each split's content, and notes about
+        languages of which the profile drops most.
 
     Raises:
         DataError: fewer than two documents are left, or the books do not balance.
@@ -112,17 +114,18 @@ def build_splits(
     work.mkdir()
     decided.mkdir()
     paced = Paced(progress, "split documents", 2 * len(shards), "shards")
-    rows = 0
+    judged: list[_Judged] = []
     for shard, good in zip(shards, workers.map(_judge, ((config, s, work) for s in shards)), strict=True):
         if good.rows != shard.books.passed:
             shard.books.passed = good.rows
             shard.books.check(f"shard {shard.path.stem} ({shard.source})")
-        rows += good.good
+        judged.append(good)
         paced.advance(1)
     _check_names(config, shards)
-    if not rows:
+    notes = language_notes(config, (one.languages for one in judged))
+    if not any(one.good for one in judged):
         whole = Books.total(shard.books for shard in shards)
-        raise nothing_left(_with_drops(whole, work, _rule_names(config)))
+        raise nothing_left(_with_drops(whole, work, _rule_names(config)), notes=notes)
     lost = _find_lost(config, shards, work, workers)
     calls = [_call(config, shard, lost, work, decided) for shard in _with_ends(shards)]
     if config.repeated_lines.enabled:
@@ -136,7 +139,7 @@ def build_splits(
     remedy = _fill_empty_split(config, calls, results)
     paced.finish()
     shutil.rmtree(work)
-    return _summary(config, shards, results, remedy, decided)
+    return _summary(config, shards, results, remedy, decided) | {"notes": notes}
 
 
 @dataclass(frozen=True)
@@ -181,14 +184,17 @@ def first_generation(documents_dir: Path) -> list[Path]:
 class _Judged:
     rows: int
     good: int
+    languages: Counts
 
 
 def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     """Note which rule drops each document of a shard, and what duplicates are found by of the others."""
     rules, bands = decision_rules(config), band_names(config)
     languages = LANGUAGE_COLUMNS if config.language.enabled else ()
-    table = _read(shard.path, [*{rule.signal: 0 for rule in rules}, *bands, *languages, "content_hash"])
+    told_by = {*script_column(config), *language_column(config), *languages}
+    table = _read(shard.path, [*{rule.signal: 0 for rule in rules}, *bands, *told_by, "content_hash"])
     broken = broken_rules(rules, table)
+    counted = count_languages(config, table, broken)
     if languages:
         names = broken_language_rules(table, config.language)
         broken = np.where(broken < 0, places(names, _rule_names(config)), broken)
@@ -203,7 +209,7 @@ def _judge(config: DataConfig, shard: _Shard, work: Path) -> _Judged:
     }
     good_ones = work / f"good-{shard.path.stem}.parquet"
     pq.write_table(pa.table(columns), good_ones, compression="none", use_dictionary=False)
-    return _Judged(len(table), len(good))
+    return _Judged(len(table), len(good), counted)
 
 
 def _rule_names(config: DataConfig) -> list[str]:
@@ -293,15 +299,15 @@ class _Call:
     work: Path
     out: Path
     end_of_generation: int
-    forced: tuple[int, int] | None = None  # row, and the split that it must go to
+    forced: tuple[float, int] | None = None  # a draw, and the split that what drew it must go to
 
 
 @dataclass(frozen=True)
 class _Decided:
     books: Books
     digests: dict[Split, int]  # sums of content hashes: the same whatever the shards
-    lowest: tuple[float, int]  # smallest draw of what was kept, and its row
-    highest: tuple[float, int]
+    lowest: float  # smallest draw of what was kept
+    highest: float
 
 
 def _with_ends(shards: list[_Shard]) -> Iterator[tuple[_Shard, int]]:
@@ -363,7 +369,7 @@ def _decide(call: _Call) -> _Decided:
         )
         broken[kept & ~left], decisions[kept & ~left] = rules.index(NOTHING_LEFT), _DROPPED
     if call.forced:
-        decisions[call.forced[0]] = call.forced[1]
+        decisions[(decisions <= _TEST) & (drawn == call.forced[0])] = call.forced[1]
     columns = [
         table["doc_id"].combine_chunks(),
         table["content_hash"].combine_chunks(),
@@ -378,13 +384,12 @@ def _decide(call: _Call) -> _Decided:
     path = call.out / shard.path.name
     pq.write_table(decided, path, **_WRITTEN)
     books = _books(shard, decisions, broken, rules)
-    kept = np.flatnonzero(decisions <= _TEST)
-    least, most = (int(kept[f(drawn[kept])]) if len(kept) else -1 for f in (np.argmin, np.argmax))
+    kept = decisions <= _TEST
     return _Decided(
         books,
         {split: _sum(hashes[decisions == number]) for number, split in enumerate(SPLITS)},
-        (float(drawn[least]), least) if len(kept) else (math.inf, -1),
-        (float(drawn[most]), most) if len(kept) else (-math.inf, -1),
+        float(drawn[kept].min(initial=math.inf)),
+        float(drawn[kept].max(initial=-math.inf)),
     )
 
 
@@ -423,26 +428,27 @@ def _books(shard: _Shard, decisions: np.ndarray, broken: np.ndarray, rules: list
 
 
 def _fill_empty_split(config: DataConfig, calls: list[tuple[_Call]], results: list[_Decided]) -> str:
-    """Give a document to training or to validation if none fell there; say which."""
+    """Give a document, with its copies, to training or to validation if none fell there; say which."""
     whole = Books.total(result.books for result in results)
-    if whole.kept < 2:
+    lowest, highest = min(one.lowest for one in results), max(one.highest for one in results)
+    if whole.kept < 2 or lowest == highest:
         raise DataError(
             "the corpus cannot be split into training and validation",
             expected="at least 2 distinct documents",
-            found=str(whole.kept),
+            found=str(min(whole.kept, 1)),
             remedy="Add documents, or loosen data.quality.",
         )
     if whole.train and whole.validation:
         return ""
     if whole.train:
-        number = min(range(len(results)), key=lambda i: results[i].lowest)
-        forced = (results[number].lowest[1], _VALIDATION)
+        forced = (lowest, _VALIDATION)
         remedy = "no document fell into validation, so the one with the smallest draw was held out"
     else:
-        number = max(range(len(results)), key=lambda i: results[i].highest)
-        forced = (results[number].highest[1], _TRAIN)
+        forced = (highest, _TRAIN)
         remedy = "no document was left to train on, so the one with the largest draw was given back"
-    results[number] = _decide(dataclasses.replace(calls[number][0], forced=forced))
+    for number, result in enumerate(results):  # copies, where they are kept, lie in any shard
+        if forced[0] in (result.lowest, result.highest):
+            results[number] = _decide(dataclasses.replace(calls[number][0], forced=forced))
     return remedy
 
 

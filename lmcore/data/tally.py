@@ -22,7 +22,7 @@ from lmcore.data.arrow import to_numbers
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.histogram import count, edges_of
 from lmcore.data.language import LANGUAGE_COLUMNS, LANGUAGE_RULES
-from lmcore.data.quality import Rule, decision_rules, stored_signals
+from lmcore.data.quality import Rule, decision_rules, script_column, scripts_in, stored_signals
 from lmcore.data.splits import hashes_of
 
 OUTCOMES = ("kept", "dropped", "duplicate")
@@ -65,6 +65,7 @@ class Tally:
         self, config: DataConfig, paths: Iterable[Path], originals: Iterable[str], num_samples: int
     ) -> None:
         self._language = [_LANGUAGE] if config.language.enabled else []
+        self._script = script_column(config)
         names = [*stored_signals(config), *(_SCORE for _ in self._language)]
         self.rules = decision_rules(config)
         if config.language.min_score:
@@ -89,7 +90,7 @@ class Tally:
     @property
     def columns(self) -> list[str]:
         """Of the documents' files, what is looked at."""
-        return ["doc_id", "source", "content_hash", *self.edges, *self._language]
+        return ["doc_id", "source", "content_hash", *self.edges, *self._script, *self._language]
 
     def figure_of(self, rule: str) -> str:
         """Column that ``rule`` looks at."""
@@ -101,7 +102,7 @@ class Tally:
         for name, values in figures.items():
             self.counts[name] += count(self.edges[name], values)
         for rule in self.rules:
-            self.breaks[rule.name] += int(rule.breaks(figures[rule.signal]).sum())
+            self.breaks[rule.name] += int(rule.breaks(figures[rule.signal], scripts_in(table)).sum())
         decision, names = _codes(table["decision"])
         outcomes = np.array([_OUTCOME.get(name, 0) for name in names])[decision]
         for number, name in enumerate(OUTCOMES):

@@ -2,7 +2,8 @@
 
 The rules of FineWeb and datatrove were tuned on the words of spaCy's English tokenizer: runs between spaces,
 with marks taken off both ends, contractions and units cut, and some marks cut out of the middle. This makes
-the same words in one pass over code points; the decision record says how often they differ.
+the same words in one pass over code points; the decision record says how often they differ. In scripts that
+put no space between words, each word that ICU finds there is one (``lmcore.data.segments``).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from lmcore.data.characters import (
 from lmcore.data.compiled import compiled, inlined, uint32
 from lmcore.data.lanes import LANES, copy64, count64, eight_at, folded, in_ranges, ones, trailing_zeros
 from lmcore.data.lexicon import LONGEST_EXCEPTION, SIZE_FACTOR, WORD_FACTOR, english
+from lmcore.data.segments import word_breaks
 
 _DOT, _DOLLAR, _APOSTROPHE, _DASH = 46, 36, 39, 45
 _NOTHING, _ALL = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -61,8 +63,9 @@ class Page(NamedTuple):
         offset: Where each character starts in ``raw``; int32.
         letters: Which are letters, as bits; uint64 [n / 64].
         spaces: Which are spaces, those behind its end too.
-        mixed: Which are spaces behind a run that holds more than letters.
-        run_start: First character of each run between spaces; int32 [num_runs].
+        cuts: At which a word begins or ends, whatever is beside it (``lmcore.data.segments``).
+        mixed: Which are spaces behind a run that holds more than letters, and all cuts.
+        run_start: First character of each run between spaces and cuts; int32 [num_runs].
         run_end: The one behind its last.
         start: First character of each word; int32 [num_words].
         end: The one behind its last.
@@ -82,6 +85,7 @@ class Page(NamedTuple):
     offset: np.ndarray
     letters: np.ndarray
     spaces: np.ndarray
+    cuts: np.ndarray
     mixed: np.ndarray
     run_start: np.ndarray
     run_end: np.ndarray
@@ -110,6 +114,7 @@ def new_page(size: int) -> Page:
         np.empty(room, np.uint8),
         np.empty(room, np.uint8),
         np.empty(room, np.int32),
+        np.empty(blocks, np.uint64),
         np.empty(blocks, np.uint64),
         np.empty(blocks, np.uint64),
         np.empty(blocks, np.uint64),
@@ -211,7 +216,29 @@ def spread(data, start, end, page):
     for b in range((n >> 6) + 1):
         page.letters[b] = _letters(kind, b << 6)
         page.spaces[b] = _spaces(kind, b << 6)
+        page.cuts[b] = _NOTHING
     return n
+
+
+@inlined
+def mark_breaks(page, n, breaks, first, last, start):
+    """Mark ``breaks`` [first, last) on ``page``: ``n`` characters of a text that starts at byte ``start``."""
+    i = 0
+    for k in range(first, last):
+        while i < n and page.offset[i] < breaks[k] - start:
+            i += 1
+        page.cuts[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+        while i < n and _parts_words(page, i):
+            page.spaces[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+            i += 1
+
+
+@inlined
+def _parts_words(page, i):
+    """Whether a zero-width space (U+200B) or a mark between syllables (U+0F0B, U+0F0C) is at ``i``."""
+    k = np.int64(page.offset[i])
+    a, b, c = page.raw[k], page.raw[k + 1], page.raw[k + 2]
+    return (a == 0xE2 and b == 0x80 and c == 0x8B) or (a == 0xE0 and b == 0xBC and (c == 0x8B or c == 0x8C))
 
 
 @inlined
@@ -261,7 +288,7 @@ def note_ones(bits, first, places, count):
 
 @inlined
 def _find_runs(page, n):
-    """Find the runs between spaces; how many there are."""
+    """Find the runs between spaces and cuts; how many there are."""
     count = behind = 0
     spaced, carry = np.uint64(1), np.uint64(0)
     for b in range((n >> 6) + 1):
@@ -269,14 +296,15 @@ def _find_runs(page, n):
         inside = ~spaces
         starts = inside & ((spaces << np.uint64(1)) | spaced)
         ends = spaces & ~((spaces << np.uint64(1)) | spaced)
+        cuts = page.cuts[b] & inside & ~starts
         # Adding some bits of a run to all of its bits carries one to the space behind it.
         some = inside + (inside & ~page.letters[b])
         every = some + carry
         carry = np.uint64(some < inside) | np.uint64(every < some)
-        page.mixed[b] = every & ends
+        page.mixed[b] = (every & ends) | cuts
         spaced = spaces >> np.uint64(63)
-        count = note_ones(starts, b << 6, page.run_start, count)
-        behind = note_ones(ends, b << 6, page.run_end, behind)
+        count = note_ones(starts | cuts, b << 6, page.run_start, count)
+        behind = note_ones(ends | cuts, b << 6, page.run_end, behind)
     return count
 
 
@@ -295,7 +323,8 @@ def split_words(page, n, lexicon):
     for run in range(_find_runs(page, n)):
         start, end = np.int64(page.run_start[run]), np.int64(page.run_end[run])
         is_plain = (page.mixed[end >> 6] >> np.uint64(end & 63)) & np.uint64(1) == np.uint64(0)
-        core = end if is_plain else next_zero(page.letters, start)
+        core = end if is_plain else min(end, next_zero(page.letters, start))
+        is_plain |= core == end  # another run may begin there
         h = digest_of(page, start, core)
         known = _is_listed(lexicon.known, h) and _lookup(lexicon.exceptions, h) >= 0
         # Three of four runs are letters alone, and most others are letters and one mark.
@@ -675,8 +704,9 @@ def _is_numeric(page, start, end):
 
 
 @compiled
-def _find_words(data, page, lexicon, count):
+def _find_words(data, breaks, page, lexicon, count):
     num_chars = spread(data, 0, len(data), page)
+    mark_breaks(page, num_chars, breaks, 0, len(breaks), 0)
     count[0] = split_words(page, num_chars, lexicon)
 
 
@@ -684,6 +714,6 @@ def words_of(text: str) -> list[tuple[str, int]]:
     """The words of ``text``, as the rules count them, each with its hash."""
     data, count = np.frombuffer(text.encode(), np.uint8), np.zeros(1, np.int64)
     page = new_page(len(data))
-    _find_words(data, page, english(), count)
+    _find_words(data, word_breaks(data, np.array([0, len(data)])), page, english(), count)
     starts, ends, digests = (column[: count[0]].tolist() for column in (page.start, page.end, page.digest))
     return [(text[start:end], h) for start, end, h in zip(starts, ends, digests, strict=True)]

@@ -21,12 +21,14 @@ from lmcore.eval.perplexity import SlidingWindows, score_text
 from lmcore.eval.scorer import DividedScorer, Scorer, WholeScorer
 from lmcore.eval.set_scores import ScoredSet, Scoring, read_set
 from lmcore.model.io import SavedModel, load_model
+from lmcore.model.manifest import unverified
 from lmcore.parallel.divided import DividedModel
 from lmcore.parallel.mesh import World, make_layout
 from lmcore.progress import Paced
 from lmcore.run_directory import EventLog
-from lmcore.store import write_atomically
+from lmcore.store import MANIFEST, write_atomically
 from lmcore.units import bits_per_byte
+from lmcore.verify import verify_inputs
 
 SAMPLES_FILE = "samples.json"
 SET_SAMPLES_FILE = "set-samples.json"
@@ -55,6 +57,7 @@ class Evaluation:
     ) -> None:
         self.job, self.config, self.run_dir, self.world = job, job.evaluation, run_dir, world
         self.stop_requested = stop_requested
+        self._verify()
         self.decoder = Decoder(Path(job.tokenizer))
         self.text = HeldOut(Path(job.tokens) / "validation", self.decoder, self.config.max_bytes)
         self.windows = SlidingWindows(self.text.num_tokens, job.seq_len, self.config.stride_tokens)
@@ -63,8 +66,17 @@ class Evaluation:
         self.set_samples: dict[str, list[dict[str, Any]]] = {}
         self.events = EventLog(run_dir, enabled=world.is_main)
 
+    def _verify(self) -> None:
+        used = [(Path(self.job.tokens), ("validation",)), (Path(self.job.tokenizer), ())]
+        seconds = self.job.launch.verify_seconds
+        verified = self.world.from_main(lambda: verify_inputs(used, self.run_dir, seconds))
+        for text in verified.notes():
+            self._say(text)
+
     def _open_model(self) -> None:
         """Divide the model as the job says, or read all of it."""
+        if not (Path(self.job.model) / MANIFEST).is_file():
+            self._say(f"note: {unverified(Path(self.job.model))}")
         path, tokenizer, parallel = Path(self.job.model), Path(self.job.tokenizer), self.job.parallel
         self.scorer: Scorer
         self.sharing = 1  # processes that have the same losses

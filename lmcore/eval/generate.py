@@ -23,8 +23,10 @@ from lmcore.eval.sampling import draw
 from lmcore.eval.scorer import DividedScorer
 from lmcore.model.attention import KVCache
 from lmcore.model.io import load_model, trained_seq_len
+from lmcore.model.manifest import unverified
 from lmcore.model.transformer import Transformer
 from lmcore.parallel.mesh import choose_device
+from lmcore.store import MANIFEST
 
 
 class Generator:
@@ -167,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sampling = _sampling(options)
         generator = Generator.load(options.model, choose_device(LaunchConfig()))
+        if not (options.model / MANIFEST).is_file():
+            sys.stderr.write(f"note: {unverified(options.model)}\n")
         _print_text(options.prompt, generator.stream(options.prompt, sampling))
     except GristmillError as error:
         sys.stderr.write(f"error: {error}\n")

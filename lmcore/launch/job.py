@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from lmcore.config import LaunchConfig
 from lmcore.errors import LaunchError
+from lmcore.launch.attempts import mark
 
 PROCESSES_PER_CORE = 4
 
@@ -39,6 +41,7 @@ class Job:
         num_processes: Processes on each machine.
         grace_seconds: Time to save after a request to stop.
         environment: Variables on top of the launcher's own.
+        stall_seconds: What collectives may take.
     """
 
     module: str
@@ -46,6 +49,7 @@ class Job:
     num_processes: int
     grace_seconds: float
     environment: dict[str, str] = field(default_factory=dict)
+    stall_seconds: float = math.inf
 
     @classmethod
     def local(cls, module: str, run_dir: Path, num_processes: int, launch: LaunchConfig) -> Job:
@@ -66,7 +70,9 @@ class Job:
                 "GLOO_SOCKET_IFNAME": "lo",
                 "PYTHONUNBUFFERED": "1",
                 "TORCHELASTIC_ERROR_FILE": str(run_dir / "error.json"),
+                **mark(run_dir),
             },
+            launch.stall_seconds,
         )
 
     def command(self) -> list[str]:

@@ -17,8 +17,12 @@ from typing import IO, Any
 
 from lmcore import errors
 from lmcore.config import LaunchConfig
+from lmcore.disk import disk_errors
 from lmcore.errors import GristmillError, LaunchError, ProcessDied, StorageError
+from lmcore.heartbeat import forget_ranks
+from lmcore.launch.attempts import end_earlier
 from lmcore.launch.job import Job
+from lmcore.launch.watch import Watch
 
 RESULT = "result.json"
 LOG = "log.txt"
@@ -48,7 +52,9 @@ def run(
         GristmillError: the kind that the job failed with.
     """
     job = Job.local(module, run_dir, num_processes, launch)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with disk_errors(run_dir, "the run directory was made"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".lock").touch()
     with _sole_user(run_dir, launch.grace_seconds + LOCK_SPARE_SECONDS) as lock:
         restarts_left = launch.max_restarts
         while True:
@@ -64,15 +70,27 @@ def run(
 def _attempt(
     job: Job, lock: IO[str], on_line: Callable[[str], object], on_stop: Callable[[], object]
 ) -> dict[str, Any]:
+    # Killed, a supervisor leaves processes behind that may still save: two attempts would mix their events.
+    if killed := end_earlier(job.run_dir, job.grace_seconds + LOCK_SPARE_SECONDS):
+        on_line(f"warning: processes of the attempt before did not end and were killed: {killed}")
     for stale in (RESULT, "error.json"):
         (job.run_dir / stale).unlink(missing_ok=True)
+    forget_ranks(job.run_dir)
     log = job.run_dir / LOG
     begin = log.stat().st_size if log.exists() else 0
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
     with _supervised(job, lock, on_stop) as process:
-        for line in _lines(process, log, begin):
+        watch = Watch(job.run_dir, process.pid, job.stall_seconds, log)
+        for line in _lines(process, log, begin, watch.look):
             last_lines.append(line)
             on_line(line)
+    if watch.verdict:
+        raise ProcessDied(
+            f"{job.module} was ended",
+            found=watch.verdict,
+            remedy="Look at that machine. The same command goes on from the last checkpoint; stacks of the "
+            f"other ranks are in {log}.",
+        )
     return _read_result(job, process.returncode, last_lines)
 
 
@@ -133,7 +151,9 @@ def _supervised(job: Job, lock: IO[str], on_stop: Callable[[], object]) -> Itera
         process.wait()
 
 
-def _lines(process: subprocess.Popen[bytes], path: Path, begin: int) -> Iterator[str]:
+def _lines(
+    process: subprocess.Popen[bytes], path: Path, begin: int, on_poll: Callable[[], object]
+) -> Iterator[str]:
     """Yield the lines behind byte ``begin`` of the log, as they come, until ``process`` has ended."""
     with path.open("rb") as log:
         log.seek(begin)
@@ -144,6 +164,7 @@ def _lines(process: subprocess.Popen[bytes], path: Path, begin: int) -> Iterator
             *whole, rest = (rest + log.read()).split(b"\n")
             yield from (line.decode(errors="replace") for line in whole)
             if not ended:
+                on_poll()
                 time.sleep(POLL_SECONDS)
         if rest:
             yield rest.decode(errors="replace")
@@ -168,6 +189,13 @@ def _read_result(job: Job, code: int, last_lines: deque[str]) -> dict[str, Any]:
         ) from None
     if result["status"] == "failed":
         raise _failure(job, result)
+    if code < 0 and result["status"] != "completed":
+        # Nobody asked for a stop: the processes saved because their supervisor was gone.
+        raise ProcessDied(
+            f"the supervisor of {job.module} was killed (signal {-code})",
+            found=f"its processes stopped at step {result.get('step', 0)}",
+            remedy="The same command goes on from the last checkpoint.",
+        )
     return result
 
 

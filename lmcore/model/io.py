@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmcore.config import ModelConfig, parse, swiglu_block
 from lmcore.errors import CheckpointError, GristmillError
+from lmcore.model.manifest import verify_model, write_manifest
 from lmcore.model.transformer import Transformer
 from lmcore.store import write_atomically
 
@@ -32,7 +33,7 @@ def save_model(
     tokenizer_dir: Path | None = None,
     trained_seq_len: int | None = None,
 ) -> None:
-    """Write a model directory; a tied head is written once, as the embedding.
+    """Write a model directory and its manifest; a tied head is written once, as the embedding.
 
     Args:
         directory: Created if missing; files of the same names are replaced.
@@ -54,10 +55,13 @@ def save_model(
         "trained_seq_len": trained_seq_len or config.max_seq_len,
     }
     write_atomically(directory / CONFIG, json.dumps(description, indent=1) + "\n")
+    names = [WEIGHTS, CONFIG]
     if tokenizer_dir is not None:
-        for name in TOKENIZER_FILES:
-            if (tokenizer_dir / name).exists():
-                shutil.copyfile(tokenizer_dir / name, directory / name)
+        there = [name for name in TOKENIZER_FILES if (tokenizer_dir / name).exists()]
+        for name in there:
+            shutil.copyfile(tokenizer_dir / name, directory / name)
+        names += there
+    write_manifest(directory, names)
 
 
 def trained_seq_len(directory: Path) -> int:
@@ -120,6 +124,7 @@ class SavedModel:
 
     Attributes:
         config, vocab_size: Its shape.
+        verified: Whether a manifest says that its files are what was written.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -127,6 +132,7 @@ class SavedModel:
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
+        self.verified = verify_model(self.directory)
         with _damage(self.directory):
             description = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
             self.config = parse(ModelConfig, description["model"], where=str(self.directory / CONFIG))

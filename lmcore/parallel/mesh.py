@@ -7,9 +7,9 @@ import ctypes
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lmcore.config import LaunchConfig, ParallelConfig
-from lmcore.errors import ConfigError, LaunchError
+from lmcore.errors import ConfigError, GristmillError, LaunchError
 
+T = TypeVar("T")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -57,6 +58,23 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns on the main process, or raise what it raises there, on all of them.
+
+        It may take longer over it than a stall.
+        """
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except GristmillError as error:
+                outcome[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0, group=self.patient)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""

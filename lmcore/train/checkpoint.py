@@ -4,42 +4,50 @@
     checkpoints/.damaged-step-.../ passed over on resuming; gone after the next commit
     checkpoints/step-00000030/     committed:
         *.distcp, .metadata          weights and optimizer state, each process its part (torch DCP)
-        state.json                   everything else
+        state.json                   everything else: the step, and the run that wrote it
         manifest.json                size and SHA-256 of each file above
         COMMIT                       SHA-256 of manifest.json; written last
+    checkpoints/.replaced-step-.../ the one before of the same step, until the new one is in its place
 
-Nothing is read before its hash was checked: DCP itself loads damaged numbers without a word, and keeps its
-index as a pickle.
+Nothing is read before its hash was checked: DCP itself loads damaged numbers without a word. Nor is anything
+executed that was made to fit its hashes (``lmcore.train.shards``). A folder under the name of another step is
+passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lmcore.errors import CheckpointError, StorageError
+from lmcore.disk import disk_errors, free_bytes, storage_error
+from lmcore.errors import CheckpointError, GristmillError, StorageError
 from lmcore.parallel.mesh import World
 from lmcore.parallel.parts import local
-from lmcore.store import MANIFEST, hash_files, sha256_file
+from lmcore.store import MANIFEST, hash_files, sha256_file, write_atomically
+from lmcore.train.shards import ShardReader, TensorPlanner, read_index
 
 STATE = "state.json"
 COMMIT = "COMMIT"
 PREFIX = "step-"
+REPLACED = ".replaced-"
+RUN = ".run-id"
 SPARE_BYTES = 16_000_000  # for the log, the events and the manifest
 
 
@@ -51,11 +59,13 @@ class TrainingState:
         step: Optimizer steps done; the schedule and the order of the data follow from it.
         loss_scale: Scale, good steps and skipped steps.
         belongs_to: Settings and digests that a run must share to go on from here.
+        run: Id of the run that wrote it; empty: of an earlier version, which did not say.
     """
 
     step: int
     loss_scale: dict[str, Any]
     belongs_to: dict[str, Any]
+    run: str = ""
 
 
 class Checkpoints:
@@ -69,6 +79,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: Path, world: World, keep: int, num_replicas: int = 1) -> None:
+        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.world = world
         self.keep = keep
@@ -77,41 +88,71 @@ class Checkpoints:
     def save(self, tensors: dict[str, Tensor], state: TrainingState) -> Path:
         """Write a checkpoint into a fresh folder and commit it; drop the oldest beyond ``keep``.
 
+        One of the same step stays until the new one is in its place.
+
         Raises:
-            StorageError: the disk has no room for it; the checkpoints before are kept.
+            StorageError: the disk has no room for it, or fails; the checkpoints before are kept.
         """
         self.require_room(tensors)
+        state = replace(state, run=self.run_id())
         build = self.folder / self._agree(f".build-{uuid.uuid4().hex[:8]}")
         target = self.folder / f"{PREFIX}{state.step:08d}"
-        build.mkdir(parents=True, exist_ok=True)
+        done = f"checkpoint {target.name} was written"
+        kept = "the same command goes on from the checkpoint before"
+        with disk_errors(build, done, kept):
+            build.mkdir(parents=True, exist_ok=True)
         try:
             with _quietly():
                 save(dict(tensors), storage_writer=FileSystemWriter(build), no_dist=self._alone)
         except (CheckpointException, OSError, RuntimeError) as error:  # the first is no Exception
-            free = shutil.disk_usage(self.folder).free
+            failure = self._not_written(build, done, kept, error)
             shutil.rmtree(build, ignore_errors=True)
-            if free < SPARE_BYTES:
-                raise StorageError(
-                    f"the disk was full before checkpoint {target.name} was written",
-                    found=f"{free / 1e6:.1f} MB free",
-                    remedy="Free room there; the same command goes on from the checkpoint before.",
-                ) from error
-            if isinstance(error, CheckpointException):
-                problem = " ".join(str(error).split())[-300:]
-                raise CheckpointError(f"checkpoint {target.name} was not written", found=problem) from error
-            raise
+            raise failure from error
         self.world.barrier()
         if self.world.is_main:
-            _write(build / STATE, asdict(state))
-            _write(build / MANIFEST, {"files": hash_files(build)})
-            (build / COMMIT).write_text(sha256_file(build / MANIFEST))
-            _sync(build)
-            shutil.rmtree(target, ignore_errors=True)
-            build.rename(target)
-            _sync_directory(self.folder)
-            self._sweep(target)
+            with disk_errors(build, done, kept):
+                self._commit(build, target, state)
         self.world.wait_for_main()  # it reads all that was written once more
         return target
+
+    def _not_written(self, build: Path, done: str, kept: str, error: BaseException) -> GristmillError:
+        """The error to raise for what DCP raised: it wraps that of the disk, or of another process."""
+        causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
+        for cause in [cause[0] if isinstance(cause, tuple) else cause for cause in causes]:
+            if (found := _of_the_disk(cause)) is not None:
+                return storage_error(build, done, found, kept)
+        if (free_bytes(self.folder) or SPARE_BYTES) < SPARE_BYTES:  # torch says of a full disk what it likes
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return storage_error(build, done, full, kept)
+        return CheckpointError(f"an error came before {done}", found=" ".join(str(error).split())[-300:])
+
+    def _commit(self, build: Path, target: Path, state: TrainingState) -> None:
+        _write(build / STATE, asdict(state))
+        _write(build / MANIFEST, {"files": hash_files(build)})
+        (build / COMMIT).write_text(sha256_file(build / MANIFEST))
+        _sync(build)
+        if target.exists():
+            # Not removed before the new one is there: killed in between, the old one is put back.
+            target.rename(self.folder / f"{REPLACED}{target.name}")
+        try:
+            build.rename(target)
+        except OSError:
+            self._put_back()
+            raise
+        _sync_directory(self.folder)
+        self._sweep(target)
+
+    def run_id(self) -> str:
+        """Id of this run, the same for all attempts at it; made when the first one asks."""
+        path, found = self.run_dir / RUN, ""
+        if self.world.is_main:
+            with contextlib.suppress(FileNotFoundError):
+                found = path.read_text(encoding="utf-8").strip()
+            if not found:
+                found = uuid.uuid4().hex
+                with disk_errors(path, "the id of the run was written"):
+                    write_atomically(path, found + "\n")
+        return self._agree(found)
 
     def require_room(self, tensors: dict[str, Tensor]) -> None:
         """Check that the disk has room for a checkpoint of ``tensors``, what is left of broken saves removed.
@@ -120,7 +161,9 @@ class Checkpoints:
             StorageError: it has not.
         """
         if self.world.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with disk_errors(self.folder, "the folder of checkpoints was made"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._put_back()
             for leftover in self.folder.glob(".build-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         (held,) = self.world.add_up([float(sum(local(t).nbytes for t in tensors.values()))])
@@ -153,6 +196,8 @@ class Checkpoints:
         Raises:
             CheckpointError: it is of another model, other data or another order.
         """
+        if self.world.is_main:
+            self._put_back()
         for path in self._newest_first():
             damage = self._agree(_damage(path) if self.world.is_main else "")
             if damage:
@@ -161,10 +206,31 @@ class Checkpoints:
                 continue
             state = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8")))
             _check_belongs(path, state.belongs_to, belongs_to, defaults)
-            with _quietly():
-                load(tensors(), storage_reader=FileSystemReader(path), no_dist=self._alone)
+            self._load(path, tensors())
             return state
         return None
+
+    def _load(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        try:
+            with _quietly(), disk_errors(path, f"checkpoint {path.name} was read"):
+                load(tensors, storage_reader=ShardReader(path), planner=TensorPlanner(), no_dist=self._alone)
+        except CheckpointException as error:  # no Exception, so that nobody would tell of it
+            problem = " ".join(str(error).split())[-300:]
+            raise CheckpointError(f"checkpoint {path.name} could not be read", found=problem) from error
+
+    def newest(self) -> str:
+        """Name of the newest checkpoint; empty if there is none."""
+        return max((path.name for path in self.folder.glob(f"{PREFIX}*")), default="")
+
+    def _put_back(self) -> None:
+        """Put a checkpoint that was about to be replaced back to its place, unless the new one is there."""
+        for path in self.folder.glob(f"{REPLACED}*"):
+            target = self.folder / path.name.removeprefix(REPLACED)
+            with contextlib.suppress(OSError):
+                if target.exists():
+                    shutil.rmtree(path)
+                else:
+                    path.rename(target)
 
     @property
     def _alone(self) -> bool:
@@ -193,8 +259,18 @@ class Checkpoints:
     def _sweep(self, newest: Path) -> None:
         others = sorted(p for p in self.folder.glob(f"{PREFIX}*") if p != newest)
         beyond = others[: max(0, len(others) - self.keep + 1)]
-        for path in [*beyond, *self.folder.glob(".build-*"), *self.folder.glob(".damaged-*")]:
+        leftovers = [self.folder.glob(f"{start}*") for start in (".build-", ".damaged-", REPLACED)]
+        for path in [*beyond, *itertools.chain(*leftovers)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The error of the disk that led to ``error``, if one did."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -221,7 +297,20 @@ def _damage(path: Path) -> str:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             return f"{name} is not what was written"
-    return ""
+    return _misplaced(path)
+
+
+def _misplaced(path: Path) -> str:
+    """Say what a checkpoint whose files are whole is not; empty if it is the one of its name."""
+    try:
+        step = TrainingState(**json.loads((path / STATE).read_text(encoding="utf-8"))).step
+        read_index(path)
+    except (OSError, ValueError, TypeError) as error:
+        return f"{STATE} is none of ours: {error}"
+    except CheckpointError as error:
+        return str(error)
+    expected = f"{PREFIX}{step:08d}"
+    return "" if path.name == expected else f"it is a copy of {expected} under another name"
 
 
 def _check_belongs(

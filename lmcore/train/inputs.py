@@ -16,6 +16,7 @@ from lmcore.parallel.mesh import Layout
 from lmcore.store import sha256_json
 from lmcore.train.job import TrainJob
 from lmcore.train.plan import Plan, plan_samples
+from lmcore.verify import Verified, verify_inputs
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ def open_inputs(job: TrainJob, layout: Layout) -> Inputs:
     if misfit := find_vocabulary_misfit(job.model.vocab_rows(rows), job.train.parallel.tp):
         raise ConfigError("the layout does not fit the vocabulary", found=misfit)
     return Inputs(rows, plan, loader, held_out, sha256_json([train.digest, held_out.digest]), weights)
+
+
+def verify_job(job: TrainJob, run_dir: Path) -> Verified:
+    """Compare the files that the job reads with what their stages wrote; one process does it for all.
+
+    Raises:
+        DataError: one is damaged, or is of another artifact than the job was made for.
+    """
+    used = [(Path(job.tokens), ("train", "validation")), (Path(job.tokenizer), ())]
+    return verify_inputs(used, run_dir, job.train.launch.verify_seconds, job.tokens_digest)
 
 
 def read_vocab_size(tokenizer: Path) -> int:

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from lmcore.clock import PARTS, Clock
 from lmcore.config import ProfileConfig
+from lmcore.errors import StorageError
 from lmcore.store import write_atomically
 from lmcore.train.trace import STEP, Event, PartTimes, exposed_communication, largest_operators, read_trace
 
@@ -128,7 +129,7 @@ class StepProfile:
             packed = gzip.compress(build.read_bytes(), compresslevel=4)
             write_atomically(self._folder / f"{name}.json.gz", packed)
             write_atomically(self._folder / f"{name}.txt", summary)
-        except OSError as error:  # a trace is no reason to lose a run
+        except (OSError, StorageError) as error:  # a trace is no reason to lose a run
             self._say(f"warning: the trace of steps {self._first} to {self._done} was not written: {error}")
             return
         finally:

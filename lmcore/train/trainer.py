@@ -6,9 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-import shutil
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,17 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lmcore.config import Identity, identify
 from lmcore.data.prefetch import Prefetcher, StepData
-from lmcore.errors import StorageError, TrainingDiverged
+from lmcore.errors import TrainingDiverged
 from lmcore.layout import micro_batch_sizes
 from lmcore.model.backends import Task, choose_backend
 from lmcore.model.float8 import use_float8
 from lmcore.model.hf.files import weights_digest
-from lmcore.model.io import FORMAT, save_model
+from lmcore.model.io import FORMAT
+from lmcore.model.manifest import unverified
 from lmcore.model.transformer import Transformer, first_weight, initial_weight, without_added
 from lmcore.parallel.apply import DTYPES
 from lmcore.parallel.compile import check_cuda_graphs, choose_compile
@@ -38,13 +36,17 @@ from lmcore.train.costs import Costs
 from lmcore.train.energy import Meters
 from lmcore.train.fitting import Trials, find_largest, out_of_memory_explained
 from lmcore.train.garbage import collected_every
-from lmcore.train.inputs import open_inputs
+from lmcore.train.inputs import open_inputs, verify_job
 from lmcore.train.job import TrainJob, with_a_micro_batch
 from lmcore.train.metrics import ProgressLine, Speed
 from lmcore.train.optim import Optimizers
+from lmcore.train.outcome import write_model
 from lmcore.train.peaks import find_peak
 from lmcore.train.precision import LossScale, check_fp8
 from lmcore.train.reading import Facts, Reading
+from lmcore.train.replicas import Replicas
+from lmcore.train.spikes import KIND as LOSS_SPIKE
+from lmcore.train.spikes import Spikes, count_spikes, name_samples
 from lmcore.train.step import TrainingStep
 from lmcore.train.validation import validate
 
@@ -83,9 +85,11 @@ class Trainer:
         self.job, self.config, self.run_dir, self.world = job, job.train, run_dir, world
         self.stop_requested = stop_requested
         self.layout = make_layout(self.config.parallel, world)
+        self.notes = world.from_main(lambda: verify_job(job, run_dir)).notes()
         self.inputs = open_inputs(job, self.layout)
         self._build_model()
         replicas = self.config.parallel.dp_replicate
+        self.replicas = Replicas(self.layout)
         self.checkpoints = Checkpoints(run_dir, world, self.config.keep_checkpoints, replicas)
         self.events = EventLog(run_dir, enabled=world.is_main)
         self.progress = ProgressLine(self.config.steps, enabled=world.is_main)
@@ -95,6 +99,7 @@ class Trainer:
         )
         self.peak = find_peak(self.config.costs, world.device, self.config.precision)
         self.speed = Speed(tokens, flops, self.peak.flops * world.size if self.peak else None)
+        self.spikes = Spikes(self.config.spike_z_score, self.inputs.loader)
         self.step = 0
         self.readings: deque[Reading] = deque()
         # A GPU is told the next step before the last one is read, but where it decides what comes next.
@@ -261,6 +266,8 @@ class Trainer:
             if stop or validating or saving:
                 # All steps so far: weights that diverged are neither measured nor saved.
                 stop = self._report_steps() or stop
+            if saving or stop or _is_due(self.step, self.config.check_replicas_every):
+                self._check_replicas(everything=saving or stop)
             # Validated before it is saved: a run that is killed between the two does both again.
             if validating and not stop:
                 self._validate()
@@ -300,15 +307,27 @@ class Trainer:
         raise TrainingDiverged(
             f"training diverged at step {step}",
             expected="a finite loss and gradient",
-            found=f"loss {loss}, gradient norm {grad_norm}",
+            found=f"loss {loss}, gradient norm {grad_norm}, from {name_samples(self.inputs.loader, step)}",
             remedy="Lower the learning rate or lengthen the warmup; the last checkpoint is kept.",
         )
+
+    def _check_replicas(self, *, everything: bool) -> None:
+        """Compare the weights of the replicas; or all that a checkpoint holds, which is of one of them.
+
+        Raises:
+            ReplicasDiffer: they are not the same bits.
+        """
+        with self.model.clock.part("checkpoint"):
+            tensors = self._tensors() if everything else self._weights()
+            self.replicas.check(tensors, self.step, self.checkpoints.newest())
 
     def _report_plan(self) -> None:
         plan = self.inputs.plan
         self.events.write("plan", 0, tokens=0, values=plan.values)
-        for source in plan.sources:
-            self.progress.say(str(source))
+        for text in (*self.notes, *map(str, plan.sources)):
+            self.progress.say(text)
+        if self.inputs.weights and not self.inputs.weights.verified:
+            self.progress.say(f"note: {unverified(self.inputs.weights.directory)}")
         if plan.warning:
             self.progress.say(f"warning: {plan.warning}")
 
@@ -333,6 +352,10 @@ class Trainer:
         self.last_values = values
         self.events.write("step", facts.step, tokens=tokens, values=values)
         self.progress.show(facts.step, values)
+        # One process tells of it.
+        if self.world.is_main and (spike := self.spikes.look(facts.step, found["loss"])):
+            self.events.write(LOSS_SPIKE, facts.step, tokens=tokens, **spike)
+            self.progress.say(self.spikes.explain(facts.step, spike))
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Compute with the averaged weights inside, if they are averaged."""
@@ -348,9 +371,12 @@ class Trainer:
 
     # --- saving ---
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
-        weights |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+        return weights | {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        weights = self._weights()
         average = self.average.state() if self.average else {}
         weights |= {f"average.{name}": tensor for name, tensor in average.items()}
         return weights | {f"optimizer.{name}": value for name, value in self.optimizers.state().items()}
@@ -399,8 +425,13 @@ class Trainer:
         self.model.weights_changed()
         self.step = state.step
         self.steps.loss_scale = LossScale(**state.loss_scale)
+        if self.world.is_main:
+            self.spikes.recall(read_rows(self.run_dir), self.step)
         self.events.write("resume", self.step, passed_over=damaged)
         self.progress.say(f"going on from step {self.step}")
+        if state.run not in ("", self.checkpoints.run_id()):
+            other = f"was written by another run ({state.run}) of the same settings and data"
+            self.progress.say(f"warning: the checkpoint of step {self.step} {other}")
 
     def _save_model(self) -> None:
         entries = self.inputs.vocab_size
@@ -410,25 +441,7 @@ class Trainer:
             if tensor is not None
         }
         if self.world.is_main:
-            build = self.run_dir / f".model-{uuid.uuid4().hex[:8]}"
-            try:
-                save_model(
-                    build,
-                    state,
-                    self.job.model.unpadded,
-                    self.inputs.vocab_size,
-                    Path(self.job.tokenizer),
-                    self.config.seq_len,
-                )
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(build, ignore_errors=True)
-                raise StorageError(
-                    f"the model could not be written below {self.run_dir}",
-                    found=str(error),
-                    remedy="Free room there; the same command goes on from the last checkpoint.",
-                ) from error
-            shutil.rmtree(self.run_dir / "model", ignore_errors=True)
-            build.rename(self.run_dir / "model")
+            write_model(self.run_dir, state, self.job, entries)
         self.world.wait_for_main()
 
     @property
@@ -438,7 +451,7 @@ class Trainer:
 
     def _result(self, outcome: Outcome, started: float) -> dict[str, Any]:
         # The main process's alone is written; the others need not read the events.
-        rows = read_rows(self.run_dir) if self.world.is_main else ()
+        rows = list(read_rows(self.run_dir)) if self.world.is_main else []
         return {
             "status": outcome,
             "step": self.step,
@@ -450,6 +463,7 @@ class Trainer:
             "validation_bits_per_byte": self.validation.get("train/validation_bits_per_byte"),
             **self.speed.of_run(rows),
             "skipped_steps": self.loss_scale.skipped_steps,
+            "loss_spikes": count_spikes(rows),
             "micro_batch_size": self.config.micro_batch_size,
             "world_size": self.world.size,
             "device": self.world.device.type,

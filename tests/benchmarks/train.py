@@ -1,7 +1,7 @@
-"""How fast training is on this machine, each of seven speeds beside a limit or a peer in the same run.
+"""How fast training is on this machine, each of eight speeds beside a limit or a peer in the same run.
 
-python tests/benchmarks/train.py [--only shakespeare,step,matmul,loader,processes,gpu,startup] [--quick]
-                                 [--nanogpt DIR] [--shakespeare FILE] [--layers 3 ...]
+python tests/benchmarks/train.py [--only shakespeare,step,matmul,loader,processes,gpu,startup,guards]
+                                 [--quick] [--nanogpt DIR] [--shakespeare FILE] [--layers 3 ...]
 
 1 shakespeare   characters of a text beside nanoGPT's published setting for a CPU   --nanogpt, --shakespeare
 2 step          a step of nanoGPT's architecture and shapes beside its own          --nanogpt, --shakespeare
@@ -10,6 +10,7 @@ python tests/benchmarks/train.py [--only shakespeare,step,matmul,loader,processe
 5 processes     two processes of one thread beside one of two threads
 6 gpu           MFU in bf16 and fp8, nanoGPT with compile beside it (gpu.py says more)
 7 startup       from the start of a run to its first step (tests/benchmarks/startup.py)
+8 guards        replicas compared, losses looked at, heartbeats, beside the steps of two processes
 
 Peers and limits take turns with ours, and medians are compared. The targets are about the time by the clock,
 which other work on the machine spoils; processor time stands beside it. Run it from the root of a checkout.
@@ -24,11 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training import loader, matmul, processes, shakespeare, step
+from training import guards, loader, matmul, processes, shakespeare, step
 from training.gpu import measure as measure_gpu
 from training.measuring import machine, not_measured, say
 
-PARTS = ("shakespeare", "step", "matmul", "loader", "processes", "gpu", "startup")
+PARTS = ("shakespeare", "step", "matmul", "loader", "processes", "gpu", "startup", "guards")
 # ``gristmill size --parameters 6M`` takes the first number of tokens a step; the second is one for a
 # laptop. Muon's work is the same for any: a larger part of a step with few (decision 0018).
 STEP_TOKENS = (32_768, 4_096)
@@ -53,6 +54,7 @@ def main() -> None:
         "processes": lambda: processes.measure(rounds=max(1, rounds // 3), steps=10 if quick else 30),
         "gpu": lambda: measure_gpu(nanogpt, small=options.small, quick=quick),
         "startup": lambda: measure_startup(quick=quick),
+        "guards": lambda: guards.measure(rounds=10 if quick else 50),
     }
     say(f"torch {torch.__version__}, {options.threads} threads, {machine()}")
     for name in options.only:

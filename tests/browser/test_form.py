@@ -17,7 +17,7 @@ CHROMIUM_ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 # What makes a run short: fields of the form, by their label, and the first of that name.
-SHORT = {"name": "from-the-form", "Max Bytes": "600000", "Vocab Size": "512", "Steps": "12"}
+SHORT = {"name": "from-the-form", "Source bytes": "600000", "Vocabulary": "512", "Steps": "12"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def open_form(page: Page, servers) -> None:
     page.wait_for_url("**/deployments/deployment/**")
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
-    expect(page.get_by_text("From raw files to tokens").first).to_be_visible()
+    expect(page.get_by_text("The settings that are changed most").first).to_be_visible()
 
 
 def fill(page: Page, label: str, value: str) -> None:
@@ -76,7 +76,7 @@ def test_a_run_from_the_form_reaches_mlflow_with_its_children(page, servers, pic
         assert time.monotonic() < deadline, "the form started nothing"
         time.sleep(0.2)
     run = started[0]
-    assert run["parameters"]["train"]["steps"] == 12
+    assert run["parameters"]["settings"]["steps"] == 12
     servers.wait_for_run(run["id"])
     page.goto(f"{servers.prefect}/runs/flow-run/{run['id']}")
     page.get_by_role("listitem").filter(has_text="Artifacts").click()

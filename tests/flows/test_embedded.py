@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 COMMAND = """
-import os, pathlib, sys, urllib.request
+import os, pathlib, sys, urllib.error, urllib.request
 from flows import embedded
 from flows.environment import set_environment
 from lmcore.home import Home
@@ -21,6 +21,13 @@ server = embedded.start(home)
 server.wait_until_ready()
 with urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/health") as answer:
     print(answer.read().decode(), flush=True)
+for header in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+    request = urllib.request.Request(os.environ["PREFECT_API_URL"] + "/csrf-token?client=x", headers=header)
+    try:
+        urllib.request.urlopen(request)
+        print("answered", header)
+    except urllib.error.HTTPError as error:
+        print(error.code)
 if sys.argv[2] == "wait":
     sys.stdin.read()
 """
@@ -43,7 +50,8 @@ def start(tmp_path):
 
 def test_it_ends_with_its_command(start):
     done = start("end")
-    assert done.communicate(timeout=120)[0].strip() == "true"
+    told = done.communicate(timeout=120)[0].split("\n")
+    assert told[:4] == ["true", "403", "403", "403"]  # a foreign page's requests are refused
     assert done.returncode == 0
 
 

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from flows.display import show_summary
 from lmcore.units import TIMES
 from lmcore.units import told as told_in
 from tasks.report import Summary
+from tests.lmcore.data.languages import ARTICLE_1
 
 STAGES = ["documents", "splits", "tokenizer", "tokens", "report", "train", "evaluate"]
 
@@ -287,6 +291,23 @@ def test_generate_continues_a_prompt(mill, changed):
 
 
 @pytest.mark.long
+def test_a_profile_that_drops_most_of_a_script_is_told_whenever_its_data_is_looked_at(mill, tmp_path):
+    russian = ARTICLE_1["ru"] * 3
+    mixed = tmp_path / "mixed.jsonl"
+    lines = [json.dumps({"id": f"ru-{i}", "text": f"{russian}\n{i}"}) for i in range(20)]
+    mixed.write_text(mill.corpus.read_text().rstrip() + "\n" + "\n".join(lines))
+    settings = (f"data.sources.0.path={mixed}", "data.quality.profile=c4", "data.quality.c4.min_sentences=9")
+    words = [word for setting in settings for word in ("--set", setting)]
+    said = "warning: profile c4 drops most of a script: 20 of 20 documents in Cyrillic"
+    for _ in range(2):  # built, then reused
+        done = mill.call("prepare", str(mill.recipe), *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in " ".join((done.stdout + done.stderr).split())
+    done = mill.call("explain", str(mill.recipe), *words)
+    assert said in " ".join(done.stdout.split())
+
+
+@pytest.mark.long
 def test_too_little_text_is_told_before_the_training(mill, tmp_path):
     small = tmp_path / "small.jsonl"
     small.write_text("".join(mill.corpus.read_text().splitlines(keepends=True)[:20]))
@@ -315,3 +336,83 @@ def test_too_little_text_is_told_before_the_training(mill, tmp_path):
     logs = [path.read_text() for path in mill.home.glob("runs/train-*/log.txt")]
     assert sum(bool(re.search(exact, log)) for log in logs) == 1
     assert explained() == "", "what is reused needs no text"
+
+
+ELSEWHERE = """
+import sys
+# A machine without gristmill: neither installed nor in the current folder.
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path = [place for place in sys.path if "site-packages" in place or "/lib/python" in place]
+try:
+    import lmcore
+except ImportError:
+    pass
+else:
+    sys.exit("gristmill is here")
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+drawn = {"max_new_tokens": 6, "seed": 3}
+one = model.predict(pandas.DataFrame({"prompt": ["the mill "]}), params=drawn)["text"].tolist()
+assert model.predict(["the mill "], params=drawn)["text"].tolist() == one
+assert model.predict("the mill ", params=drawn)["text"].tolist() == one
+assert model.predict({"prompt": ["the mill "]}, params=drawn)["text"].tolist() == one
+import lmcore
+assert "artifacts/code/lmcore" in lmcore.__file__
+"""
+
+
+def test_the_registered_model_is_loaded_where_gristmill_is_not(mill, first, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    uri = f"sqlite:///{mill.home / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, uri, "models:/tiny@champion"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_registered_version_holds_files_figures_three_tags_and_a_description(mill, first):
+    tags = tracked(mill, "select key from model_version_tags where name = 'tiny' and version = 1")
+    assert {key for (key,) in tags} == {"gristmill.model_digest", "gristmill.model_path", "gristmill.gate"}
+    ((described, source),) = tracked(
+        mill, "select description, source from model_versions where name = 'tiny' and version = 1"
+    )
+    assert f"{first['val_bits_per_byte']:.4f}" in described
+    assert "**Gate:**" in described
+    model_id = source.removeprefix("models:/")
+    figures = dict(
+        tracked(
+            mill, "select metric_name, metric_value from logged_model_metrics where model_id = ?", model_id
+        )
+    )
+    assert figures["eval/bits_per_byte"] == first["val_bits_per_byte"]
+    folder = mill.home / "mlflow" / "gristmill" / "models" / model_id / "artifacts"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"MLmodel", "input_example.json", "requirements.txt", "code/lmcore/config.py"} <= names
+    weights = {f"artifacts/model/{name}" for name in ("model.safetensors", "tokenizer.json", "config.json")}
+    assert weights <= names
+    assert str(mill.home) not in (folder / "MLmodel").read_text()
+
+
+def test_runs_are_named_by_what_was_changed(mill, first, changed):
+    names = {name for (name,) in tracked(mill, "select name from runs")}
+    assert {"tiny", "train tiny", "tiny lr=0.001", "train tiny lr=0.001"} <= names
+    notes = tracked(mill, "select value from tags where key = 'mlflow.note.content'")
+    assert any(f"{first['val_bits_per_byte']:.4f} bits per byte" in note for (note,) in notes)
+    datasets = tracked(mill, "select name from datasets")
+    assert {"tiny-train", "tiny-validation"} <= {name for (name,) in datasets}
+
+
+def test_a_model_is_written_for_mlflow_without_torch(mill, first, tmp_path):
+    script = (
+        "import sys, pathlib; from tasks.tracking_files import write_mlflow_model; "
+        "write_mlflow_model(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[1]), 'm-1', None, 'a'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, first["model_path"], str(tmp_path / "out")]
+    assert subprocess.run(command, check=False).returncode == 0

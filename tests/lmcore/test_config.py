@@ -74,7 +74,18 @@ def test_quickstart_is_the_defaults_written_out_but_for_what_was_found_later():
     [
         ("model.num_layer=3", "did you mean num_layers?"),
         ("train.optimizer.lr=3", "learning_rate"),
-        ("train.steps=many", "train.steps"),
+        ("train.learning_rate=0.1", "(did you mean train.optimizer.learning_rate or"),
+        ("learning_rate=0.1", "(did you mean train.optimizer.learning_rate or"),
+        ("train.lr=0.1", "(did you mean train.optimizer.learning_rate or"),
+        ("train.weight_decay=0.1", "(did you mean train.optimizer.weight_decay?)"),
+        ("train.vocab_size=300", "(did you mean data.tokenizer.vocab_size?)"),
+        ("model.seq_len=64", "(did you mean model.max_seq_len"),
+        ("train.steps=many", "train.steps: must be a whole number, found 'many'"),
+        ("train.steps=1.5", "train.steps: must be a whole number, found 1.5"),
+        ("train.optimizer.learning_rate=fast", "learning_rate: must be a number, found 'fast'"),
+        ("train.optimizer.learning_rate=-1", "learning_rate: must be greater than 0, found -1"),
+        ("data.exact_dedup=perhaps", "exact_dedup: must be true or false, found 'perhaps'"),
+        ("train.optimizer=adamw", "train.optimizer: must be a table of settings, found 'adamw'"),
         ("train.steps=0", "train.steps"),
         ("train.steps=10", "warmup_steps 10 leaves nothing of 10 steps; use at most 9"),
         ("data.sources=[]", "data.sources"),
@@ -287,3 +298,50 @@ def test_a_password_in_a_path_that_is_not_wanted_is_not_shown():
     with pytest.raises(ConfigError, match="holds a password") as caught:
         parse(DataConfig, {"sources": [source]}, where="test")
     assert "hunter2" not in str(caught.value)
+
+
+BAD_NAMES = (
+    "..",
+    ".",
+    ".hidden",
+    "-rf",
+    "--help",
+    "a/b",
+    "../x",
+    "a\\b",
+    "a\0b",
+    "a b\n",
+    "",
+    "x" * 101,
+    "a\n",
+)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("place", ["source", "recipe", "set", "experiment", "decontamination"])
+def test_a_name_that_could_be_a_path_or_an_option_is_refused(place, name):
+    values = {
+        "source": {"data": {"sources": [{"name": name}]}},
+        "recipe": {"name": name},
+        "set": {"evaluation": {"sets": [{"name": name, "path": "x"}]}},
+        "experiment": {"tracking": {"experiment": name}},
+        "decontamination": {"data": {"decontamination": {"sources": [{"name": name, "path": "x"}]}}},
+    }
+    with pytest.raises(ConfigError):
+        parse(Recipe, values[place], where="test")
+
+
+def test_names_with_dots_and_underscores_inside_are_taken():
+    for name in ("a..b", "_x", "0", "pile-cc.v2", "x" * 100):
+        assert parse(DataConfig, {"sources": [{"name": name}]}, where="test").sources[0].name == name
+    pairs = {"name": "x" * 95, "kind": "minimal_pairs", "path": "p.jsonl"}
+    recipe = parse(Recipe, {"evaluation": {"sets": [pairs]}}, where="test")
+    assert [len(source.name) for source in recipe.preparation.decontamination.sources] == [100, 99]
+
+
+@pytest.mark.parametrize(
+    "values", [{"data": {"sources": [{"name": "a", "path": "a\0b"}]}}, {"train": {"initial_weights": "/\0"}}]
+)
+def test_a_path_with_a_nul_is_refused(values):
+    with pytest.raises(ConfigError, match="NUL"):
+        parse(Recipe, values, where="test")

@@ -64,7 +64,11 @@ def test_what_is_measured_is_told_with_its_units():
     assert cost_table(costs)[4:] == [
         "| speed | 1,000 tokens/s: 100 ms for the median step |",
         "| MFU | 50.0% of 0.31 TFLOP/s a device (a product, measured), in that step |",
-        "| time | 5 s: backward 40.0%, forward 32.0%, start 20.0%, other 8.0% |",
+        "| time | 5 s |",
+        "| time in backward | 40.0% |",
+        "| time in forward | 32.0% |",
+        "| time in start | 20.0% |",
+        "| time in other | 8.0% |",
         "| peak memory | 2.00 GB a process |",
         "| energy | 0.2 kJ (NVML), 20 tokens/J |",
         "| carbon dioxide | 0.04 g |",

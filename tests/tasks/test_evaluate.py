@@ -6,7 +6,7 @@ from lmcore.config import DataConfig, EvaluationConfig, EvaluationSetConfig, Rec
 from lmcore.data.prepare import take_inventory
 from lmcore.errors import StorageError
 from lmcore.eval.sets import find_sets
-from lmcore.store import Artifact
+from lmcore.store import Artifact, hash_files, sha256_json
 from tasks.evaluate import (
     Subject,
     changes_of_protocol,
@@ -18,7 +18,7 @@ from tasks.evaluate import (
 )
 from tasks.prepare import Prepared, documents_stage
 from tasks.report import Summary, markdown, set_summaries
-from tasks.tracking import ModelVersion
+from tasks.tracking_registry import ModelVersion
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
@@ -40,6 +40,28 @@ def test_a_champion_that_lost_a_file_says_which(tmp_path, missing):
     )
     data = Artifact("data", "0" * 64, tmp_path, "built", "", 0.0, digest="d")
     with pytest.raises(StorageError, match=f"version 3 of mill, cannot be evaluated.*found no {missing}"):
+        evaluate_champion.fn(Recipe(), Prepared(data, data, data, data), champion, None)
+
+
+def test_a_champion_whose_files_have_changed_is_not_measured(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    champion = ModelVersion(
+        name="mill",
+        version="3",
+        aliases=["champion"],
+        model_path=str(tmp_path),
+        model_digest=sha256_json(hash_files(tmp_path)),
+        bits_per_byte=1.5,
+        data_digest="d",
+        seq_len=64,
+        document_mask=False,
+        split_seed=0,
+        validation_fraction=0.1,
+    )
+    (tmp_path / "model.safetensors").write_text("[]")
+    data = Artifact("data", "0" * 64, tmp_path, "built", "", 0.0, digest="d")
+    with pytest.raises(StorageError, match="version 3 of mill, is not what was registered"):
         evaluate_champion.fn(Recipe(), Prepared(data, data, data, data), champion, None)
 
 

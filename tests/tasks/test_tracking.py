@@ -1,5 +1,6 @@
 """MLflow is made to agree with the run directories: real databases, a real server that goes away."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from lmcore.errors import ConfigError, DataError, GristmillError, ServiceError
 from lmcore.home import Home
 from tasks import runs
 from tasks.registry import _register
-from tasks.tracking import Candidate, Follower, Registry, Tracker, sync_all
+from tasks.tracking import Follower, Tracker, sync_all
+from tasks.tracking_registry import Candidate, Registry
 
 
 @pytest.fixture
@@ -195,10 +197,19 @@ def test_a_run_that_is_refused_does_not_keep_a_follower_from_the_others(home, tr
     assert len(warnings) == 1
 
 
+def model_directory(folder):
+    """Files of a model; those who register it read none of them."""
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text(f"{name} of {folder.name}")
+    return folder
+
+
 def candidate(run_dir, digest, bits, data="data-1"):
+    model = model_directory(run_dir.parent / digest)
     return Candidate(
         name="mill",
-        model_path=f"/models/{digest}",
+        model_path=str(model),
         model_digest=digest,
         bits_per_byte=bits,
         data_digest=data,
@@ -224,7 +235,11 @@ def test_the_registry_keeps_one_version_a_model_and_moves_aliases(home, tracker)
     second = registry.register(candidate(run_dir, "m2", 1.4), run_dir)
     registry.challenge(second)
     champion = registry.champion("mill")
-    assert (champion.version, champion.bits_per_byte, champion.model_path) == ("1", 1.5, "/models/m1")
+    assert (champion.version, champion.bits_per_byte, champion.model_path) == (
+        "1",
+        1.5,
+        str(run_dir.parent / "m1"),
+    )
     registry.crown(second)
     assert registry.champion("mill").version == "2"
     assert registry.aliases(first) == []
@@ -292,9 +307,10 @@ def test_a_model_that_moved_is_found_where_it_is(home, tracker):
     registry, run_dir = Registry(tracker), start_run(home)
     first = candidate(run_dir, "m1", 1.5)
     registry.crown(registry.register(first, run_dir))
-    moved = registry.register(first.model_copy(update={"model_path": "/elsewhere/m1"}), run_dir)
-    assert (moved.version, moved.model_path) == ("1", "/elsewhere/m1")
-    assert registry.champion("mill").model_path == "/elsewhere/m1"
+    elsewhere = str(model_directory(home.root / "elsewhere"))
+    moved = registry.register(first.model_copy(update={"model_path": elsewhere}), run_dir)
+    assert (moved.version, moved.model_path) == ("1", elsewhere)
+    assert registry.champion("mill").model_path == elsewhere
 
 
 def test_a_champion_that_somebody_else_registered_is_not_passed_over(home, tracker):
@@ -387,3 +403,30 @@ def test_a_server_that_is_away_is_caught_up_with(home, tmp_path):
         assert sync_all(tracker) == []
     finally:
         stop_server(server)
+
+
+@pytest.mark.long
+def test_a_database_on_a_full_disk_is_told_in_one_line(tmp_path, capfd):
+    if os.geteuid() != 0:
+        assert not os.environ.get("CI"), "CI must run this as root"
+        pytest.skip("LOUDLY: mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
+    try:
+        run_dir = start_run(Home(tmp_path))
+        tracker = Tracker("", Home(disk))
+        run_id = tracker.sync(run_dir)
+        append_steps(run_dir, 1, 3_000)
+        with (disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+            while other.write(bytes(4096)):
+                pass
+        capfd.readouterr()
+        with pytest.raises(ServiceError, match=r"disk is full.*MB free\).*Nothing is lost"):
+            tracker.sync(run_dir)
+        assert "Traceback" not in "".join(capfd.readouterr())
+        (disk / "other").unlink()
+        assert tracker.sync(run_dir) == run_id
+        assert len(history(tracker, run_id)) == 3_000
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

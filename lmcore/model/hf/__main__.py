@@ -15,6 +15,7 @@ from lmcore.errors import GristmillError
 from lmcore.model.hf.export import MAX_FILE_BYTES, export
 from lmcore.model.hf.weights import HFWeights
 from lmcore.model.io import TOKENIZER_FILES, SavedModel
+from lmcore.model.manifest import unverified
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(recipe_sections(options.directory))
         else:
             saved = SavedModel(options.model)
+            if not saved.verified:
+                sys.stderr.write(f"note: {unverified(options.model)}\n")
             config, vocab_size, tensors = saved.config, saved.vocab_size, saved.tensors()
             export(
                 options.directory,
@@ -34,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.model,
                 dtype=options.dtype,
                 max_file_bytes=options.max_file_bytes,
+                manifest=True,
             )
             sys.stdout.write(f"{options.directory} is a Hugging Face model now\n")
     except GristmillError as error:
@@ -50,6 +54,8 @@ def recipe_sections(directory: Path) -> str:
         ConfigError: it is of a family that we lack.
     """
     weights = HFWeights(directory)
+    if not weights.verified:
+        sys.stderr.write(f"note: {unverified(directory)}\n")
     path = str(weights.directory.absolute())
     size = sum(tensor.numel() for tensor in weights.parameters.values())
     sections: dict[str, Any] = {

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from lmcore.config import ModelConfig
-from lmcore.errors import CheckpointError, ConfigError, StorageError
+from lmcore.disk import storage_error
+from lmcore.errors import CheckpointError, ConfigError
 from lmcore.model.hf.config import CONFIG, to_config
 from lmcore.model.hf.files import INDEX, SINGLE
 from lmcore.model.hf.layout import layout
 from lmcore.model.hf.settings import family_of
 from lmcore.model.io import TOKENIZER_FILES
+from lmcore.model.manifest import write_manifest
 
 MAX_FILE_BYTES = 4_000_000_000
 DType = Literal["fp32", "bf16"]
@@ -50,6 +52,7 @@ def export(
     *,
     dtype: DType = "fp32",
     max_file_bytes: int = MAX_FILE_BYTES,
+    manifest: bool = False,
 ) -> None:
     """Write a Hugging Face directory, built beside its place and renamed once it is whole.
 
@@ -61,6 +64,7 @@ def export(
         tokenizer_dir: Its tokenizer's files are taken over from here; None: without one.
         dtype: Type of the weights written.
         max_file_bytes: Weights of one file; a larger tensor has one of its own.
+        manifest: Whether a manifest says what its files are, which nobody may change then.
 
     Raises:
         ConfigError: no family of Hugging Face has such a model, or something is at ``directory``.
@@ -78,14 +82,14 @@ def export(
         build.mkdir(parents=True)
         _write_weights(build, tensors, config, vocab_size, dtype, max_file_bytes)
         _write_descriptions(build, config, vocab_size, tokenizer_dir, dtype)
+        if manifest:
+            write_manifest(build, [path.name for path in build.iterdir()])
         if directory.is_dir():
             directory.rmdir()
         build.rename(directory)
     except OSError as error:
-        raise StorageError(
-            f"the model could not be written to {directory}",
-            found=error.strerror or str(error),
-            remedy="Free room there, or name another folder.",
+        raise storage_error(
+            build, f"the model was written to {directory}", error, "or name another folder"
         ) from error
     finally:
         shutil.rmtree(build, ignore_errors=True)

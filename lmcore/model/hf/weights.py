@@ -17,6 +17,7 @@ from lmcore.model.hf.config import check_settings, read_config
 from lmcore.model.hf.families import HEAD, Family
 from lmcore.model.hf.files import weight_files
 from lmcore.model.hf.layout import layout
+from lmcore.model.manifest import verify_model
 
 _DTYPES = ("F32", "BF16", "F16")
 _MOST_NAMED = 4
@@ -36,6 +37,7 @@ class HFWeights(Mapping[str, Tensor]):
         vocab_size: Rows of its embedding; a tokenizer may have fewer entries.
         family: Its ``model_type``.
         parameters: What each parameter is made of.
+        verified: Whether a manifest says that its files are what was written.
 
     Raises:
         CheckpointError: tensors are missing, misshapen, of another type or too many, or a file is damaged.
@@ -44,6 +46,7 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __init__(self, directory: str | Path, wanted: ModelConfig | None = None) -> None:
         self.directory = Path(directory).expanduser()
+        self.verified = verify_model(self.directory)
         description = check_settings(self.directory, wanted) if wanted else read_config(self.directory)
         self.config = wanted.unpadded if wanted else description.config
         self.vocab_size = description.vocab_size

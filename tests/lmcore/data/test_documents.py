@@ -97,7 +97,8 @@ def test_figures_are_stored_beside_the_text(raw, tmp_path):
         build(settings, tmp_path / profile)
         for path in (tmp_path / profile / "documents").iterdir():
             table = pq.read_table(path)
-            assert table.column_names[len(DOCUMENTS_SCHEMA) :] == list(signals_of(settings.quality))
+            script = ["script"] if profile == "web" else []
+            assert table.column_names[len(DOCUMENTS_SCHEMA) :] == [*signals_of(settings.quality), *script]
             assert table["chars"].to_pylist() == [len(text) for text in table["text"].to_pylist()]
 
 

@@ -153,3 +153,39 @@ def test_any_text_gives_text(page):
 @given(st.binary(max_size=200), st.sampled_from(["", "utf-8", "utf-16", "utf-7", "x", "shift_jis"]))
 def test_any_bytes_can_be_decoded(raw, charset):
     decode(raw, charset).encode("utf-8")
+
+
+@pytest.mark.parametrize("charset", ["", "utf-8"])
+def test_a_broken_byte_does_not_turn_a_page_into_mojibake(charset):
+    for language in ("fr", "pl", "ru", "ja", "zh"):
+        raw = page(ARTICLE_1[language] + "|").encode().replace(b"|", b"\xff\x81\xc3")
+        assert ARTICLE_1[language] in decode(raw, charset)
+    assert ARTICLE_1["ja"] in decode(ARTICLE_1["ja"].encode("shift_jis") + b"\x81", "shift_jis")
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding"),
+    [("ru", "windows-1251"), ("ja", "shift_jis"), ("zh", "gb18030"), ("pl", "iso-8859-2")],
+)
+def test_where_the_header_is_wrong_the_page_is_asked(language, encoding):
+    raw = page(ARTICLE_1[language], f"<meta charset={encoding}>").encode(encoding)
+    assert ARTICLE_1[language] in decode(raw, "utf-8")
+    assert ARTICLE_1[language] in decode(
+        page(ARTICLE_1[language], "<meta charset=us-ascii>").encode(), "ascii"
+    )
+
+
+def test_a_header_that_names_utf_16_is_believed_if_the_bytes_agree():
+    assert decode(page("d\u00e9j\u00e0").encode("utf-16-le"), "UTF-16LE") == page("d\u00e9j\u00e0")
+    assert decode(page("d\u00e9j\u00e0").encode(), "UTF-16LE") == page("d\u00e9j\u00e0")
+
+
+def test_a_character_alone_between_tags_stays_unless_it_is_an_icon():
+    letters = "\u6c34\u5186\ud55c\u0e01\u20ac\u2013\u2713\u3042\uff01"
+    cells = "".join(f"<td> {letter}\n</td>" for letter in letters)
+    text = main_text(
+        f"<p>\u559d<b>\u6c34</b>\u597d</p><table><tr>{cells}</tr></table><i>&mdash;</i><b>&#x6C34;</b>"
+    )
+    assert text.startswith("\u559d\u6c34\u597d")
+    assert "".join(text.split())[3:] == f"{letters}\u2014\u6c34"
+    assert main_text("<p>Mill<i>\ue001</i><b>&#xe900;</b><a>\u00b6</a><a>&para;</a>") == "Mill"

@@ -20,6 +20,7 @@ from lmcore.data.splits import build_splits
 from lmcore.progress import silent
 
 NEAR = NearDedupConfig(enabled=True)
+FOLDING = NearDedupConfig(enabled=True, numbers="fold")
 
 
 def words(draw, count):
@@ -139,14 +140,46 @@ def test_spelling_that_does_not_matter_changes_nothing():
             "The mill, of 1834, has TWO stones!",
             "the mill of 27 -- has two\nstones",
             "the mill of 27 has three stones",
-        ]
+        ],
+        FOLDING,
     )
     assert (one == two).all()
     assert not (one == other).all()
 
 
+SUMS = [f"What is {37 * i} times {53 * i}? The answer is {37 * i * 53 * i}." for i in range(1, 51)]
+
+
+def table_of(draw, row, rows=40):
+    return "\n".join(row.format(i, draw.randrange(-20, 40), draw.randrange(90)) for i in range(rows))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        SUMS,
+        [table_of(random.Random(i), "Day {}: temperature {}, rain {} mm") for i in range(6)],
+        [table_of(random.Random(i), "{}\t{}\t{}") for i in range(20)],
+        [f"def f():\n    return {i}" for i in range(30)],
+        [f"{y}年{y % 12 + 1}月{y % 28 + 1}日" for y in range(1960, 2000)],
+        [f"Invoice {i * 7919}: {i} pieces at {i}.99, to be paid by 2024-01-{i:02d}" for i in range(10, 31)],
+    ],
+    ids=["sums", "weather", "tables", "code", "dates", "invoices"],
+)
+def test_texts_with_other_numbers_are_alike_only_if_numbers_are_folded(texts):
+    assert same(bands_of(texts)).tolist() == list(range(len(texts)))
+    assert set(same(bands_of(texts, FOLDING)).tolist()) == {0}
+    assert same(bands_of(texts)).tolist() == list(range(len(texts)))  # whatever was known from before
+
+
+def test_texts_with_the_same_numbers_are_alike_whatever_stands_between_them():
+    text = table_of(random.Random(0), "Day {}: temperature {}, rain {} mm")
+    assert (bands_of([text]) == bands_of([text.replace(":", " ;").upper()])).all()
+
+
+@pytest.mark.parametrize("numbers", ["keep", "fold"])
 @pytest.mark.parametrize(("bands", "rows"), [(14, 8), (3, 5), (1, 1)])
-def test_a_band_is_the_least_hashes_of_all_shingles(bands, rows):
+def test_a_band_is_the_least_hashes_of_all_shingles(bands, rows, numbers):
     draw = random.Random(rows)
     some = [
         "a",
@@ -160,7 +193,7 @@ def test_a_band_is_the_least_hashes_of_all_shingles(bands, rows):
         "Ünïcödé",
     ]
     texts = [" ".join(draw.choices(some, k=size)) for size in (1, 4, 5, 6, 13, 1_028, 1_029, 3_000)]
-    config = NearDedupConfig(enabled=True, num_bands=bands, band_rows=rows)
+    config = NearDedupConfig(enabled=True, num_bands=bands, band_rows=rows, numbers=numbers)
     expected = [band_hashes_one_by_one(text, config) for text in texts]
     assert band_hashes(pa.array(texts, pa.large_string()), config).tolist() == expected
 
@@ -168,7 +201,7 @@ def test_a_band_is_the_least_hashes_of_all_shingles(bands, rows):
 def band_hashes_one_by_one(text, config):
     size = config.num_bands * config.band_rows
     factors, shifts = np.random.default_rng(config.seed).integers(0, 2**64, (2, size), np.uint64)
-    hashes = [word_hash(word) for word in text.split()]
+    hashes = [word_hash(word, config.numbers == "fold") for word in text.split()]
     shingle = min(config.shingle_words, len(hashes))
     least = np.full(size, 2**64 - 1, np.uint64)
     for i in range(len(hashes) - shingle + 1):
@@ -186,9 +219,9 @@ def band_hashes_one_by_one(text, config):
     return found
 
 
-def word_hash(word):
+def word_hash(word, fold):
     h = FNV_START
-    for character in re.sub("[0-9]+", "0", word.lower()):
+    for character in re.sub("[0-9]+", "0", word.lower()) if fold else word.lower():
         h = (h ^ ord(character)) * 0x100000001B3 & ALL
     return mixed(h)
 

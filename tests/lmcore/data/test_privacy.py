@@ -1,3 +1,5 @@
+import re
+import sysconfig
 from collections import Counter
 
 import pytest
@@ -6,12 +8,14 @@ from hypothesis import strategies as st
 
 from lmcore.config import DataConfig, PrivacyConfig, SourceConfig
 from lmcore.data import prepare
+from lmcore.data.arrow import text_array
 from lmcore.data.documents import build_documents
 from lmcore.data.pool import Processes, Threads, local_workers
-from lmcore.data.privacy import KINDS, kinds_of, mask, masker_of
+from lmcore.data.privacy import KINDS, kinds_of, mask, mask_texts, masks
 from lmcore.data.sources import take_inventory
 from lmcore.errors import ConfigError
 from lmcore.progress import silent
+from tests.benchmarks.privacy import FORMS, recall, source_files
 
 ALL = kinds_of(PrivacyConfig(emails=True, ips=True, phones=True, cards=True, secrets=True))
 # Made up, or published as examples; in two parts, so that no scanner takes them for real.
@@ -123,4 +127,117 @@ def test_presidio_is_worth_processes_sooner():
 
 
 def test_what_asks_for_nothing_masks_nothing():
-    assert masker_of(PrivacyConfig()) is None
+    assert not masks(PrivacyConfig())
+    texts = text_array(["8.8.8.8", ""])
+    assert mask_texts(texts, PrivacyConfig(), Counter()) is texts
+
+
+# --- nothing but its kind --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "return x[::2] + x[1::2] + y[10::20] + z[2000::3] + w[2001:2002:3]",
+        "using face::bed; int n = dec::add(1, 2); c10::a::b F::*(A...) be:: Bad::",
+        "numpy==1.26.4.1 to version 2.3.4.1, v10.0.190.41, >=4.100.2.1, 'name': ^8.8.4.4, types<2.31.0.7",
+        "OID 1.3.6.1, ObjectIdentifier('2.5.29.14'), ED25519 = 1.3.101.112",
+        "section 3.4.1.200, RFC 7540 \u00a7 8.1.2.240, sections 8.1.2.6 and Figure 12.34.56.78",
+        "at 12:30:45 on 2023:10:11 12:13:14, mac 00:1b:44:11:3a:b7, sha 2fd4:e1c6",
+        "4.359 744 722 2071 e-18, 934 966 998 9031 935, 212 555 0123 4, id 555-12-345-6789",
+        "+2147483647 +1980-02-29 01:02:03 x +1.12345679 a+49301234567890123",
+        "rng(2435908729190400), 14633730048000000*t**14 + 4828147466240000*t, [1, 6458161865649291]",
+        "4111 11111111 1111, 4111-1111 1111-1111, 1234567812345670, 20230301181139587",
+        "a@b.T, W@x.shape, icon@2x.png, pkg@1.2.3, @app.route, git@host.com:org/repo.git",
+        "mysql://root:secret@db.example.com/x, \\n@mlflow.trace",
+        "sk-" + "x" * 40 + ", AKIA" + "A" * 16 + ", ghp_" + "a" * 36,
+    ],
+)
+def test_code_versions_and_tables_stay(text):
+    assert masked(text) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Call 212.555.0123 now", "Call <PHONE> now"),
+        ("Call 212 555 0123 now", "Call <PHONE> now"),
+        ("(212) 555 0123, 1-212-555-0123, 1.212.555.0123", "<PHONE>, <PHONE>, <PHONE>"),
+        (
+            "\u8bf7\u8054\u7cfb+86 138 0013 8000\uff0c\u8c22\u8c22",
+            "\u8bf7\u8054\u7cfb<PHONE>\uff0c\u8c22\u8c22",
+        ),
+        ("<td>8.8.8.8</td> from host 9.9.9.9", "<td>8.8.8.8</td> from host <IP>"),
+        (
+            "http://8.8.4.4/x, 1.1.1.1:53, 9.9.9.0/24, [2606:4700:4700::1111]:443.",
+            "http://<IP>/x, <IP>:53, <IP>/24, [<IP>]:443.",
+        ),
+        ("203.0.114.7 - - [10/Oct/2000]", "<IP> - - [10/Oct/2000]"),
+        ("It is 2001:4860:4860::8888.", "It is <IP>."),
+        ("'\\tjane@mail.example.org\\n'", "'\\t<EMAIL>\\n'"),
+        ("card 4111111111111111, [5105105105105100]", "card <CARD>, [<CARD>]"),
+    ],
+)
+def test_each_form_is_masked_whatever_stands_around(text, expected):
+    assert masked(text)[0] == expected
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.sampled_from("a1.@:-+ ()4_x29fF/"), max_size=40),
+            st.sampled_from(
+                ["8.8.8.8", "212-555-0123", "+49 30 1234567", "a@b.org", "4111 1111 1111 1111", "x[::2]"]
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_a_line_is_masked_as_it_is_alone(lines):
+    whole, counted = masked("\n".join(lines))
+    alone = [masked(line) for line in lines]
+    assert whole == "\n".join(text for text, _ in alone)
+    assert counted == dict(sum((Counter(counts) for _, counts in alone), Counter()))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.sampled_from("0123456789.:+-() @abefxyzAKIghp_\n\u00e9"), max_size=120))
+def test_marked_lines_hold_all_that_the_patterns_find(text):
+    raw = text.encode()
+    expected = sorted(
+        (match.start(), kind.name)
+        for kind in ALL
+        if kind.pattern.pattern[:5] != b"-----"
+        for line in re.finditer(rb"[^\n]+", raw)
+        for match in kind.pattern.finditer(line[0])
+        if kind.holds(match)
+    )
+    assert (masked(text)[0] != text) == bool(expected)
+    if len(expected) == 1:
+        assert masked(text)[1] == {expected[0][1]: 1}
+
+
+def test_many_texts_are_masked_as_each_alone():
+    texts = [f"line {i}\nhost 8.8.{i % 256}.8 or user{i}@mail.example\n" * (i % 5) for i in range(3_000)]
+    config = PrivacyConfig(emails=True, ips=True)
+    counted, alone = Counter(), Counter()
+    found = mask_texts(text_array(texts), config, counted).to_pylist()
+    assert found == [mask(text, kinds_of(config), alone) for text in texts]
+    assert counted == alone
+    assert counted["emails"] == sum(i % 5 for i in range(3_000))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_planted_is_found(form):
+    found, kept = recall(form, 400, seed=1)
+    assert found >= 0.99 * 400, kept
+
+
+def test_the_standard_library_stays_as_it_is():
+    # Where it is about addresses it has some, as examples.
+    files = dict(source_files([sysconfig.get_path("stdlib")], 600))
+    plain = [text for path, text in files.items() if not re.search("socket|ipaddress|http|url", str(path))]
+    numbers = kinds_of(PrivacyConfig(ips=True, phones=True, cards=True, secrets=True))
+    assert len(plain) > 500
+    assert [text[:200] for text in plain if mask(text, numbers, Counter()) != text] == []

@@ -192,7 +192,12 @@ def test_any_damage_costs_little_and_is_told(seed, size):
         ]
         for wrong in damaged:
             found = list(
-                warc.records(io.BytesIO(wrong), gzip=gzipped, max_bytes=10_000, max_total_bytes=10**7)
+                warc.records(
+                    io.BytesIO(wrong),
+                    suffix=".warc.gz" if gzipped else ".warc",
+                    max_bytes=10_000,
+                    max_total_bytes=10**7,
+                )
             )
             whole = {
                 entry.head + b"\r\n\r\n" + entry.block + b"\r\n\r\n"

@@ -23,7 +23,7 @@ RECORDED = [
     ),
     (
         "東京の水車 вода, мельница. naïve straße ½ → • ☃ ...dots ..",
-        "東京の水車 вода , мельница . naïve straße ½ → • ☃ ... dots ..",
+        "東京 の 水車 вода , мельница . naïve straße ½ → • ☃ ... dots ..",
     ),
     (
         "http://a.example:8080/path user@host.example 10.0.0.1:99 1.2.3.4 foo.Bar Foo.bar x..y",
