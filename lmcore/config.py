@@ -10,6 +10,7 @@ layouts and log levels change how a result is reached, not which result it is.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import json
@@ -17,10 +18,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from lmcore.errors import ConfigError, nearest
@@ -37,6 +39,7 @@ _YAML_KINDS = {bool: "true or false", int: "a number", float: "a number", dict: 
 _SWITCHES = ("true", "false", "yes", "no", "on", "off")
 Activation = Literal["swiglu", "relu2", "gelu", "gelu_erf"]
 Role = Literal["embedding", "matrix", "router", "head", "norm", "bias"]
+AUTO, DETECT = "auto", "detect"  # of SourceConfig.encoding
 NEEDS_A_PATH = "needs a path"  # what the error of a source without one says
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -123,6 +126,26 @@ class Config(BaseModel):
         return values
 
 
+def _codec(name: str) -> str:
+    """Python's own name of a character set, so that each has one; ``ValueError`` with the nearest if none."""
+    try:
+        found = codecs.lookup(name)
+        if getattr(found, "_is_text_encoding", True) and found.name not in _NO_CHARACTER_SETS:
+            return found.name
+    except (LookupError, ValueError):
+        pass  # unknown
+    known = {alias.replace("_", "-") for alias in (*aliases, *aliases.values())} - _NO_CHARACTER_SETS
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), sorted(known), n=1, cutoff=0.4)
+    raise ValueError(
+        f"encoding {name!r} is no character set that Python knows"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" Use {AUTO}, {DETECT}, or one such as utf-16-le, windows-1252, shift_jis, gb18030, koi8-r"
+    )
+
+
+_NO_CHARACTER_SETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem"}
+
+
 class SourceConfig(Config):
     """Where raw text comes from."""
 
@@ -155,12 +178,19 @@ class SourceConfig(Config):
     revision: str = setting(
         "", "Branch, tag or commit of a data set on the hub; empty: its main branch", identity=False
     )
-    text_field: str = setting("text", "Field or column that holds the text of a record")
+    text_field: str = setting(
+        "text", "Field or column that holds the text of a record; meta.text: a field in a field"
+    )
     text_format: Literal["plain", "html"] = setting(
         "plain",
         "What records hold; of html the main text is taken, as it always is of .html files",
     )
     id_field: str = setting("", "Field or column that names a record; empty: its file and position")
+    encoding: str = setting(
+        AUTO,
+        "Character set of text files, lines of JSON and binary columns: auto is UTF-8, and UTF-16 and UTF-32 "
+        "by their marks; detect: by two detectors that agree; or a codec of Python, such as windows-1252",
+    )
     max_bytes: int = setting(
         0,
         "Files are taken in sorted order until this much is reached; 0: no limit",
@@ -168,6 +198,11 @@ class SourceConfig(Config):
         ge=0,
         identity=False,  # which files there are decides, by their digests
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_a_codec(cls, name: str) -> str:
+        return name if name in (AUTO, DETECT) else _codec(name)
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> SourceConfig:

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmcore.config import DataConfig, Identity, identify
+from lmcore.config import DETECT, DataConfig, Identity, identify
 from lmcore.data.arrow import column, string_column
 from lmcore.data.books import Books
 from lmcore.data.cleaning import clean_texts
@@ -114,6 +114,7 @@ class ShardResult:
     num_bytes: int = 0
     broken_files: int = 0
     masked: Counter[str] = field(default_factory=Counter)
+    charsets: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ class ShardResult:
             "bytes": self.num_bytes,
             "broken_files": self.broken_files,
             "masked": dict(sorted(self.masked.items())),
+            "charsets": dict(sorted(self.charsets.items())),
             "examples": self.examples,
         }
 
@@ -136,6 +138,7 @@ class ShardResult:
             num_bytes=values["bytes"],
             broken_files=values["broken_files"],
             masked=Counter(values["masked"]),
+            charsets=Counter(values["charsets"]),
             examples=values["examples"],
         )
 
@@ -211,6 +214,7 @@ def _summary(
     for source in config.sources:
         by_source[source.name] = Books.total(r.books for r in results if r.source == source.name)
         by_source[source.name].check_intake(f"source {source.name}")
+        _check_source(config, source.name, by_source[source.name], results)
     return {
         "inventory": inventory.summary(),
         "documents": books.passed,
@@ -220,6 +224,8 @@ def _summary(
         "shards": len(shards),
         "broken_files": broken_files,
         "masked": dict(sorted(sum((result.masked for result in results), Counter()).items())),
+        # Documents that were not in UTF-8, by the codec that they were decoded by.
+        "charsets": dict(sorted(sum((result.charsets for result in results), Counter()).items())),
         "quarantine_examples": examples[:5],
     }
 
@@ -267,11 +273,13 @@ def libraries_of(config: DataConfig, files: Iterable[SourceFile]) -> tuple[str, 
     archives = bool(suffixes & {*ARCHIVE_SUFFIXES})
     sources = (*config.sources, *config.decontamination.sources)
     in_html = any(source.text_format == "html" for source in sources)
+    detects = any(source.encoding == DETECT for source in sources)
     used = {
         "icu4py": counts_words(config),
+        "charset-normalizer": detects,
         "ftfy": config.text.repair_mojibake,
         "py3langid": config.language.enabled,
-        "resiliparse": archives or in_html or bool(suffixes & {*PAGE_SUFFIXES}),
+        "resiliparse": archives or in_html or detects or bool(suffixes & {*PAGE_SUFFIXES}),
     }
     named = (name for name, is_used in used.items() if is_used)
     return ("pyarrow", UNICODE, *named, *presidio_libraries(config.privacy.presidio))
@@ -317,7 +325,9 @@ def build_shard(config: DataConfig, shard: Shard, ngrams: Path, out: Path) -> di
     quarantined: list[dict[str, Any]] = []
     schema = _schema(config)
     path = out / "documents.parquet"
-    with pq.ParquetWriter(path, schema, **_STORED) as writer:
+    # Those of texts are copies of two of them, for each of several buffers: seven times a giant document.
+    stored: dict[str, Any] = _STORED | {"write_statistics": [name for name in schema.names if name != "text"]}
+    with pq.ParquetWriter(path, schema, **stored) as writer:
         calls = ((rows, schema, config, ngrams) for rows in _batches(config, shard, result, quarantined))
         for group in in_order(_measurers(), _THREADS, _row_group, calls):
             _write(writer, group, result)
@@ -362,6 +372,8 @@ def _batches(
             continue
         books.documents_in += 1
         books.passed += 1
+        if record.charset:
+            result.charsets[record.charset] += 1
         rows.append((_doc_id(file, record), file.source, file.name, record.index, record.text))
         held += record.num_chars or len(record.text)
         if held >= ROW_GROUP_TEXT:
@@ -516,6 +528,20 @@ def _check_quarantine(config: DataConfig, books: Books, examples: list[str]) -> 
             remedy="Mend the input, or raise data.limits.max_quarantined if the loss is acceptable: with 1 "
             "all goes through, and `gristmill inspect RECIPE --quarantined --set ...` shows what was lost.",
         )
+
+
+def _check_source(config: DataConfig, name: str, books: Books, results: list[ShardResult]) -> None:
+    """Raise if nothing of a source can be read: a few files are a source too."""
+    if books.passed or not books.quarantined or config.limits.max_quarantined == 1:
+        return
+    examples = [example for result in results if result.source == name for example in result.examples]
+    raise DataError(
+        f"no record of source {name!r} can be read",
+        expected="at least one",
+        found=f"{books.quarantined} quarantined, for example " + "; ".join(examples[:3]),
+        remedy="Mend what is named, or leave the source out; with data.limits.max_quarantined 1 all goes "
+        "through, and `gristmill inspect RECIPE --quarantined --set ...` shows what was lost.",
+    )
 
 
 def _check_broken_files(config: DataConfig, broken: int, files: int, examples: list[str]) -> None:

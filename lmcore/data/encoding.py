@@ -8,7 +8,9 @@ documents.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,8 @@ import pyarrow as pa
 from lmcore.data.arrow import batches_of_lengths, bytes_array, column, text_array, text_buffers
 from lmcore.data.characters import texts_holding, texts_with
 from lmcore.data.compiled import compiled, kept_table
-from lmcore.data.tokenizer import TOKENIZER, eos_id, load_tokenizer, token_bytes, vocab_size
+from lmcore.data.pieces import cut_offsets, inner_place, keeps_tokens, places
+from lmcore.data.tokenizer import PATTERNS, TOKENIZER, eos_id, load_tokenizer, token_bytes, vocab_size
 from lmcore.errors import DataError
 
 # Text on which two readings of a pattern part: case folding, spaces, digits, joiners, rare line ends.
@@ -48,6 +51,8 @@ HOSTILE_TEXTS = (
 )
 
 _REFERENCE_CHARS, _ENCODING_CHARS = 2_000_000, 64  # of a batch, and that an encoding counts for by itself
+_LARGE_BYTES = 1 << 20  # a text of more is encoded in pieces, which a text of less does not need
+_PIECES_BYTES = 8 << 20
 _PARALLELISM = "TOKENIZERS_PARALLELISM"  # which tokenizers reads at each call
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -81,6 +86,9 @@ class Encoder:
                 # takes as long as one thread needs, and would wait for a core if there were more.
                 expected = beside.submit(self._encode_alone, texts)
                 self._fast = self._load_fast(tokenizer_dir)
+            self._can_cut = keeps_tokens(
+                json.loads((tokenizer_dir / TOKENIZER).read_bytes()), tuple(PATTERNS.values())
+            )
             self._specials = [
                 token.content.encode()
                 for token in self._reference.get_added_tokens_decoder().values()
@@ -112,10 +120,7 @@ class Encoder:
 
     def encode_documents(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode ``texts`` (``pa.large_string``), each ending with EOS, as ``encode`` does."""
-        if self._fast is None:
-            tokens, lengths = self._encode_reference(texts.to_pylist())
-        else:
-            tokens, lengths = self._encode_fast(texts)
+        tokens, lengths = self._encode_whole(texts)
         ended = np.empty(len(tokens) + len(lengths), np.int32)
         found = np.empty(len(lengths), np.int64)
         starts = np.zeros(len(lengths) + 1, np.int64)
@@ -125,6 +130,44 @@ class Encoder:
         if (found != expected).any():
             raise self._lost_text(texts, found, expected)
         return ended, lengths + 1
+
+    def _encode_whole(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``texts``, large ones and those with special tokens in pieces that have their tokens."""
+        cuts = self._cuts(texts)
+        if not len(cuts):
+            return self._encode_any(texts)
+        offsets, first = cut_offsets(text_buffers(texts)[1], cuts)
+        parts = []
+        for rows in batches_of_lengths(np.diff(offsets), _PIECES_BYTES):
+            some = pa.py_buffer(offsets[rows.start : rows.stop + 1])
+            length = rows.stop - rows.start
+            parts.append(self._encode_any(pa.LargeStringArray.from_buffers(length, some, texts.buffers()[2])))
+        lengths = np.add.reduceat(np.concatenate([of_part for _, of_part in parts]), first)
+        return _flat([tokens for tokens, _ in parts]), lengths
+
+    def _encode_any(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        if self._fast is None:
+            return self._encode_reference(texts.to_pylist())
+        return self._encode_fast(texts)
+
+    def _cuts(self, texts: pa.Array) -> np.ndarray:
+        """Where to cut ``texts``, as offsets into their bytes in ascending order; int64."""
+        cuts = [np.empty(0, np.int64)]
+        if not self._can_cut:
+            return cuts[0]
+        data, offsets = text_buffers(texts)
+        # A special token that is cut is text to every engine: the fast one can have it.
+        inside = {special: inner_place(special) for special in self._specials if self._fast is not None}
+        specials = sorted((special for special, place in inside.items() if place), key=len, reverse=True)
+        if specials and (held := texts_holding(specials, data, offsets)).any():
+            any_of = re.compile(b"|".join(map(re.escape, specials)))
+            for i in np.flatnonzero(held).tolist():
+                found = any_of.finditer(data.data, int(offsets[i]), int(offsets[i + 1]))
+                cuts.append(np.fromiter((one.start() + inside[one[0]] for one in found), np.int64))
+        large = np.flatnonzero(np.diff(offsets) > _LARGE_BYTES)
+        edges = zip(offsets[large].tolist(), offsets[large + 1].tolist(), strict=True)
+        cuts += [np.fromiter(places(data.data, start, end), np.int64) for start, end in edges]
+        return np.unique(np.concatenate(cuts))
 
     def fertility(self, texts: Sequence[str]) -> dict[str, float]:
         """Tokens to a word (a run without white space) of ``texts``, as ``tokens_per_word``."""
@@ -201,10 +244,9 @@ class Encoder:
         is_safe[risky] = False
         tokens, lengths = _plain(self._fast.encode_batch(_as_awkward(texts.filter(column(is_safe)))))
         pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else ())
-        merged = [
-            next(pieces) if safe else self._encode_reference([texts[i].as_py()])[0]
-            for i, safe in enumerate(is_safe.tolist())
-        ]
+        others = self._encode_reference(texts.take(column(risky)).to_pylist())
+        slow = iter(np.split(others[0], np.cumsum(others[1])[:-1]))
+        merged = [next(pieces) if safe else next(slow) for safe in is_safe.tolist()]
         return _flat(merged), np.fromiter(map(len, merged), np.int64, len(merged))
 
     def _risky(self, texts: pa.Array) -> np.ndarray:

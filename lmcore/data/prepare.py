@@ -58,7 +58,7 @@ SPLITS_SETTINGS = (
     "data.test_fraction",
     "data.split_seed",
 )
-TOKENIZER_VERSION = 2
+TOKENIZER_VERSION = 3
 TOKENIZER_SETTINGS = ("data.tokenizer",)
 TOKENS_VERSION = 4
 # Nothing but its inputs decides; the tokenizer's settings are named so that a reader sees which they are of.

@@ -9,83 +9,53 @@ Memory is bounded by ``limits.max_record_bytes`` and a chunk, whatever the file 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lmcore.config import LimitsConfig, SourceConfig
+from lmcore.config import AUTO, DETECT, LimitsConfig, SourceConfig
 from lmcore.data import warc
+from lmcore.data.charsets import (
+    UTF_8,
+    UTF_8_MARK,
+    CharsetError,
+    decode,
+    decode_file,
+    evidence_of,
+    to_utf8,
+)
+from lmcore.data.fields import field_of, id_in, text_in
 from lmcore.data.page_texts import Unread, with_texts
-from lmcore.data.row_groups import GroupsPart, groups_within, part_digest
+from lmcore.data.parquet_rows import read_parquet
+from lmcore.data.record import (
+    RAW_BYTES_KEPT,
+    BadRecordError,
+    Quarantined,
+    Record,
+    changed,
+    expands,
+    quarantine,
+    too_large,
+)
 from lmcore.data.sources import ARCHIVE_SUFFIXES, PAGE_SUFFIXES, WHOLE_FILE_SUFFIXES, SourceFile
-from lmcore.data.streams import BrokenStreamError, chunks
+from lmcore.data.streams import BrokenStreamError, chunks, lone_returns, peek
 from lmcore.data.web_pages import BrokenPageError, page_of
-from lmcore.errors import DataError
 
-RAW_BYTES_KEPT = 1 << 20  # of a record that cannot be read: nearly all are kept whole
+__all__ = ["RAW_BYTES_KEPT", "Quarantined", "Record", "read_records", "text_of"]
 
-_ROWS_AT_A_TIME = 64
 _DIGEST_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _LONG_LINE_BYTES = 1 << 23
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Record:
-    """A readable record.
-
-    Attributes:
-        index: Position in its file, bad records counted; in a file of lines the line, from 0.
-        id: From ``id_field``; empty if the source names none.
-        text: As stored; it may hold lone surrogates. Bytes, where they were asked for, are UTF-8.
-        num_chars: Code points of bytes; 0 of a text that counts its own.
-    """
-
-    index: int
-    id: str
-    text: str | bytes
-    num_chars: int = 0
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A record that could not be read.
-
-    Attributes:
-        index: Position in its file.
-        offset: Where it starts, in bytes of the uncompressed file, but in a web archive of the stored one, as
-            its indexes have it; None where a file has no such places.
-        reason: What is wrong with it.
-        raw: Its first bytes, as stored.
-        num_bytes: Size of the record, as far as it was seen.
-        num_records: Records that it stands for, where the file says how many there are.
-        breaks_off: Whether the file cannot be read from here on, and holds nobody knows how many more.
-    """
-
-    index: int
-    offset: int | None
-    reason: str
-    raw: bytes = b""
-    num_bytes: int = 0
-    num_records: int = 1
-    breaks_off: bool = False
-
-
-class _ExpandsError(Exception):
-    """A file holds more than its size lets expect."""
-
-
-class _BadRecordError(Exception):
-    """One record cannot be read; the message is the reason."""
+_LONG_TEXT = 1 << 20  # characters of a file whose text is not held beside its bytes
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 def read_records(
@@ -121,11 +91,12 @@ def _read(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig, as_bytes: bool
 ) -> Iterator[Record | Quarantined]:
     if file.suffix == ".parquet":
-        yield from _read_parquet(file, source, limits)
+        yield from read_parquet(file, source, limits)
     elif file.suffix in PAGE_SUFFIXES:
-        yield _read_whole(file, limits, bytes)
+        pages = source.encoding == AUTO  # they say for themselves
+        yield _read_whole(file, source, limits, bytes if pages else None, as_bytes)
     elif file.suffix in WHOLE_FILE_SUFFIXES:
-        yield _read_whole(file, limits, _decode)
+        yield _read_whole(file, source, limits, None, as_bytes)
     else:
         yield from _read_lines(file, source, limits, as_bytes)
 
@@ -138,7 +109,7 @@ def _with_texts(records: Iterator[Unread | Quarantined]) -> Iterator[Record | Qu
             yield Record(record.index, record.id, text)
         else:
             raw = record.raw if isinstance(record.raw, bytes) else record.raw.encode("utf-8", "replace")
-            yield _quarantine(record.index, record.offset, str(text), raw, record.num_bytes)
+            yield quarantine(record.index, record.offset, str(text), raw, record.num_bytes)
 
 
 def _unread(record: Record | Quarantined) -> Unread | Quarantined:
@@ -154,18 +125,32 @@ def text_of(record: Record) -> str:
 
 
 def _read_whole(
-    file: SourceFile, limits: LimitsConfig, decode: Callable[[bytes], str | bytes]
+    file: SourceFile,
+    source: SourceConfig,
+    limits: LimitsConfig,
+    decode_page: Callable[[bytes], str | bytes] | None,
+    as_bytes: bool,
 ) -> Record | Quarantined:
-    with file.open() as stream:
-        raw = stream.read(limits.max_record_bytes + 1)
-    if len(raw) > limits.max_record_bytes:
-        return _quarantine(0, 0, _too_large(limits), raw, file.num_bytes)
+    most = limits.max_record_bytes
+    with file.open() as stream:  # of one that is too large, only what is shown
+        raw = stream.read(most + 1 if file.num_bytes <= most else min(most + 1, RAW_BYTES_KEPT))
+    if max(len(raw), file.num_bytes) > most:
+        return quarantine(0, 0, too_large(limits), raw, file.num_bytes)
     if hashlib.sha256(raw).hexdigest() != file.sha256:
-        raise _changed(file)
+        raise changed(file)
     try:
-        return Record(0, "", decode(raw))
-    except _BadRecordError as error:
-        return _quarantine(0, 0, str(error), raw)
+        if decode_page:
+            return Record(0, "", decode_page(raw))
+        text, charset = decode_file(raw, source.encoding)
+    except (BadRecordError, CharsetError) as error:
+        return quarantine(0, 0, str(error), raw)
+    if charset != UTF_8:
+        return Record(0, "", text, charset=charset)
+    if as_bytes and len(text) > _LONG_TEXT and raw.count(UTF_8_MARK) <= raw.startswith(UTF_8_MARK):
+        num_chars = len(text)
+        del text  # large, and made again of the bytes by those who need it
+        return Record(0, "", raw.removeprefix(UTF_8_MARK), num_chars)
+    return Record(0, "", text)
 
 
 # --- web archives ----------------------------------------------------------------------------------
@@ -190,9 +175,9 @@ def _read_archive(
                     yield record
                     index += 1
         except warc.ExpandsError:
-            yield Quarantined(index, None, _expands(limits), b"", file.num_bytes, breaks_off=True)
+            yield Quarantined(index, None, expands(limits), b"", file.num_bytes, breaks_off=True)
         if stream.whole() != file.sha256:
-            raise _changed(file)
+            raise changed(file)
 
 
 def _lost(index: int, lost: warc.Lost) -> Quarantined:
@@ -208,9 +193,9 @@ def _page(
         if isinstance(page, str):
             return page
         if max(found.num_bytes, len(page.content)) > limits.max_record_bytes:
-            raise _BadRecordError(_too_large(limits))
-    except (_BadRecordError, BrokenPageError) as error:
-        return _quarantine(index, found.offset, str(error), found.block, found.num_bytes)
+            raise BadRecordError(too_large(limits))
+    except (BadRecordError, BrokenPageError) as error:
+        return quarantine(index, found.offset, str(error), found.block, found.num_bytes)
     # An address alone is no name: archives hold what it gave at several times.
     name = f"{file.name}#{index} {page.url}"
     raw = found.block[:RAW_BYTES_KEPT]
@@ -223,24 +208,110 @@ def _page(
 def _read_lines(
     file: SourceFile, source: SourceConfig, limits: LimitsConfig, as_bytes: bool
 ) -> Iterator[Record | Quarantined]:
-    index, after, most = file.first_record, 0, limits.max_record_bytes
     with file.open() as stream:
         pieces = _checked_chunks(stream, file, limits)
-        field = source.text_field if as_bytes and not source.id_field else ""
-        lines = _plain_lines(pieces, field, most) if field else _lines(pieces, most)
         try:
-            for index, (offset, raw, num_bytes, *plain) in enumerate(lines, file.first_record):
-                offset += file.start
-                after = offset + num_bytes + 1
-                if plain:
-                    yield Record(index, "", raw, *plain)
-                    continue
-                if offset == 0:
-                    raw = raw.removeprefix(_BYTE_ORDER_MARK)
-                if num_bytes > most or raw.strip():
-                    yield _record(index, offset, raw, num_bytes, source, limits)
-        except BrokenStreamError as error:
-            yield Quarantined(index + 1 if after else index, after, str(error), breaks_off=True)
+            charset, pieces = to_utf8(pieces, source.encoding, _evidence(file, source, limits))
+        except CharsetError as error:
+            yield Quarantined(file.first_record, None, str(error), b"", file.num_bytes, breaks_off=True)
+            return
+        records = _records_of(pieces, file, source, limits, as_bytes)
+        yield from records if charset == UTF_8 else (_as_of(charset, record) for record in records)
+
+
+def _evidence(file: SourceFile, source: SourceConfig, limits: LimitsConfig) -> bytes:
+    if source.encoding != DETECT:
+        return b""
+    with file.open() as stream:
+        return evidence_of(_until_broken(_checked_chunks(stream, file, limits)))
+
+
+def _until_broken(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    with contextlib.suppress(BrokenStreamError):  # the records say so
+        yield from pieces
+
+
+def _as_of(charset: str, record: Record | Quarantined) -> Record | Quarantined:
+    """``record`` of a file that was in ``charset``: places in its UTF-8 are none in the file."""
+    if isinstance(record, Record):
+        return replace(record, charset=charset)
+    reason = record.reason.partition(";")[0].replace("not UTF-8", f"not {charset}, as UTF-8")
+    return replace(record, offset=None, reason=reason if reason.startswith("not ") else record.reason)
+
+
+def _records_of(
+    pieces: Iterator[bytes], file: SourceFile, source: SourceConfig, limits: LimitsConfig, as_bytes: bool
+) -> Iterator[Record | Quarantined]:
+    index, after, most = file.first_record, 0, limits.max_record_bytes
+    pieces = _with_line_feeds(pieces)
+    field = source.text_field if as_bytes and not source.id_field else ""
+    lines = _plain_lines(pieces, field, most) if field else _lines(pieces, most)
+    try:
+        for offset, raw, num_bytes, *plain in lines:
+            offset += file.start
+            after = offset + num_bytes + 1
+            if plain:
+                yield Record(index, "", raw, *plain)
+            elif (returns := raw.count(b"\r", 0, len(raw) - 1)) and num_bytes <= most:
+                yield from _records_between_returns(index, offset, raw, source, limits)
+                index += returns
+            elif num_bytes > most or _without_marks(raw).strip():
+                yield _record(index, offset, raw, num_bytes, source, limits)
+            index += 1
+    except BrokenStreamError as error:
+        yield Quarantined(index, after, str(error), breaks_off=True)
+
+
+def _without_marks(raw: bytes) -> bytes:
+    """``raw`` without the byte order marks at its start: ``cat`` leaves them before any line."""
+    while raw.startswith(UTF_8_MARK):
+        raw = raw.removeprefix(UTF_8_MARK)
+    return raw
+
+
+def _records_between_returns(
+    index: int, offset: int, raw: bytes, source: SourceConfig, limits: LimitsConfig
+) -> Iterator[Record | Quarantined]:
+    """The record of a line that holds carriage returns, or those between them, if one of them is JSON.
+
+    JSON has returns between its tokens only, and old files have them as line ends.
+    """
+    if not raw.strip():
+        return
+    whole = _record(index, offset, raw, len(raw), source, limits)
+    parts = _LONE_RETURN.split(raw)
+    if isinstance(whole, Record) or not any(_is_json(part) for part in parts):
+        yield whole
+        return
+    for number, part in enumerate(parts, index):
+        if _without_marks(part).strip():
+            yield _record(number, offset, part, len(part), source, limits)
+        offset += len(part) + 1
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        return isinstance(_load(_without_marks(raw), ""), dict)
+    except BadRecordError:
+        return False
+
+
+def _with_line_feeds(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """``pieces`` with line feeds for returns, if the first record ends in a return alone."""
+    head, pieces = peek(pieces, lambda head: len(head) >= _LONG_LINE_BYTES or b"\n" in head.lstrip())
+    line = head.lstrip().partition(b"\n")[0].removesuffix(b"\r")
+    first, *others = _LONE_RETURN.split(line, maxsplit=1)
+    return _fed(pieces) if others and _is_json(first) else pieces
+
+
+def _fed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    held = b""
+    for piece in pieces:
+        whole = held + piece
+        held = b"\r" if whole.endswith(b"\r") else b""  # a line feed may follow
+        yield _LONE_RETURN.sub(b"\n", whole[: len(whole) - len(held)])
+    if held:
+        yield b"\n"
 
 
 def _plain_lines(pieces: Iterator[bytes], field: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
@@ -254,6 +325,10 @@ def _plain_lines(pieces: Iterator[bytes], field: str, max_bytes: int) -> Iterato
             for start, *line in _lines(itertools.chain(taken, pieces), max_bytes):
                 yield offset + start, *line
             return
+        if lone_returns(block):
+            yield from ((offset + start, *line) for start, *line in _lines(iter([block]), max_bytes))
+            offset += len(block)
+            continue
         for start, end, text, num_chars in read_block(block, field):
             if text is None or end - start > max_bytes:
                 yield offset + start, block[start : min(end, start + max_bytes)], end - start
@@ -292,11 +367,11 @@ def _record(
     index: int, offset: int, raw: bytes, num_bytes: int, source: SourceConfig, limits: LimitsConfig
 ) -> Record | Quarantined:
     if num_bytes > limits.max_record_bytes:
-        return _quarantine(index, offset, _too_large(limits), raw, num_bytes)
+        return quarantine(index, offset, too_large(limits), raw, num_bytes)
     try:
-        text, name = _parse(raw, source)
-    except _BadRecordError as error:
-        return _quarantine(index, offset, str(error), raw)
+        text, name = _parse(_without_marks(raw), source)
+    except BadRecordError as error:
+        return quarantine(index, offset, str(error), raw)
     return Record(index, name, text)
 
 
@@ -311,13 +386,13 @@ def _checked_chunks(stream: BinaryIO, file: SourceFile, limits: LimitsConfig) ->
         for chunk in chunks(stored, file.suffix):
             if compressed and total + len(chunk) > most:
                 yield chunk[: most - total]
-                raise BrokenStreamError(_expands(limits))
+                raise BrokenStreamError(expands(limits))
             yield chunk
             total += len(chunk)
     except BrokenStreamError as error:
         broken = error
     if stored.whole() != file.sha256:
-        raise _changed(file)
+        raise changed(file)
     if broken:
         raise broken
 
@@ -371,181 +446,32 @@ def _parse(raw: bytes, source: SourceConfig) -> tuple[str, str]:
     """Return text and id of a line of JSON."""
     record = _load(raw, source.id_field)
     if not isinstance(record, dict):
-        raise _BadRecordError(f"not a JSON object but {type(record).__name__}")
-    text = _text_of(record, source.text_field)
-    return text, _id_of(record, source.id_field)
+        raise BadRecordError(f"not a JSON object but {type(record).__name__}")
+    text = text_in(field_of(record, source.text_field), source.text_field)
+    return text, id_in(_value_of_id(record, source.id_field), source.id_field) if source.id_field else ""
+
+
+def _value_of_id(record: dict[str, Any], name: str) -> Any:
+    if name in record:  # nearly always
+        return record[name]
+    try:
+        return field_of(record, name)
+    except BadRecordError:
+        return None
 
 
 def _load(raw: bytes, id_field: str) -> Any:
     """Parse JSON: twice as fast by orjson, which is stricter; what it refuses, ``json`` reads or explains."""
     try:
         record = orjson.loads(raw)
-        if not (id_field and isinstance(record, dict) and isinstance(record.get(id_field), float)):
+        is_named = id_field and isinstance(record, dict)
+        if not (is_named and isinstance(_value_of_id(record, id_field), float)):
             return record  # orjson makes a float of an integer that takes more than 64 bits
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(_decode(raw))
+        return json.loads(decode(raw, UTF_8)[0])
+    except CharsetError as error:
+        raise BadRecordError(str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise _BadRecordError(f"broken JSON: {error}") from None
-
-
-def _text_of(record: dict[str, Any], name: str) -> str:
-    if name not in record:
-        raise _BadRecordError(f"no field {name!r}")
-    text = record[name]
-    if not isinstance(text, str):
-        raise _BadRecordError(f"field {name!r} is not text but {type(text).__name__}")
-    return text
-
-
-def _id_of(record: dict[str, Any], name: str) -> str:
-    if not name:
-        return ""
-    value = record.get(name)
-    if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
-        raise _BadRecordError(f"field {name!r} names no record: {value!r:.80}")
-    return str(value).encode("utf-8", "replace").decode("utf-8")
-
-
-# --- Parquet ---------------------------------------------------------------------------------------
-
-
-def _read_parquet(
-    file: SourceFile, source: SourceConfig, limits: LimitsConfig
-) -> Iterator[Record | Quarantined]:
-    columns = list(dict.fromkeys(name for name in (source.text_field, source.id_field) if name))
-    with file.open() as stream:
-        try:
-            parquet = pq.ParquetFile(stream, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            _raise_if_passing(error)
-            yield Quarantined(
-                0, None, f"damaged Parquet file: {error}", num_bytes=file.num_bytes, breaks_off=True
-            )
-        else:
-            _check_columns(parquet, columns, file)
-            part = groups_within(parquet.metadata, file.start, file.start + file.num_bytes)
-            yield from _read_groups(parquet, part, columns, source, limits, file.num_bytes)
-    with file.open() as stream:  # its pages were read in no order that could be digested on the way
-        if part_digest(stream, file.start, file.start + file.num_bytes) != file.sha256:
-            raise _changed(file)
-
-
-def _raise_if_passing(error: Exception) -> None:
-    """Raise ``error`` again if it is of the disk or the network: a broken file must look broken every time.
-
-    Arrow tells of broken content by an OSError without a number.
-    """
-    if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) is not None:
-        raise error
-
-
-def _read_groups(
-    parquet: pq.ParquetFile,
-    part: GroupsPart,
-    columns: list[str],
-    source: SourceConfig,
-    limits: LimitsConfig,
-    num_bytes: int,
-) -> Iterator[Record | Quarantined]:
-    """Read group by group: damage costs the rest of its group, and every row of it is accounted for."""
-    first, total, most = part.first_record, 0, limits.max_expansion * num_bytes
-    for group in part.groups:
-        metadata = parquet.metadata.row_group(group)
-        index, after, reason = first, first + metadata.num_rows, "fewer rows than the file says"
-        try:
-            if metadata.total_byte_size > most:
-                raise _ExpandsError
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, [group], columns):
-                for row in _rows(batch, source, limits, index):
-                    # One value in a dictionary can stand for any number of rows.
-                    total += len(row.text) if isinstance(row, Record) else row.num_bytes
-                    if total > most:
-                        raise _ExpandsError
-                    yield row
-                    index += 1
-        except _ExpandsError:
-            left = part.first_record + part.num_records - index
-            # What follows a part is read all the same.
-            is_whole = part.num_records == parquet.metadata.num_rows
-            yield Quarantined(index, None, _expands(limits), b"", num_bytes, left, breaks_off=is_whole)
-            return
-        except (OSError, OverflowError, pa.ArrowException) as error:
-            _raise_if_passing(error)
-            reason = f"damaged Parquet row group {group}: {error}"
-        if index < after:
-            yield Quarantined(index, None, reason, num_records=after - index)
-        first = after
-
-
-def _check_columns(parquet: pq.ParquetFile, columns: list[str], file: SourceFile) -> None:
-    names = parquet.schema_arrow.names
-    for column in columns:
-        if names.count(column) != 1:
-            how_many = "several columns" if column in names else "no column"
-            raise DataError(
-                f"Parquet file {file.name} of source {file.source!r} has {how_many} {column!r}",
-                found=", ".join(names),
-                remedy="Name columns of the file in the fields of this source, or of this evaluation set.",
-            )
-
-
-def _rows(
-    batch: pa.RecordBatch, source: SourceConfig, limits: LimitsConfig, start: int
-) -> Iterator[Record | Quarantined]:
-    texts = _values(batch.column(source.text_field))
-    names = _values(batch.column(source.id_field)) if source.id_field else [None] * len(texts)
-    for index, (value, name) in enumerate(zip(texts, names, strict=True), start):
-        raw = value if isinstance(value, bytes) else b""
-        try:
-            if len(raw) > limits.max_record_bytes:
-                raise _BadRecordError(_too_large(limits))
-            text = _decode(value) if isinstance(value, bytes) else value
-            name = _decode(name) if isinstance(name, bytes) else name
-            record = {source.text_field: text, **({source.id_field: name} if source.id_field else {})}
-            yield Record(index, _id_of(record, source.id_field), _text_of(record, source.text_field))
-        except _BadRecordError as error:
-            yield _quarantine(index, None, str(error), raw)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    # As bytes, so that one string that is not UTF-8 does not take the whole batch with it.
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        column = column.cast(pa.large_binary())
-    return column.to_pylist()
-
-
-# --- reasons ---------------------------------------------------------------------------------------
-
-
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _BadRecordError(f"not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-def _too_large(limits: LimitsConfig) -> str:
-    return f"larger than {limits.max_record_bytes} bytes (limits.max_record_bytes)"
-
-
-def _expands(limits: LimitsConfig) -> str:
-    return f"expands more than {limits.max_expansion:g} times (limits.max_expansion)"
-
-
-def _quarantine(
-    index: int, offset: int | None, reason: str, raw: bytes, num_bytes: int | None = None
-) -> Quarantined:
-    size = len(raw) if num_bytes is None else num_bytes
-    return Quarantined(index, offset, reason, raw[:RAW_BYTES_KEPT], size)
-
-
-def _changed(file: SourceFile) -> DataError:
-    return DataError(
-        f"file {file.name} of source {file.source!r} changed while it was being read",
-        remedy="Run again when nothing writes to it.",
-    )
+        raise BadRecordError(f"broken JSON: {error}") from None

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import os
+import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,10 @@ import numpy as np
 
 from lmcore.config import DataConfig, SourceConfig
 from lmcore.data import hub, patterns
+from lmcore.data.charsets import HEAD_BYTES, may_be_cut
 from lmcore.data.patterns import Found
 from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
+from lmcore.data.streams import lone_returns
 from lmcore.errors import DataError
 from lmcore.store import sha256_json
 
@@ -222,7 +225,9 @@ def find_files(sources: Sequence[SourceConfig]) -> Inventory:
             }
     # hashlib releases the GIL, so threads use all cores: on the parts of one large file, too.
     with ThreadPoolExecutor() as pool:
-        places = list(pool.map(lambda entry: _cut(entry[2], suffix_of(entry[1]), entry[3]), found))
+        places = list(
+            pool.map(lambda entry: _cut(entry[2], suffix_of(entry[1]), entry[3], entry[0].encoding), found)
+        )
         urls = (url for (_, _, url, _), of_file in zip(found, places, strict=True) for _ in of_file)
         digested = pool.map(_digest, itertools.chain.from_iterable(places), urls)
         parts = [_number([part for _ in of_file for part in next(digested)]) for of_file in places]
@@ -388,12 +393,14 @@ class _Place:
         end: The byte behind its last one; -1: it is the file.
         groups: Of a Parquet file, what is in it.
         in_turn: Whether it is yet to be cut at lines, by who reads it.
+        encoding: Of its source, where it is.
     """
 
     start: int = 0
     end: int = -1
     groups: GroupsPart | None = None
     in_turn: bool = False
+    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -405,18 +412,22 @@ class _Part:
     lines: int = 0
 
 
-def _cut(url: str, suffix: str, size: int) -> list[_Place]:
+def _cut(url: str, suffix: str, size: int, encoding: str) -> list[_Place]:
     """Cut the file at ``url``, if it can be, in parts of ``PART_BYTES`` and what is left of a line or a row
     group.
     """
     if size <= PART_BYTES or suffix not in (*_CUT_AT_LINES, ".parquet"):
         return [_Place()]
     if suffix != ".parquet" and not _is_local(url):
-        return [_Place(in_turn=True)]  # once from its start to its end: each jump would fetch some more
+        return [
+            _Place(in_turn=True, encoding=encoding)
+        ]  # once from its start to its end: each jump would fetch some more
     with _opened(url) as file:
         if suffix == ".parquet":
             parts = parts_of(file, PART_BYTES)
             return [_Place(part.start, part.end, part) for part in parts] if len(parts) > 1 else [_Place()]
+        if not may_be_cut(file.read(HEAD_BYTES), encoding):
+            return [_Place()]
         starts = [0, *_line_starts(file)]
         return [_Place(start, end) for start, end in itertools.pairwise([*starts, file.seek(0, os.SEEK_END)])]
 
@@ -440,16 +451,18 @@ def _digest(place: _Place, url: str) -> list[_Part]:
             digest = part_digest(file, place.start, place.end)
             return [_Part(place.start, place.end - place.start, place.groups.first_record, digest)]
         if place.in_turn:
-            return _cut_at_lines(iter(lambda: file.read(_READ_BYTES), b""))
+            return _cut_at_lines(iter(lambda: file.read(_READ_BYTES), b""), place.encoding)
         if place.start:
             file.seek(place.start)
-        digest, size, lines, most = hashlib.sha256(), 0, 0, _READ_BYTES
+        digest, size, lines, most, last = hashlib.sha256(), 0, 0, _READ_BYTES, b""
         while chunk := file.read(most if place.end < 0 else min(most, place.end - place.start - size)):
             digest.update(chunk)
             size += len(chunk)
             if place.end >= 0:
                 # bytes.count holds the interpreter's lock for half as long as the digest takes.
                 lines += int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == _LINE_END))
+                lines += _lone_returns(last, chunk)
+                last = chunk[-1:]
         return [_Part(place.start, size, 0, digest.hexdigest(), lines)]
 
 
@@ -458,19 +471,27 @@ def _is_local(url: str) -> bool:
     return url.startswith(("/", "file://"))
 
 
-def _cut_at_lines(chunks: Iterable[bytes]) -> list[_Part]:
+def _lone_returns(last: bytes, chunk: bytes) -> int:
+    """Returns in ``chunk`` without a line feed, less one if ``last``, the byte before, was one with it."""
+    return lone_returns(chunk) - (last == b"\r" and chunk.startswith(b"\n"))
+
+
+def _cut_at_lines(chunks: Iterable[bytes], encoding: str) -> list[_Part]:
     parts: list[_Part] = []
     digest, start, size, lines = hashlib.sha256(), 0, 0, 0
+    part_bytes, last = 0, b""
     for chunk in chunks:
         place = 0
+        part_bytes = part_bytes or (PART_BYTES if may_be_cut(chunk[:HEAD_BYTES], encoding) else sys.maxsize)
         while place < len(chunk):
             # The first line end at or behind the size of a part ends it.
-            behind = max(place, place + PART_BYTES - 1 - size)
+            behind = max(place, place + part_bytes - 1 - size)
             end = chunk.find(b"\n", behind) + 1
             head = memoryview(chunk)[place : end or len(chunk)]
             digest.update(head)
             size += len(head)
-            lines += chunk.count(b"\n", place, end or len(chunk))
+            lines += chunk.count(b"\n", place, end or len(chunk)) + _lone_returns(last, bytes(head))
+            last = bytes(head[-1:])
             place += len(head)
             if end:
                 parts.append(_Part(start, size, 0, digest.hexdigest(), lines))
@@ -513,7 +534,7 @@ def sample_files(source: SourceConfig, most: int, most_bytes: int) -> tuple[list
     chosen = _spread(listed, most)
     files = []
     for name, url, size in chosen:
-        for place in _spread(_cut(url, suffix_of(name), size), most // len(chosen)):
+        for place in _spread(_cut(url, suffix_of(name), size, source.encoding), most // len(chosen)):
             is_whole = place.in_turn or (place.end < 0 and place.groups is None)
             no_digest = _Part(0, size, 0, "")
             part = no_digest if is_whole and size > most_bytes else _digest(place, url)[0]

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import zstandard
 
 _CHUNK_BYTES = 1 << 20
@@ -18,6 +19,7 @@ _GZIP_INPUT_BYTES = 1 << 16
 # input makes at most 32 MiB.
 _ZSTD_INPUT_BYTES = 1 << 10
 _GZIP_FORMAT = 31
+_LINE_FEED, _RETURN = b"\n\r"
 
 
 class Readable(Protocol):
@@ -43,6 +45,38 @@ def chunks(stream: Readable, suffix: str) -> Iterator[bytes]:
     if suffix.endswith(".zst"):
         return _frames(stream, "zstd", zstandard.ZstdDecompressor().decompressobj, _ZSTD_INPUT_BYTES)
     return iter(lambda: stream.read(_CHUNK_BYTES), b"")
+
+
+def peek(pieces: Iterator[bytes], is_enough: Callable[[bytes], bool]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes of a stream, as many as are enough or there are, and all of the stream."""
+    head, taken, broken = b"", [], None
+    try:
+        for piece in pieces:
+            taken.append(piece)
+            head += piece
+            if is_enough(head):
+                break
+    except BrokenStreamError as error:
+        broken = error
+    return head, _again(taken, pieces, broken)
+
+
+def _again(taken: list[bytes], pieces: Iterator[bytes], broken: BrokenStreamError | None) -> Iterator[bytes]:
+    while taken:
+        yield taken.pop(0)  # held no longer than need be
+    if broken:
+        raise broken
+    yield from pieces
+
+
+def lone_returns(chunk: bytes) -> int:
+    """Carriage returns in ``chunk`` that no line feed follows in it."""
+    if b"\r" not in chunk:
+        return 0
+    data = np.frombuffer(chunk, np.uint8)
+    places = np.flatnonzero(data == _RETURN)
+    followed = places[:-1] if places[-1] == len(data) - 1 else places
+    return len(places) - int(np.count_nonzero(data[followed + 1] == _LINE_FEED))
 
 
 def _after_zeros(stream: Readable, input_bytes: int) -> bytes:

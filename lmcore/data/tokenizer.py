@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmcore.config import DataConfig, TokenizerConfig
-from lmcore.data.arrow import places, to_numbers
+from lmcore.data.arrow import places, to_numbers, views_of
 from lmcore.data.dedup import order_by_hash
+from lmcore.data.pieces import PIECE_BYTES, head_of, pieces_of
 from lmcore.data.splits import first_generation, hashes_of, split_of_shard
 from lmcore.data.tokenizer_file import deciding, read_tokenizer_file, switch_off
 from lmcore.errors import ConfigError, DataError, nearest
@@ -32,6 +33,7 @@ _CONFIG = "tokenizer_config.json"
 _SPARE = 1.25
 # Where nearly all would be read, chance must not leave too little.
 _MOST_SHARE = 0.5
+_WIDER = 4
 
 # As the published tokenizer.json files write them, so that gigatoken knows them. cl100k is the spelling
 # without possessive quantifiers: Oniguruma, which `tokenizers` uses, reads `{1,3}+` as a repeated group.
@@ -58,8 +60,17 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(iter(texts), trainer)
+    tokenizer.train_from_iterator(_in_pieces(texts), trainer)
     return tokenizer
+
+
+def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """``texts``, of which large ones are cut: the trainer takes 140 bytes for each byte of one."""
+    for text in texts:
+        if len(text) <= PIECE_BYTES:
+            yield text
+        else:
+            yield from pieces_of(text.encode())
 
 
 def _splitter(pattern: str) -> Any:
@@ -95,12 +106,11 @@ def build_tokenizer(
     paced = Paced(progress, "learn merges", wanted.sample_bytes, "bytes")
 
     def sample() -> Iterator[str]:
-        for text in _sample(shards, wanted.sample_bytes):
-            size = len(text.encode())
+        for raw in _sample(shards, wanted.sample_bytes):
             taken["documents"] += 1
-            taken["bytes"] += size
-            paced.advance(size)
-            yield text
+            taken["bytes"] += len(raw)
+            yield from pieces_of(raw)  # none is held whole as Python has it
+            paced.advance(len(raw))
         paced.finish()  # there may be less text than is wanted; merges of it are learned from here on
 
     tokenizer = train_tokenizer(wanted, sample())
@@ -117,23 +127,41 @@ def build_tokenizer(
     }
 
 
-def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[str]:
-    """Training documents by content hash up to ``most_bytes``, at least one; 0: all, shard after shard."""
+def _sample(shards: list[tuple[Path, Path]], most_bytes: int) -> Iterator[Any]:
+    """Training documents in UTF-8, by content hash up to ``most_bytes``; 0: all, shard after shard.
+
+    The one that would end it is cut instead where less than half would be there otherwise.
+    """
     if not most_bytes:
         for documents, decisions in shards:
-            yield from split_of_shard(documents, decisions, "train")["text"].to_pylist()
+            yield from _raw(split_of_shard(documents, decisions, "train")["text"])
         return
     # Each character is at least a byte, so that this much of the hashes holds enough.
     share = _SPARE * most_bytes / max(1, sum(_train_chars(*shard) for shard in shards))
-    tables = [split_of_shard(*shard, "train", share if share < _MOST_SHARE else 1.0) for shard in shards]
-    whole = pa.concat_tables(tables).select(["text", "content_hash"]).combine_chunks()
+    whole = _of_hashes_below(share, shards)
+    while share < _MOST_SHARE and whole["text"].nbytes < most_bytes // 2:
+        share *= _WIDER  # a giant document beyond holds what was counted on
+        whole = _of_hashes_below(share, shards)
+    texts = whole["text"]
     size = 0
     for row in order_by_hash(hashes_of(whole["content_hash"])).tolist():
-        text = whole["text"][row].as_py()
-        if size and size + len(text.encode()) > most_bytes:
-            return
-        size += len(text.encode())
-        yield text
+        (raw,) = _raw(texts.slice(row, 1))
+        if size + len(raw) > most_bytes:
+            if size > most_bytes // 2:
+                return
+            raw = head_of(raw, most_bytes - size)
+        size += len(raw)
+        yield raw
+
+
+def _of_hashes_below(share: float, shards: list[tuple[Path, Path]]) -> pa.Table:
+    tables = [split_of_shard(*shard, "train", share if share < _MOST_SHARE else 1.0) for shard in shards]
+    return pa.concat_tables(tables).select(["text", "content_hash"])
+
+
+def _raw(texts: pa.ChunkedArray) -> Iterator[memoryview]:
+    for chunk in texts.chunks:
+        yield from views_of(chunk)
 
 
 def _train_chars(documents: Path, decisions: Path) -> int:

@@ -33,6 +33,7 @@ def keep_a_mark(clean_texts):
 
 PLANTED = {
     "json_lines": ("read", swallow_the_last),
+    "charsets": ("read", swallow_the_last),
     "parquet": ("read", swallow_the_last),
     "web_archives": ("read", swallow_the_last),
     "zip_archives": ("text_or_none", lambda text_of: lambda entry: text_of(entry).rstrip("d")),

@@ -118,6 +118,23 @@ def test_a_file_that_is_not_utf8_or_too_large_is_one_bad_record(read):
     assert "larger than 2 bytes" in read("a.py", b"abc", {"max_record_bytes": 2})[0].reason
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.py", "a.html"])
+def test_a_file_larger_than_a_record_may_be_is_refused_before_it_is_read(tmp_path, name):
+    path = tmp_path / name
+    with path.open("wb") as made:
+        made.write(b"a mill")
+        made.truncate(1 << 36)  # 64 GiB of nothing
+    file = SourceFile("s", str(path), name, 1 << 36, "")
+    source = SourceConfig(name="s", kind="files", path=str(path))
+    tracemalloc.start()
+    (bad,) = read_records(file, source, LimitsConfig(max_record_bytes=1 << 35))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bad.reason == f"larger than {1 << 35} bytes (limits.max_record_bytes)"
+    assert bad.num_bytes == 1 << 36
+    assert peak < 10_000_000
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
 def test_a_bomb_is_stopped_early_in_bounded_memory(read, suffix):
     raw = COMPRESS[suffix](lines(["good"]) + b"0" * 100_000_000)
