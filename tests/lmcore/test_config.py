@@ -262,7 +262,7 @@ def test_a_key_that_comes_twice_is_refused(tmp_path):
         ("train.mixture=[{source: c, weight: 1}]", "train.mixture names c, but data.sources are a, b"),
         ("train.mixture=[{source: a}, {source: a}]", "each source may be named once"),
         ("train.mixture=[{source: a, weight: 0}]", "train.mixture.0.weight"),
-        ("train.mixture=[{source: a, epochs: 2}]", "did you mean max_epochs?"),
+        ("train.mixture=[{source: a, epochs: 2}]", "did you mean train.mixture.0.max_epochs?"),
         ("train.packing=first_fit", "train.packing"),
     ],
 )

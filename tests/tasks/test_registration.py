@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from tasks.registration import Pending, enrol, register_pending
 from tasks.tracking import Follower, Tracker, sync_all
 from tasks.tracking_registry import Candidate, Registry
 
+MODELS = Path()
 PROCESS = """
 import json, sys, time
 from pathlib import Path
@@ -41,10 +43,21 @@ with in_turn(home, candidate.name):
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def models(tmp_path_factory):
+    """Where the files of candidates are."""
+    global MODELS
+    MODELS = tmp_path_factory.mktemp("models")
+
+
 def candidate(digest, bits, data="data-1"):
+    folder = MODELS / digest
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text(f"{name} of {digest}")
     return Candidate(
         name="mill",
-        model_path=f"/models/{digest}",
+        model_path=str(folder),
         model_digest=digest,
         bits_per_byte=bits,
         data_digest=data,
