@@ -14,7 +14,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EFBIG, errno.EREMOTEIO})
 FAULTS = FULL | READ_ONLY | BROKEN
+OCCUPIED = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 _KINDS = (
+    (OCCUPIED, "had something else in that place", "Choose another path"),
     (FULL, "was full", "Free room there, or set GRISTMILL_HOME to another disk"),
     (
         READ_ONLY,

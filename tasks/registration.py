@@ -171,12 +171,12 @@ def _crown_the_best(
     Each process says whom its model beat before it moves the alias, and looks after that for others that
     beat the same: the last one to look sees all of them.
     """
-    registry.note(version, {BEAT: _number(rival)})
+    registry.mark(version, BEAT, _number(rival))
     registry.crown(version)
     others = [
         other
         for other in registry.all_versions(version.name)
-        if registry.tag(other, BEAT) == _number(rival) and other.data_digest == version.data_digest
+        if registry.marked(other, BEAT) == _number(rival) and other.data_digest == version.data_digest
     ]
     best = min(others, key=lambda other: (other.bits_per_byte, int(other.version)), default=version)
     if best.version == version.version or best.bits_per_byte >= version.bits_per_byte:

@@ -125,10 +125,19 @@ class Registry:
         with service_errors(self._tracker.uri):
             return self.versions(name)
 
-    def tag(self, version: ModelVersion, key: str) -> str | None:
-        """A tag that ``version`` has now; None: it has none."""
+    def mark(self, version: ModelVersion, key: str, value: str) -> None:
+        """Set a tag of the logged model behind ``version``: the registry's page shows the version's own."""
+        client = self._tracker.client
         with service_errors(self._tracker.uri):
-            return self._tracker.client.get_model_version(version.name, version.version).tags.get(key)
+            model_id = _model_id(client.get_model_version(version.name, version.version))
+            client.set_logged_model_tags(model_id, {key: value})
+
+    def marked(self, version: ModelVersion, key: str) -> str | None:
+        """A tag of the logged model behind ``version``; None: it has none."""
+        client = self._tracker.client
+        with service_errors(self._tracker.uri):
+            model_id = _model_id(client.get_model_version(version.name, version.version))
+            return client.get_logged_model(model_id).tags.get(key) if model_id else None
 
     def remove(self, version: ModelVersion) -> None:
         """Delete ``version``, which another of the same model makes needless."""

@@ -34,7 +34,14 @@ app()
 """
 
 
+def hear_every_signal():
+    # The tests themselves may run in the background, or behind nohup.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(target, seconds=0.0, **options):
+    options = {"preexec_fn": hear_every_signal} | options
     return subprocess.Popen([sys.executable, "-c", COMMAND, str(target), str(seconds)], **options)
 
 
