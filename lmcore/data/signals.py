@@ -521,8 +521,12 @@ def _has_end_mark(page, start, end):
 
 
 @compiled
-def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at):
-    """Figures of lines and paragraphs; with C4's rules, what they leave goes to ``cleaned`` from ``at``."""
+def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at, base, moves, moved):
+    """Figures of lines and paragraphs; with C4's rules, what they leave goes to ``cleaned`` from ``at``.
+
+    Where ``moved[1]`` asks for it, ``moves`` gets the new and the old place of each line, and its bytes, of a
+    text at ``base``; ``moved[0]`` counts them. ``moved[2]`` is set where that does not say all.
+    """
     counts.clock[0] += _TICK
     active = rules.active != 0
     _find_lines(page, n, active, lines)
@@ -592,6 +596,13 @@ def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at):
             if at > begin:
                 cleaned[at] = 10
                 at += 1
+            if cited or moved[0] == len(moves):
+                moved[2] = 1
+            elif moved[1]:
+                k, begin_of_line = moved[0], np.int64(page.offset[a])
+                moves[k, 0], moves[k, 1] = at, base + begin_of_line
+                moves[k, 2] = np.int64(page.offset[b]) - begin_of_line
+                moved[0] = k + 1
             if cited:
                 copied = at
                 at, length, last = _copy_line(page, a, b, cleaned, at)
@@ -625,7 +636,23 @@ def _measure_lines(page, n, count, rules, counts, lines, row, cleaned, at):
 
 
 @compiled
-def _measure_texts(data, offsets, breaks, lexicon, rules, page, grams, counts, lines, rows, cleaned, ends):
+def _measure_texts(
+    data,
+    offsets,
+    breaks,
+    lexicon,
+    rules,
+    page,
+    grams,
+    counts,
+    lines,
+    rows,
+    cleaned,
+    ends,
+    moves,
+    moved,
+    again,
+):
     at = first = 0
     for d in range(len(offsets) - 1):
         n = spread(data, offsets[d], offsets[d + 1], page)
@@ -633,12 +660,16 @@ def _measure_texts(data, offsets, breaks, lexicon, rules, page, grams, counts, l
         while last < len(breaks) and breaks[last] <= offsets[d + 1]:
             last += 1
         mark_breaks(page, n, breaks, first, last, offsets[d])
+        moved[1], moved[2] = last - first, 0
         first = last
         count = split_words(page, n, lexicon)
         _measure_words(page, count, rows[d])
         _measure_grams(page, count, max(n, 1), grams, counts, rows[d])
-        at = _measure_lines(page, n, count, rules, counts, lines, rows[d], cleaned, at)
+        at = _measure_lines(
+            page, n, count, rules, counts, lines, rows[d], cleaned, at, offsets[d], moves, moved
+        )
         ends[d + 1] = at
+        again[d] = moved[1] > 0 and moved[2] > 0
 
 
 @compiled
@@ -735,13 +766,43 @@ def measure_text(texts: pa.Array, rules: C4LineRules | None) -> Measured:
         if counts.clock[0] >> np.uint64(63):  # long before it is at its end
             counts.slots[:], counts.clock[:] = 0, _TICK
         breaks = word_breaks(data, offsets)
-        _measure_texts(data, offsets, breaks, english(), of_lines, *room, rows, cleaned, ends)
+        many = np.count_nonzero(data == ord("\n")) + len(texts) if rules and len(breaks) else 0
+        moves, moved, again = np.empty((many, 3), np.int64), np.zeros(3, np.int64), np.zeros(len(texts), bool)
+        outputs = (rows, cleaned, ends, moves, moved, again.view(np.uint8))
+        _measure_texts(data, offsets, breaks, english(), of_lines, *room, *outputs)
     signals = {name: rows[:, i].copy() for i, name in enumerate(TEXT_SIGNALS)}
     if rules is not None:
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(cleaned)]
         texts = pa.LargeStringArray.from_buffers(len(texts), buffers[1], buffers[2])
-    unchanged = rules is None or not len(breaks)
-    return Measured(texts, {"chars": _chars(texts), **signals}, breaks if unchanged else None)
+        if len(breaks):
+            breaks = _moved(breaks, moves[: moved[0]], again, cleaned, ends)
+    return Measured(texts, {"chars": _chars(texts), **signals}, breaks)
+
+
+def _moved(
+    breaks: np.ndarray, moves: np.ndarray, again: np.ndarray, cleaned: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """``breaks`` of texts, in what is left of them: ICU takes twice as long as all else that is measured.
+
+    Args:
+        breaks: Of the texts; int64.
+        moves: New place, old place and bytes of each line that is left; int64 [lines, 3].
+        again: Texts of which they do not say all; bool [n].
+        cleaned: What is left; uint8.
+        ends: Where each text ends in it; int64 [n + 1].
+    """
+    moves = moves[~again[np.searchsorted(ends, moves[:, 0], "right") - 1]]
+    new, old, size = moves.T
+    first = np.searchsorted(breaks, old, "left")
+    count = np.searchsorted(breaks, old + size, "right") - first
+    behind = np.cumsum(count)
+    places = np.arange(behind[-1] if len(behind) else 0) + np.repeat(first - behind + count, count)
+    moved = breaks[places] + np.repeat(new - old, count)
+    parts = [word_breaks(cleaned, ends[d : d + 2]) for d in np.flatnonzero(again)]
+    if parts:
+        moved = np.concatenate([moved, *parts])
+        moved.sort(kind="stable")
+    return moved[np.diff(moved, prepend=-1) > 0]
 
 
 def measure_code(texts: pa.Array) -> Measured:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import C4LineRules, DataConfig, NearDedupConfig, QualityConfig
+from lmcore.data.arrow import text_array, text_buffers
 from lmcore.data.documents import libraries_of
 from lmcore.data.minhash import band_hashes, ngram_hashes
 from lmcore.data.segments import _BYTES_AT_A_TIME, spaced, word_breaks
-from lmcore.data.signals import measure_text
+from lmcore.data.signals import measure, measure_text
 from lmcore.data.words import words_of
 from tests.lmcore.data.unspaced import WORDS, write
 
@@ -142,3 +143,25 @@ def test_icu_decides_the_key_of_documents_whose_words_are_looked_at(options, use
 def test_breaks_ascend_over_a_batch():
     breaks = word_breaks(*(np.frombuffer("我们，学校".encode(), np.uint8), np.array([0, 15])))
     assert breaks.tolist() == [0, 6, 9, 15]
+
+
+LINES = (
+    "我们学校的学生喜欢在河边读书。",
+    "水车[1]在河边转动[citation needed]，磨坊主人很高兴。",
+    "  水  ",
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำ",
+    "The miller reads 日本語の本 by the river.",
+    "javascript must be enabled 我们",
+    "",
+    "粉",
+)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_where_c4_takes_lines_out_the_words_are_those_of_what_is_left(seed):
+    draw = random.Random(seed)
+    texts = ["\n".join(draw.choices(LINES, k=draw.randint(0, 12))) for _ in range(20)]
+    measured = measure(text_array(texts), QualityConfig(profile="c4"))
+    again = spaced(measured.texts, word_breaks(*text_buffers(measured.texts)))
+    found = spaced(measured.texts, measured.breaks)
+    assert [text.split() for text in found.to_pylist()] == [text.split() for text in again.to_pylist()]
