@@ -278,7 +278,7 @@ def test_preparing_data_alone_is_a_run_too(mill, first, tmp_path):
     )
     assert (metrics["data/documents_in"], metrics["data/documents"]) == (246, 240)
     rows = tracked(mill, "select status, name from runs where run_uuid = ?", summary["mlflow_run_id"])
-    assert rows == [("FINISHED", "data tiny")]
+    assert rows == [("FINISHED", "tiny")]
 
 
 def test_generate_continues_a_prompt(mill, changed):
