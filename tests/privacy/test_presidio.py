@@ -10,8 +10,9 @@ import pytest
 
 from lmcore.config import DataConfig, PresidioConfig, QualityConfig, SourceConfig
 from lmcore.data import prepare
+from lmcore.data.arrow import text_array
 from lmcore.data.presidio import mask_entities, presidio_libraries
-from lmcore.data.privacy import masker_of
+from lmcore.data.privacy import mask_texts
 from lmcore.errors import ConfigError
 from lmcore.progress import silent
 
@@ -68,9 +69,9 @@ def test_placeholders_of_known_forms_stay(tmp_path):
     config = DataConfig.model_validate(
         {"privacy": {"emails": True, "presidio": {"entities": ["URL"], "model": ""}}}
     )
-    masker = masker_of(config.privacy)
+    texts = text_array(["Ask miller@example.org or see https://example.org/mill now"])
     counted = Counter()
-    text = masker("Ask miller@example.org or see https://example.org/mill now", counted)
+    (text,) = mask_texts(texts, config.privacy, counted).to_pylist()
     assert text == "Ask <EMAIL> or see <URL> now"
     assert counted == {"emails": 1, "url": 1}
 
