@@ -460,6 +460,16 @@ class RepeatedLinesConfig(Config):
     min_chars: int = setting(20, "Shorter ones are left alone", unit="characters", ge=1)
 
 
+def _of_every_split(source: Any) -> Any:
+    """A source, or its values; of a data set whose split is not set, every split."""
+    if isinstance(source, SourceConfig):
+        is_set = source.kind != "huggingface" or "split" in source.model_fields_set
+        return source if is_set else SourceConfig(**{**source.model_dump(), "split": "all"})
+    if isinstance(source, dict) and source.get("kind") == "huggingface":
+        return {"split": "all", **source}
+    return source
+
+
 class DecontaminationConfig(Config):
     """Evaluation sets whose text must not be learned (Brown et al. 2020, appendix C)."""
 
@@ -468,9 +478,19 @@ class DecontaminationConfig(Config):
         "Look for the text of evaluation.sets, without naming them here",
         identity=False,  # what is looked for decides, see Recipe.preparation
     )
-    sources: tuple[SourceConfig, ...] = setting((), "Other texts that must not be learned")
+    sources: tuple[SourceConfig, ...] = setting(
+        (), "Other texts that must not be learned; of a data set every split, unless its split is set"
+    )
     ngram_words: int = setting(13, "Words in a row that count as found", unit="words", ge=1)
     max_ngrams: int = setting(0, "Drop documents with more of them", ge=0)
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _every_split(cls, sources: Any) -> Any:
+        # A benchmark is mostly its test split, and the default of a source is the training split.
+        if not isinstance(sources, (list, tuple)):
+            return sources
+        return tuple(map(_of_every_split, sources))
 
 
 class TokenizerConfig(Config):

@@ -25,7 +25,9 @@ _ABOUT = {"readme", "license", "licence", "notice", "citation", "requirements", 
 _ABOUT |= {"dataset_info", "dataset_dict", "state"}
 _CODE = ".py"  # scripts that load it
 _WILD = "*?["
+_WILDCARDS = re.compile(r"[*?\[\]]+")
 TRAIN, ALL_SPLITS = "train", "all"
+_NONE = "no split"
 _KEYWORDS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -97,11 +99,12 @@ def _of_split(source: SourceConfig, splits: Mapping[str, str]) -> tuple[list[str
     """
     there = set(splits.values())
     rest = TRAIN if TRAIN not in there else ""
-    named = {name: split or rest or "no split" for name, split in splits.items()}
+    named = {name: split or rest or _NONE for name, split in splits.items()}
     if source.split == ALL_SPLITS:
         return list(named), Counter()
     taken = [name for name, split in named.items() if split == source.split]
-    if not taken and source.subset and source.split == TRAIN and len(set(named.values())) == 1:
+    of_subset = split_in(_WILDCARDS.sub(" ", source.subset))
+    if not taken and source.split == TRAIN and set(named.values()) == {of_subset}:
         return list(named), Counter()  # the subset names another split itself
     if not taken:
         raise DataError(
@@ -110,7 +113,8 @@ def _of_split(source: SourceConfig, splits: Mapping[str, str]) -> tuple[list[str
             found=f"none of the {len(named)} files is of it",
             remedy=f"Set split of this source to one of them, or to {ALL_SPLITS!r}.",
         )
-    return taken, Counter(f"of split {split}" for split in named.values() if split != source.split)
+    others = [split for split in named.values() if split != source.split]
+    return taken, Counter("of no split" if split == _NONE else f"of split {split}" for split in others)
 
 
 def _split_of(name: str, globs: Sequence[tuple[str, str]]) -> str | None:
@@ -127,7 +131,8 @@ def split_in(name: str) -> str:
     """The split that a path names, by the rules of Hugging Face's data sets; empty if it names none."""
     if sharded := _SHARDED.search(name):
         return _KEYWORDS.get(sharded[1].lower(), sharded[1])
-    for part in name.split("/"):
+    # The file's own name decides, then the nearest folder: test_suite/train.jsonl is of the training split.
+    for part in reversed(name.split("/")):
         for word in _WORDS.split(part.lower()):
             if word in _KEYWORDS:
                 return _KEYWORDS[word]

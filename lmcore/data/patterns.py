@@ -23,7 +23,9 @@ _WILD = re.compile(r"[*?\[]")
 _LEFT_BEHIND = re.compile(
     r"__MACOSX|__pycache__|Thumbs\.db|desktop\.ini|lost\+found|\$RECYCLE\.BIN|System Volume Information"
     r"|_SUCCESS|_temporary|_started_.*|_committed_.*|_spark_metadata|_delta_log|_metadata|_common_metadata"
-    r"|~\$.*|.*~|#.*#|.*\.(?:swp|swo|part|partial|crdownload|incomplete|tmp|lock)"
+    r"|~\$.*|.*~|#.*#|.*\.(?:sw[nop]|part|partial|filepart|crdownload|opdownload|download|aria2|!qB|incomplete)"
+    r"|.*\.(?:tmp|temp|lock|bak|orig)|ehthumbs\.db|@eaDir",
+    re.IGNORECASE,
 )
 _CACHES = ("simplecache", "filecache", "blockcache", "cached")
 
@@ -173,7 +175,7 @@ def _walk(
     if everywhere and rest:
         yield from _walk(folder, rest, ancestors, passed)
     for entry in entries:
-        if not _is_taken(entry, part.text, passed):
+        if not _is_taken(entry, part.text, passed, is_last=not rest and not everywhere):
             continue
         if everywhere and entry.is_dir():
             real = os.path.realpath(entry.path)
@@ -185,7 +187,7 @@ def _walk(
             yield from _walk(entry.path, rest, ancestors, passed)
 
 
-def _is_taken(entry: os.DirEntry[str], pattern: str, passed: dict[str, str]) -> bool:
+def _is_taken(entry: os.DirEntry[str], pattern: str, passed: dict[str, str], *, is_last: bool) -> bool:
     """Whether one part of a pattern matches the name of a file or folder."""
     name = entry.name
     if pattern != "**" and not fnmatch.fnmatchcase(name, pattern):
@@ -196,6 +198,8 @@ def _is_taken(entry: os.DirEntry[str], pattern: str, passed: dict[str, str]) -> 
     if is_left_behind(name):
         passed[entry.path] = "left by other programs"
         return False
+    if not is_last and entry.is_symlink() and not Path(entry.path).exists():
+        passed[entry.path] = "links to what is not there"  # it may have been a folder
     return True
 
 

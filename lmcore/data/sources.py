@@ -26,7 +26,7 @@ import fsspec
 import numpy as np
 
 from lmcore.config import DataConfig, SourceConfig
-from lmcore.data import hub, patterns
+from lmcore.data import archives, hub, patterns
 from lmcore.data.charsets import HEAD_BYTES, may_be_cut
 from lmcore.data.patterns import Found
 from lmcore.data.row_groups import GroupsPart, part_digest, parts_of
@@ -102,10 +102,12 @@ class SourceFile:
         """Open for reading bytes, at the start of the part."""
         if self.url.startswith(("/", "file://")):  # a tenth of fsspec's time
             file: BinaryIO = Path(self.url.removeprefix("file://")).open("rb")  # noqa: SIM115
+        elif archives.is_member(self.url):
+            return archives.open_member(self.url)
         else:
             filesystem, path = fsspec.url_to_fs(self.url)
             file = cast("BinaryIO", filesystem.open(path, "rb"))
-            with contextlib.suppress(AttributeError):  # an archive is closed when nothing holds it
+            with contextlib.suppress(AttributeError):  # a file system is closed when nothing holds it
                 cast("Any", file).filesystem = filesystem
         if self.start:
             file.seek(self.start)
@@ -199,7 +201,9 @@ def take_inventory(config: DataConfig) -> Inventory:
         DataError: a source matches nothing, holds a file of another kind, or a file cannot be read.
     """
     inventory = find_files(config.sources)
-    return replace(inventory, evaluation=find_files(config.decontamination.sources).files)
+    other = find_files(config.decontamination.sources)
+    passed_over = {f"decontamination.{name}": counts for name, counts in other.passed_over.items()}
+    return replace(inventory, evaluation=other.files, passed_over={**inventory.passed_over, **passed_over})
 
 
 def find_files(sources: Sequence[SourceConfig]) -> Inventory:
@@ -211,6 +215,7 @@ def find_files(sources: Sequence[SourceConfig]) -> Inventory:
     found: list[tuple[SourceConfig, str, str, int]] = []
     left_out: dict[str, dict[str, int]] = {}
     passed_over: dict[str, dict[str, int]] = {}
+    archives.forget()
     for source in sources:
         listing = _LISTS[source.kind](source)
         listed = sorted(listing.files)
@@ -296,19 +301,28 @@ def _glob(source: SourceConfig) -> Listing:
             expected=", ".join(SUFFIXES),
             found=f"{len(wrong)} of {len(matched.files)}, first {', '.join(wrong[:3])}",
             remedy=f"Narrow its path {source.path!r} to one of these suffixes."
+            + _into_archive(source, wrong)
             + " A .wat holds no text of pages: take the .warc or the .wet of the same crawl."
             * any(path.endswith((".wat", ".wat.gz")) for path in wrong),
         )
     return Listing([file._replace(name=_readable(file.name)) for file in matched.files], matched.passed_over)
 
 
+def _into_archive(source: SourceConfig, names: Sequence[str]) -> str:
+    protocol = next((kind for kind in archives.SUFFIXES if names[0].lower().endswith(kind)), None)
+    if protocol is None:
+        return ""
+    return f" Files in archives are read by {archives.SUFFIXES[protocol]}://**/*.jsonl::{source.path}."
+
+
 def _data_set(source: SourceConfig) -> Listing:
     root = hub.root_of(source)
     try:
-        filesystem, folder = fsspec.url_to_fs(root)
-        entries = cast("dict[str, dict[str, Any]]", filesystem.find(folder, detail=True))
-        paths = {path[len(folder) :].lstrip("/"): path for path in entries}
-        card = filesystem.cat_file(paths[hub.CARD]) if hub.CARD in paths else b""
+        entries, passed_over = _entries_of(root)
+        card = b""
+        if hub.CARD in entries:
+            filesystem, path = fsspec.url_to_fs(entries[hub.CARD].url)
+            card = cast("bytes", filesystem.cat_file(path))
     except Exception as error:  # no network, no such data set, no right to see it
         raise DataError(
             f"data set {source.name!r} cannot be listed",
@@ -316,13 +330,25 @@ def _data_set(source: SourceConfig) -> Listing:
             found=f"{root}: {type(error).__name__}: {error}",
             remedy="Correct its path or revision; set HF_TOKEN if it is not open to everybody.",
         ) from error
-    kinds = {name: suffix_of(name) for name in paths}
-    names, passed_over = hub.files_of(source, paths, kinds, cast("bytes", card).decode("utf-8", "replace"))
-    files = [
-        Found(_readable(name), filesystem.unstrip_protocol(paths[name]), int(entries[paths[name]]["size"]))
-        for name in names
-    ]
-    return Listing(files, passed_over)
+    kinds = {name: suffix_of(name) for name in entries}
+    names, other_splits = hub.files_of(source, entries, kinds, card.decode("utf-8", "replace"))
+    files = [entries[name]._replace(name=_readable(name)) for name in names]
+    return Listing(files, passed_over + other_splits)
+
+
+def _entries_of(root: str) -> tuple[dict[str, Found], Counter[str]]:
+    """All files of a data set by their names below ``root``, and what was passed over."""
+    if patterns.is_local(root):  # links are followed, as the cache of Hugging Face lays files
+        matched = patterns.match(f"{root}/**")
+        return {file.name: file for file in matched.files}, matched.passed_over
+    filesystem, folder = fsspec.url_to_fs(root)
+    found = cast("dict[str, dict[str, Any]]", filesystem.find(folder, detail=True))
+    names = {path: path[len(folder) :].lstrip("/") for path in found}
+    entries = {
+        name: Found(name, filesystem.unstrip_protocol(path), int(found[path]["size"]))
+        for path, name in names.items()
+    }
+    return entries, Counter()
 
 
 _LISTS = {"python_stdlib": _stdlib, "files": _glob, "huggingface": _data_set}
@@ -416,7 +442,8 @@ def _cut(url: str, suffix: str, size: int, encoding: str) -> list[_Place]:
     """Cut the file at ``url``, if it can be, in parts of ``PART_BYTES`` and what is left of a line or a row
     group.
     """
-    if size <= PART_BYTES or suffix not in (*_CUT_AT_LINES, ".parquet"):
+    # A part of an archive's member is reached by unpacking all before it.
+    if size <= PART_BYTES or suffix not in (*_CUT_AT_LINES, ".parquet") or archives.is_member(url):
         return [_Place()]
     if suffix != ".parquet" and not _is_local(url):
         return [

@@ -21,10 +21,11 @@ from lmcore.data.arrow import places, to_numbers, views_of
 from lmcore.data.dedup import order_by_hash
 from lmcore.data.pieces import PIECE_BYTES, head_of, pieces_of
 from lmcore.data.splits import first_generation, hashes_of, split_of_shard
-from lmcore.data.tokenizer_file import deciding, read_tokenizer_file, switch_off
+from lmcore.data.tokenizer_file import deciding, read_tokenizer_file
 from lmcore.errors import ConfigError, DataError, nearest
 from lmcore.progress import Paced, Progress
 from lmcore.store import sha256_file, sha256_json
+from lmcore.tokenizer_settings import switch_off
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_ID = 0

@@ -1,8 +1,4 @@
-"""A ``tokenizer.json`` made elsewhere: batch settings are switched off, one that loses text is refused.
-
-Padding, truncation and BPE dropout belong to a batch or a training; `tokenizers` stores them in the same
-file. Documents are encoded without them: the same text always has the same ids.
-"""
+"""A ``tokenizer.json`` made elsewhere: one that loses text is refused by the name of the part that does."""
 
 from __future__ import annotations
 
@@ -46,16 +42,6 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def switch_off(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return ``content`` without padding, truncation and dropout, and the names of those it had."""
-    found = [name for name in ("padding", "truncation") if content.get(name)]
-    plain = content | dict.fromkeys(found)
-    if content["model"].get("dropout"):
-        found.append(f"BPE dropout {content['model']['dropout']:g}")
-        plain["model"] = content["model"] | {"dropout": None}
-    return plain, found
-
-
 def deciding(content: dict[str, Any]) -> dict[str, Any]:
     """Name the parts of ``content`` that decide the ids of a text."""
     added = content.get("added_tokens") or []
@@ -83,8 +69,11 @@ def _losses(content: dict[str, Any]) -> Iterator[str]:
             yield f"pre-tokenizer {kind}" + (" that removes what it finds" if kind in _CUTTERS else "")
         if kind == "ByteLevel" and step.get("add_prefix_space"):
             yield "pre-tokenizer ByteLevel with add_prefix_space, which adds a space to each document"
-    if "ByteLevel" not in [kind for kind, _ in steps]:
+    times = [kind for kind, _ in steps].count("ByteLevel")
+    if times == 0:
         yield "no pre-tokenizer ByteLevel: it is not byte-level"
+    elif times > 1:
+        yield f"pre-tokenizer ByteLevel {times} times, which spells bytes of bytes"
     for token in content.get("added_tokens") or ():
         if not token.get("special") and (token.get("lstrip") or token.get("rstrip")):
             yield f"added token {token.get('content')!r} with lstrip or rstrip, which takes white space"

@@ -28,6 +28,7 @@ from lmcore.model.hf.layout import layout
 from lmcore.model.hf.settings import family_of
 from lmcore.model.io import TOKENIZER_FILES
 from lmcore.model.manifest import write_manifest
+from lmcore.tokenizer_settings import switch_off
 
 MAX_FILE_BYTES = 4_000_000_000
 DType = Literal["fp32", "bf16"]
@@ -193,10 +194,14 @@ def _copy_tokenizer(source: Path, build: Path, max_seq_len: int) -> int | None:
     """Take over a tokenizer's files; return the token that ends a document, if they say one."""
     file, described = (source / name for name in TOKENIZER_FILES)
     try:
-        shutil.copyfile(file, build / file.name)
         description = json.loads(described.read_text(encoding="utf-8"))
         tokenizer = json.loads(file.read_text(encoding="utf-8"))
         ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+        plain, off = switch_off(tokenizer)
+        if off:
+            (build / file.name).write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
+        else:
+            shutil.copyfile(file, build / file.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"the tokenizer at {source} cannot be read",

@@ -11,7 +11,7 @@ from huggingface_hub.hf_file_system import safe_revision
 from lmcore.config import DataConfig, QualityConfig, SourceConfig
 from lmcore.data.documents import build_documents
 from lmcore.data.hub import root_of
-from lmcore.data.sources import take_inventory
+from lmcore.data.sources import find_files, take_inventory
 from lmcore.errors import DataError
 from lmcore.progress import silent
 
@@ -190,6 +190,10 @@ def make(root, *files):
         (("TRAIN.jsonl", "Test.jsonl"), 1),
         (("wiki-1.jsonl", "wiki-2.jsonl", "test.jsonl"), 2),
         (("a.jsonl", "contest.jsonl", "latest.jsonl", "devices.jsonl"), 4),
+        (("test_suite/train.jsonl", "test_suite/test.jsonl"), 1),
+        (("dev-tools/train-0.jsonl", "web/train-0.jsonl"), 2),
+        (("train/en/a.jsonl", "train/eval.jsonl", "a/test/b/c.jsonl"), 1),
+        (("train.jsonl", "notes.jsonl"), 1),
     ],
 )
 def test_the_training_split_alone_is_read(tmp_path, files, taken):
@@ -220,6 +224,45 @@ def test_a_data_set_without_a_training_split_is_a_question(tmp_path):
     with pytest.raises(DataError, match=r"no split 'train'.*one of: test, validation.*Set split"):
         names(tmp_path)
     assert names(tmp_path, subset="test-*") == ["test-0.jsonl"]  # the subset says so itself
+
+
+def test_a_subset_that_does_not_name_its_split_is_a_question_too(tmp_path):
+    make(tmp_path, "en/test-0.jsonl", "de/train-0.jsonl", "fr/validation.jsonl")
+    with pytest.raises(DataError, match=r"no split 'train'.*one of: test"):
+        names(tmp_path, subset="en")
+    with pytest.raises(DataError, match=r"no split 'train'.*one of: validation"):
+        names(tmp_path, subset="f*/**")
+    assert names(tmp_path, subset="fr/validation*") == ["fr/validation.jsonl"]
+
+
+def test_a_data_set_is_read_through_links_as_its_cache_lays_it(tmp_path):
+    make(tmp_path, "blobs/3f", "elsewhere/train-1.jsonl")
+    snapshot = tmp_path / "snapshots" / "[abc]"
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data" / "train-0.jsonl").symlink_to("../../../blobs/3f")
+    (snapshot / "more").symlink_to(tmp_path / "elsewhere")
+    (snapshot / "more-again").symlink_to(snapshot)
+    assert names(snapshot) == ["data/train-0.jsonl", "more/train-1.jsonl"]
+    (snapshot / "data" / "train-2.jsonl").symlink_to("../gone")
+    with pytest.raises(DataError, match=r"train-2\.jsonl -> \.\./gone"):
+        names(snapshot)
+
+
+@pytest.mark.parametrize("as_values", [True, False])
+def test_every_split_of_a_data_set_is_looked_for_in_decontamination(tmp_path, as_values):
+    make(tmp_path, "train.jsonl", "test.jsonl", "validation.jsonl")
+    values = {"name": "bench", "kind": "huggingface", "path": str(tmp_path)}
+
+    def found(**options):
+        source = values | options if as_values else SourceConfig(**values, **options)
+        settings = DataConfig.model_validate({"decontamination": {"sources": [source]}})
+        again = DataConfig.model_validate(settings.model_dump())
+        assert again == settings
+        return [file.name for file in find_files(again.decontamination.sources).files]
+
+    assert found() == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert found(split="test") == ["test.jsonl"]
+    assert found(split="train") == ["train.jsonl"]
 
 
 def test_a_card_names_the_splits(tmp_path):

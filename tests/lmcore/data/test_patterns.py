@@ -1,9 +1,13 @@
+import io
 import os
 import socket
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmcore.config import DataConfig, LimitsConfig, SourceConfig
@@ -78,6 +82,11 @@ def test_a_hidden_file_is_read_where_the_pattern_says_so(tmp_path, pattern, name
         "a.txt.part",
         "a.txt.crdownload",
         "a.jsonl.tmp",
+        "a.jsonl.aria2",
+        "a.jsonl.gz.filepart",
+        "a.txt.bak",
+        "DESKTOP.INI",
+        "@eaDir/a.txt",
     ],
 )
 def test_what_other_programs_leave_behind_is_no_data(tmp_path, name):
@@ -137,6 +146,13 @@ def test_a_link_to_nothing_is_an_error_that_names_both(tmp_path):
     (tmp_path / "b.txt").symlink_to("gone.txt")
     with pytest.raises(DataError, match=r"link to what is not there, .*b\.txt -> gone\.txt"):
         inventory(tmp_path / "*.txt")
+
+
+@pytest.mark.parametrize("pattern", ["**/*.txt", "*/*.txt", "p*/**/*.txt"])
+def test_a_link_to_a_folder_that_is_not_there_is_counted(tmp_path, pattern):
+    make(tmp_path, "part-1/a.txt")
+    (tmp_path / "part-2").symlink_to("/mnt/disk-that-is-gone")
+    assert inventory(tmp_path / pattern).summary()["passed_over"] == {"s": {"links to what is not there": 1}}
 
 
 def test_what_is_no_file_is_an_error(tmp_path):
@@ -225,6 +241,67 @@ def test_other_archives_and_file_systems_are_chained_alike(archive, tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as file:
         file.add(tmp_path / "t", "t")
     assert texts(f"tar://t/*.txt::{tmp_path}/a.tar.gz") == {"a.txt": "t/a.txt", "b.txt": "t/b.txt"}
+
+
+def make_archive(path, contents):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in contents.items():
+                file.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:" + path.suffix.removeprefix(".").removesuffix("tar")) as file:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
+def test_threads_that_read_one_archive_do_not_mix_its_members(tmp_path, name):
+    contents = {f"{i}.txt": bytes([65 + i % 26]) * 50_000 for i in range(60)}
+    path = make_archive(tmp_path / name, contents)
+    files = inventory(f"{name.split('.')[1]}://*.txt::{path}").files
+
+    def read(file):
+        with file.open() as stream:
+            return b"".join(iter(lambda: stream.read(1_000), b""))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert dict(zip([file.name for file in files], pool.map(read, files), strict=True)) == contents
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_an_archive_is_indexed_once_for_many_members(tmp_path, name, monkeypatch):
+    opened = []
+    for kind in (zipfile.ZipFile, tarfile.TarFile):
+        start = kind.__init__
+        monkeypatch.setattr(
+            kind, "__init__", lambda self, *a, _start=start, **k: (opened.append(1), _start(self, *a, **k))[1]
+        )
+    path = make_archive(tmp_path / name, {f"{i}.txt": b"text" for i in range(200)})
+    opened.clear()
+    assert len(texts(f"{name.split('.')[1]}://*.txt::{path}")) == 200
+    assert len(opened) < 10
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_a_large_file_in_an_archive_is_read_whole(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("lmcore.data.sources.PART_BYTES", 1_000)
+    lines = "".join(f'{{"text": "line {i}"}}\n' for i in range(500)).encode()
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(500)]}), table, row_group_size=50)
+    path = make_archive(tmp_path / name, {"a.jsonl": lines, "b.parquet": table.getvalue()})
+    pattern = f"{name.split('.')[1]}://*::{path}"
+    files = inventory(pattern).files
+    assert [file.name for file in files] == ["a.jsonl", "b.parquet"]
+    read = [text_of(record) for f in files for record in read_records(f, source(pattern), LimitsConfig())]
+    assert read == [f"{kind} {i}" for kind in ("line", "row") for i in range(500)]
+
+
+def test_an_archive_that_is_named_as_a_file_is_an_error_with_the_chain_to_write(archive):
+    with pytest.raises(DataError, match=r"read by zip://\*\*/\*\.jsonl::.*a\.zip"):
+        inventory(archive)
 
 
 def test_an_archive_that_changed_is_read_anew(archive):

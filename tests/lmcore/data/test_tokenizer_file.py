@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from lmcore.config import DataConfig, TokenizerConfig, parse
 from lmcore.data.encoding import Encoder
@@ -65,6 +66,9 @@ TEMPLATE = {
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
     "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
 }
+TRIM = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BOTH = {"type": "Sequence", "processors": [TRIM, TEMPLATE]}
+BERT = {"type": "BertProcessing", "sep": ["<|endoftext|>", 0], "cls": ["<|endoftext|>", 0]}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,14 @@ TEMPLATE = {
         (lambda content: content | {"truncation": TRUNCATION}, ["truncation"]),
         (lambda content: spoil(content, dropout=0.5), ["BPE dropout 0.5"]),
         (lambda content: spoil(content, dropout=1.0) | {"padding": PADDING}, ["padding", "BPE dropout 1"]),
-        (lambda content: content | {"post_processor": TEMPLATE}, []),
+        (lambda content: content | {"post_processor": TEMPLATE}, ["post-processor TemplateProcessing"]),
+        (
+            lambda content: (
+                content | {"post_processor": {"type": "Sequence", "processors": [TRIM, TEMPLATE]}}
+            ),
+            ["post-processor TemplateProcessing"],
+        ),
+        (lambda content: content | {"post_processor": BERT}, ["post-processor BertProcessing"]),
     ],
 )
 def test_settings_of_a_batch_change_no_ids(plain, change, off, tmp_path):
@@ -90,6 +101,8 @@ def test_settings_of_a_batch_change_no_ids(plain, change, off, tmp_path):
         assert other_digest != digest
     written = json.loads((tmp_path / "first" / "out" / "tokenizer.json").read_text())
     assert [written["padding"], written["truncation"], written["model"]["dropout"]] == [None] * 3
+    transformers = AutoTokenizer.from_pretrained(tmp_path / "first" / "out")
+    assert transformers(TEXTS)["input_ids"] == [plain.encode(text).ids for text in TEXTS]
 
 
 def test_a_tokenizer_that_an_earlier_version_took_over_is_read_without_them(plain, tmp_path):
@@ -125,6 +138,7 @@ WHITE = {"type": "Split", "pattern": {"Regex": r"\s+"}, "behavior": "Removed", "
         ("pre_tokenizer", sequence(WHITE, BYTE_LEVEL), "pre-tokenizer Split that removes"),
         ("pre_tokenizer", {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}, "Metaspace"),
         ("pre_tokenizer", None, "not byte-level"),
+        ("pre_tokenizer", sequence(BYTE_LEVEL, BYTE_LEVEL), "ByteLevel 2 times"),
     ],
 )
 def test_what_loses_text_is_refused_by_its_name(plain, part, value, problem, tmp_path):

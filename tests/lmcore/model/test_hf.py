@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
 
 from lmcore.config import ModelConfig, TokenizerConfig, parse
 from lmcore.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -140,6 +141,28 @@ def test_the_tokenizer_goes_with_the_model_and_gives_the_same_tokens(tmp_path):
         assert model.config.eos_token_id == model.generation_config.eos_token_id == 0
         written = model.generate(**theirs("def", return_tensors="pt"), max_new_tokens=3, do_sample=False)
         assert written.shape[1] <= len(theirs("def")["input_ids"]) + 3
+
+
+@pytest.mark.parametrize("setting", ["padding", "dropout", "post_processor"])
+def test_a_tokenizer_kept_by_an_earlier_version_is_written_without_settings_of_a_batch(tmp_path, setting):
+    from transformers import AutoTokenizer
+
+    text = "the mill turns"
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300), [text] * 5)
+    expected = tokenizer.encode(text).ids
+    if setting == "padding":
+        tokenizer.enable_padding(length=64)
+    elif setting == "dropout":
+        tokenizer.model.dropout = 1.0
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+    save_tokenizer(tokenizer, tmp_path)
+    size = tokenizer.get_vocab_size()
+    export(tmp_path / "out", make_ours(LLAMA, size).named_parameters(), LLAMA, size, tmp_path)
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode(text).ids == expected
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == expected
 
 
 def test_a_tokenizer_that_is_not_there_is_refused(tmp_path):
