@@ -524,6 +524,8 @@ class TokenizerConfig(Config):
                 "special_tokens must differ from each other and from <|endoftext|>; "
                 f"found {', '.join(twice)} twice"
             )
+        if odd := [token for token in tokens if any("\ud800" <= char <= "\udfff" for char in token)]:
+            raise ValueError(f"special_tokens must be text; found half a character (surrogate) in {odd[0]!a}")
         if "" in tokens:
             raise ValueError("special_tokens holds an empty text; leave it out")
         if not self.path and self.vocab_size < 256 + len(tokens):

@@ -12,8 +12,11 @@ from typing import Any
 _ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
-def switch_off(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return ``content`` of a ``tokenizer.json`` without them, and the names of those it had."""
+def switch_off(content: dict[str, Any], end_of_text: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Return ``content`` of a ``tokenizer.json`` without them, and the names of those it had.
+
+    The token ``end_of_text`` is made special: a document that quotes it would else be cut there.
+    """
     found = [name for name in ("padding", "truncation") if content.get(name)]
     model = content.get("model") or {}
     plain = content | dict.fromkeys(found)
@@ -21,6 +24,12 @@ def switch_off(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         found.append(f"BPE dropout {model['dropout']:g}")
         plain["model"] = model | {"dropout": None}
     plain["post_processor"] = _adding_nothing(content.get("post_processor"), found)
+    added = content.get("added_tokens") or []
+    if any(token.get("content") == end_of_text and not token.get("special") for token in added):
+        found.append(f"{end_of_text} in text")
+        plain["added_tokens"] = [
+            token | {"special": True} if token.get("content") == end_of_text else token for token in added
+        ]
     return (plain, found) if found else (content, [])
 
 

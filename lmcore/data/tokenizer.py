@@ -6,6 +6,7 @@ Every byte is in the vocabulary, so any text survives encoding and decoding unch
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -178,7 +179,7 @@ def tokenizer_digest(config: DataConfig) -> str:
         DataError: there is none, or it does not keep every text.
     """
     path = _brought(config.tokenizer)
-    plain, off = switch_off(read_tokenizer_file(path))
+    plain, off = switch_off(read_tokenizer_file(path), config.tokenizer.end_of_text)
     return sha256_json(plain) if off else sha256_file(path)
 
 
@@ -198,7 +199,8 @@ def check_tokenizer(config: TokenizerConfig) -> None:
                 f"special token {token!r} can be a part of a text",
                 expected="a text that the tokenizer never makes one token of, such as <|name|>",
                 found=token,
-                remedy=f"Write <|{token.strip(' <|>') or 'name'}|> in data.tokenizer.special_tokens.",
+                remedy=f"Write <|{''.join(re.findall('[A-Za-z0-9_]', token)) or 'name'}|> "
+                "in data.tokenizer.special_tokens.",
             )
 
 
@@ -225,7 +227,7 @@ def _brought(wanted: TokenizerConfig) -> Path:
 def _bring(wanted: TokenizerConfig, out: Path) -> dict[str, Any]:
     """Take over the tokenizer at ``wanted.path``: a ``tokenizer.json`` or a folder that holds one."""
     path = _brought(wanted)
-    content, off = switch_off(read_tokenizer_file(path))
+    content, off = switch_off(read_tokenizer_file(path), wanted.end_of_text)
     if off:
         (out / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     else:

@@ -170,6 +170,23 @@ def test_bytes_that_are_missing_and_sentence_piece_are_refused(plain, tmp_path):
             bring(spoil(content, **change), tmp_path / problem.replace("/", ""))
 
 
+def test_a_document_that_quotes_the_end_of_text_is_not_cut_there(plain, tmp_path):
+    content = content_of(plain)
+    content["added_tokens"][0]["special"] = False
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    summary = build_tokenizer(
+        DataConfig(tokenizer=TokenizerConfig(path=str(source))), tmp_path, tmp_path, out, silent
+    )
+    assert summary["switched_off"] == ["<|endoftext|> in text"]
+    quoted = [f"{text}<|endoftext|> and on" for text in TEXTS]
+    encoder = Encoder(out, sample=quoted[:3])
+    tokens, _ = encoder.encode(quoted)
+    assert not (tokens == encoder.eos_id).any()
+
+
 def test_an_added_token_that_takes_white_space_is_refused(plain, tmp_path):
     plain.add_tokens([AddedToken("<mill>", lstrip=True)])
     with pytest.raises(DataError, match="lstrip"):
@@ -201,6 +218,7 @@ def test_ids_may_have_gaps(plain, tmp_path):
         (["<|endoftext|>"], 400, "found <|endoftext|> twice"),
         ([""], 400, "empty text"),
         (["<|a|>", "<|b|>", "<|c|>"], 258, "use at least 260"),
+        (["<|a\ud800|>"], 400, "half a character"),
     ],
 )
 def test_special_tokens_that_do_not_fit_are_refused_in_the_recipe(tokens, size, problem):
