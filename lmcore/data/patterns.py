@@ -111,8 +111,8 @@ def _match_local(pattern: str) -> Matched:
     passed: dict[str, str] = {}
     found: dict[str, str] = {}
     odd: list[str] = []
-    ancestors = frozenset({os.path.realpath(root or "/")})
-    for path in sorted(set(_walk(root or "/", wild, ancestors, passed))):
+    entered = {(os.path.realpath(root or "/"), len(wild))}
+    for path in sorted(set(_walk(root or "/", wild, entered, passed))):
         file = Path(path)
         if file.is_symlink() and not file.exists():
             raise UnreadableError(f"a link to what is not there, {path} -> {file.readlink()}")
@@ -153,9 +153,9 @@ def _below(root: str, path: str) -> str:
 
 
 def _walk(
-    folder: str, parts: Sequence[_Part], ancestors: frozenset[str], passed: dict[str, str]
+    folder: str, parts: Sequence[_Part], entered: set[tuple[str, int]], passed: dict[str, str]
 ) -> Iterator[str]:
-    """Paths below ``folder`` that ``parts`` match; links to folders are followed, but not in circles.
+    """Paths below ``folder`` that ``parts`` match; links to folders are followed, each folder once.
 
     Names that are passed over go to ``passed`` with the reason.
     """
@@ -163,7 +163,7 @@ def _walk(
     if not part.is_wild:
         path = f"{folder.rstrip('/')}/{part.text}" if part.text else folder
         if rest and Path(path).is_dir():
-            yield from _walk(path, rest, ancestors, passed)
+            yield from _walk(path, rest, entered, passed)
         elif not rest and part.text and os.path.lexists(path):
             yield path
         return
@@ -173,18 +173,20 @@ def _walk(
         return
     everywhere = part.text == "**"
     if everywhere and rest:
-        yield from _walk(folder, rest, ancestors, passed)
+        yield from _walk(folder, rest, entered, passed)
     for entry in entries:
         if not _is_taken(entry, part.text, passed, is_last=not rest and not everywhere):
             continue
         if everywhere and entry.is_dir():
-            real = os.path.realpath(entry.path)
-            if real not in ancestors:
-                yield from _walk(entry.path, parts, ancestors | {real}, passed)
+            # Folders that link to each other have more paths than anybody could walk.
+            folder_and_parts = (os.path.realpath(entry.path), len(parts))
+            if folder_and_parts not in entered:
+                entered.add(folder_and_parts)
+                yield from _walk(entry.path, parts, entered, passed)
         elif not rest:
             yield entry.path
         elif not everywhere and entry.is_dir():
-            yield from _walk(entry.path, rest, ancestors, passed)
+            yield from _walk(entry.path, rest, entered, passed)
 
 
 def _is_taken(entry: os.DirEntry[str], pattern: str, passed: dict[str, str], *, is_last: bool) -> bool:

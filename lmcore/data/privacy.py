@@ -10,6 +10,7 @@ Patterns look at one line of UTF-8 at a time, so that what is masked depends on 
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 import re
 from collections import Counter
@@ -46,6 +47,12 @@ class Kind(NamedTuple):
 
 _Found = tuple[int, int, Kind]  # start and end in the text
 
+
+def _before(match: re.Match[bytes], size: int = 64) -> bytes:
+    """At most ``size`` bytes before ``match``; a line may be long."""
+    return match.string[max(0, match.start() - size) : match.start()]
+
+
 # --- IP addresses ----------------------------------------------------------------------------------
 
 # Before a version, a section, an object identifier: four numbers with dots there are no address.
@@ -75,7 +82,7 @@ def _is_public_ipv4(match: re.Match[bytes]) -> bool:
         return False
     if not address.is_global or address.is_multicast:
         return False
-    before, after = match.string[: match.start()][-64:], match.string[match.end() :][:8]
+    before, after = _before(match), match.string[match.end() : match.end() + 8]
     if _URL.search(before):
         return True
     if _NUMBERED.search(before):
@@ -119,7 +126,7 @@ _OF_CARDS = re.compile(rb"card|visa|amex|credit|debit|payment|\bpan\b|\bcc\b", r
 def _is_card(match: re.Match[bytes]) -> bool:
     """Whether a number has an issuer's first digits, length, grouping and check digit."""
     text = match[0]
-    before = match.string[: match.start()][-64:]
+    before = _before(match)
     if text.isdigit() and _OPERAND.search(before) and not _OF_CARDS.search(before):
         return False
     plain = re.sub(rb"[ -]", b"", text)
@@ -165,7 +172,7 @@ def _is_email(match: re.Match[bytes]) -> bool:
     """Whether it is not the user of a URL, the name of a file or a product of arrays."""
     if match[0].rpartition(b".")[2].lower() in _NO_DOMAIN:
         return False
-    return _USER_OF_URL.search(match.string[: match.start()][-200:]) is None
+    return _USER_OF_URL.search(_before(match, 200)) is None
 
 
 _SECRETS = (
@@ -309,10 +316,14 @@ def _find(text: bytes, kinds: Sequence[Kind], place: int) -> list[_Found]:
 def _choose(found: list[_Found]) -> list[_Found]:
     """Those of ``found`` that stay, in order: of two that overlap the earlier kind, then the first."""
     chosen: list[_Found] = []
-    for start, end, kind in sorted(found, key=lambda one: (KINDS.index(one[2]), one[0])):
-        if all(end <= other_start or start >= other_end for other_start, other_end, _ in chosen):
-            chosen.append((start, end, kind))
-    return sorted(chosen, key=lambda one: one[0])
+    rank = {id(kind): number for number, kind in enumerate(KINDS)}
+    for one in sorted(found, key=lambda one: (rank[id(one[2])], one[0])):
+        place = bisect.bisect_left(chosen, one[0], key=lambda other: other[0])
+        if place and chosen[place - 1][1] > one[0]:
+            continue
+        if place == len(chosen) or chosen[place][0] >= one[1]:
+            chosen.insert(place, one)
+    return chosen
 
 
 def _replace(text: memoryview, found: list[_Found], counted: Counter[str]) -> bytes:

@@ -133,6 +133,18 @@ def test_links_in_a_circle_end(tmp_path):
     assert list(texts(tmp_path / "**/*.txt")) == ["a/b/c.txt"]
 
 
+@pytest.mark.timeout(30)
+def test_folders_that_all_link_to_each_other_are_walked_once(tmp_path):
+    folders = [tmp_path / f"d{i}" for i in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "a.txt").write_text(folder.name)
+    for folder in folders:
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    assert len(texts(tmp_path / "**/*.txt")) == 12
+
+
 def test_a_file_with_two_names_is_read_once(tmp_path):
     make(tmp_path, "real/a.txt")
     (tmp_path / "link.txt").symlink_to("real/a.txt")

@@ -218,6 +218,14 @@ def test_marked_lines_hold_all_that_the_patterns_find(text):
         assert masked(text)[1] == {expected[0][1]: 1}
 
 
+@pytest.mark.timeout(60)
+def test_a_long_line_full_of_matches_takes_no_square_of_its_length():
+    line = ", ".join(f"user{i}@example{i}.org host 8.8.{i % 256}.8" for i in range(40_000))
+    text, counts = masked(line)
+    assert counts == {"emails": 40_000, "ips": 40_000}
+    assert text == ", ".join(["<EMAIL> host <IP>"] * 40_000)
+
+
 def test_many_texts_are_masked_as_each_alone():
     texts = [f"line {i}\nhost 8.8.{i % 256}.8 or user{i}@mail.example\n" * (i % 5) for i in range(3_000)]
     config = PrivacyConfig(emails=True, ips=True)
